@@ -1,0 +1,151 @@
+"""Weights as safetensors beside a JSON recipe that says what they are; verified on load.
+
+`expert.safetensors` holds the tensors, `expert.json` the recipe: what made them, and a hash of the
+tensors. The recipe is written last, so that a checkpoint without one is an unfinished one.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from simo.errors import SimoError
+from simo.files import atomic_path, read_json, write_json
+
+
+def save_checkpoint(path, tensors, recipe):
+    """Write tensors and recipe, each atomically, the recipe last.
+
+    Parameters
+    ----------
+    path : str or Path
+        Ends in `.safetensors`.
+    tensors : mapping of str to Tensor
+        What to store; shared memory and devices do not matter.
+    recipe : dict
+        JSON-able description. `sha256` is added.
+    """
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        path.with_suffix(".json").unlink(missing_ok=True)
+        save_tensors(temporary, tensors)
+        digest = _sha256(temporary)
+    write_json(path.with_suffix(".json"), {**recipe, "sha256": digest})
+
+
+def load_recipe(path, **expected):
+    """Read the recipe of a checkpoint, verify its tensors' hash and what the caller expects of it.
+
+    Parameters
+    ----------
+    path : str or Path
+        The `.safetensors` file.
+    **expected
+        Recipe entries that must have these values, such as `task="depth"` or `model={...}`.
+
+    Raises
+    ------
+    SimoError
+        If the checkpoint is missing, unfinished, changed since it was written, or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SimoError(f"checkpoint {path} does not exist: run the notebook that makes it first")
+    if not path.with_suffix(".json").is_file():
+        raise SimoError(
+            f"checkpoint {path} has no recipe {path.stem}.json beside it: it is unfinished; make it again"
+        )
+    recipe = read_json(path.with_suffix(".json"))
+    for key, value in expected.items():
+        if recipe.get(key) != value:
+            raise SimoError(f"checkpoint {path} has {key} = {recipe.get(key)!r}, expected {value!r}")
+    if _sha256(path) != recipe.get("sha256"):
+        raise SimoError(f"checkpoint {path} is not what its recipe describes (sha256 differs): make it again")
+    return recipe
+
+
+class TensorFile(Mapping):
+    """A safetensors file as a mapping that reads a tensor when it is asked for, and keeps none.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    prefix : str
+        Only names that start with it, given without it: `encoder.` of an expert.
+    """
+
+    def __init__(self, path, prefix=""):
+        self.path, self.prefix = Path(path), prefix
+        try:
+            self._file = safe_open(self.path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise SimoError(f"{self.path} cannot be read as safetensors: {error}") from error
+        self.metadata = self._file.metadata() or {}
+        self._names = [name[len(prefix) :] for name in self._file.keys() if name.startswith(prefix)]
+
+    def __getitem__(self, name):
+        """Read one tensor."""
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.get_tensor(self.prefix + name)
+
+    def __iter__(self):
+        """Iterate over names, sorted."""
+        return iter(sorted(self._names))
+
+    def __len__(self):
+        """Return the number of tensors."""
+        return len(self._names)
+
+
+def load_into(module, tensors, source):
+    """Copy tensors into a module; every name and shape must match.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Changed in place.
+    tensors : mapping of str to Tensor
+        Its state, of any floating type.
+    source : str or Path
+        Where they come from, for the message.
+
+    Raises
+    ------
+    SimoError
+        Naming the first tensor that is missing, unexpected or of another shape.
+    """
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unexpected:
+        what = f"lacks {missing[0]!r}" if missing else f"has {unexpected[0]!r}, which this model lacks"
+        raise SimoError(
+            f"{source} is of another architecture: it {what} "
+            f"({len(missing)} missing, {len(unexpected)} unexpected)"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != tensors[name].shape:
+                raise SimoError(
+                    f"{source} is of another architecture: {name} has shape {tuple(tensors[name].shape)}, "
+                    f"expected {tuple(tensor.shape)}"
+                )
+            tensor.copy_(tensors[name])
+
+
+def save_tensors(path, tensors, metadata=None):
+    """Write a safetensors file: contiguous copies on the CPU, so that shared memory does not matter."""
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(copies, path, metadata=metadata)
+    except SafetensorError as error:  # a full disk arrives as this, not as OSError
+        raise OSError(None, str(error)) from error
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,256 @@
+"""Reading prepared data sets, moving image and targets together, and batches that can be resumed.
+
+Prepared layout of NYUv2, real or rendered: `train|val/{image,label,depth,normal}/<i>.npy`, each
+`(H, W)` or `(H, W, C)`, and `splits/{train,val,test}.txt` with one `folder/i` a line. Folder `val` holds
+the official test images; our val and test are disjoint parts of it, as in the paper.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from simo.errors import SimoError
+from simo.files import read_json
+from simo.tasks import tasks_of
+
+SPLITS = ("train", "val", "test")
+
+
+class PreparedDataset(Dataset):
+    """One split of a prepared data set.
+
+    `dataset[i]` is the image as it is stored. `dataset[i, key]` is a random augmentation of it that
+    depends on nothing but `key`, so that an interrupted training can go on with the very same images.
+
+    Parameters
+    ----------
+    root : str or Path
+        The prepared folder.
+    dataset : str
+        A key of `simo.tasks.TASKS`.
+    split : str
+        `train`, `val` or `test`.
+    tasks : sequence of str, optional
+        Whose targets to read; all of the data set's if not given.
+    scales : sequence of float, optional
+        Augmentation: the image is enlarged by one of these; none if not given.
+    crop : (int, int), optional
+        Augmentation: height and width cut out after scaling. Needed with `scales`.
+
+    Raises
+    ------
+    SimoError
+        If the folder or split is missing, empty or half written.
+    """
+
+    def __init__(self, root, dataset, split, tasks=None, scales=None, crop=None):
+        self.root, self.split = Path(root), split
+        self.tasks = tasks_of(dataset, tasks)
+        self.scales, self.crop = scales, crop
+        self.names = read_split(self.root, split)
+        self.size = tuple(self._load("image", self.names[0]).shape[:2])
+
+    def __len__(self):
+        """Return the number of images in the split."""
+        return len(self.names)
+
+    def __getitem__(self, index):
+        """Read a sample.
+
+        Parameters
+        ----------
+        index : int or (int, int)
+            Position in the split, or position and augmentation key.
+
+        Returns
+        -------
+        dict of str to Tensor
+            `image` `(3, H, W)` float32 in `[0, 1]`, and by task name `(H, W)` int64 or `(C, H, W)` float32.
+        """
+        index, key = index if isinstance(index, tuple) else (index, None)
+        sample = self._read(self.names[index])
+        if key is not None and self.scales:
+            sample = augment(sample, self.tasks, self.scales, self.crop, torch.Generator().manual_seed(key))
+        return sample
+
+    def _read(self, name):
+        image = torch.from_numpy(self._load("image", name)).float().movedim(-1, 0)
+        path = self._path("image", name)
+        if image.shape[0] != 3 or image.shape[1:] != self.size:
+            raise SimoError(
+                f"{path}: expected an image of {self.size[0]}×{self.size[1]}×3 like the split's first, "
+                f"found {'×'.join(map(str, image.movedim(0, -1).shape))}"
+            )
+        if not (image.min() >= 0 and image.max() <= 1):  # also refuses NaN
+            raise SimoError(
+                f"{path}: expected values in [0, 1], "
+                f"found {image.min().item():.3g} to {image.max().item():.3g}"
+            )
+        sample = {"image": image}
+        for task in self.tasks:
+            target = torch.from_numpy(self._load(task.folder, name))
+            target = target.long() if task.is_segmentation else target.float().movedim(-1, 0)
+            path = self._path(task.folder, name)
+            if target.shape[-2:] != self.size:
+                raise SimoError(
+                    f"{path}: expected a target of {self.size[0]}×{self.size[1]} like its image, "
+                    f"found {'×'.join(map(str, target.shape[-2:]))}"
+                )
+            task.check_target(target, path)
+            sample[task.name] = target
+        return sample
+
+    def _path(self, modality, name):
+        folder, number = name.split("/")
+        return self.root / folder / modality / f"{number}.npy"
+
+    def _load(self, modality, name):
+        path = self._path(modality, name)
+        try:
+            return np.load(path, allow_pickle=False)
+        except FileNotFoundError as error:
+            raise SimoError(
+                f"{path} is missing although {self.root}/splits lists it: the data set is incomplete; "
+                "prepare it again (an interrupted preparation resumes)"
+            ) from error
+        except (ValueError, EOFError, OSError) as error:
+            raise SimoError(
+                f"{path} cannot be read as an array ({error}): delete it and prepare again"
+            ) from error
+
+
+def read_split(root, split):
+    """Names `folder/index` of a split, from its text file; SimoError if there is none."""
+    root, path = Path(root), Path(root) / "splits" / f"{split}.txt"
+    if not root.is_dir():
+        raise SimoError(
+            f"data folder {root} does not exist: `make data` prepares it, or set DATA=/your/folder"
+        )
+    if split not in SPLITS:
+        raise SimoError(f"unknown split {split!r}: expected one of {SPLITS}")
+    if not path.is_file():
+        raise SimoError(
+            f"{path} does not exist: {root} was not prepared to the end; `make data` continues it"
+        )
+    names = path.read_text(encoding="utf-8").split()
+    if not names:
+        raise SimoError(f"{path} lists no image")
+    return names
+
+
+def data_hash(root):
+    """Content hash of a prepared folder, from the `prepared.json` that its preparation wrote last."""
+    path = Path(root) / "prepared.json"
+    if not path.is_file():
+        raise SimoError(
+            f"{path} does not exist: {root} was not prepared to the end; `make data` continues it"
+        )
+    return read_json(path)["sha256"]
+
+
+def augment(sample, tasks, scales, crop, generator):
+    """Enlarge, crop and flip image and targets together, as the paper does for NYUv2.
+
+    Depth is divided by the scale, because an enlarged image looks taken from nearer; the flip negates
+    the normals' x. Images are resized bilinearly, targets by nearest neighbour.
+
+    Parameters
+    ----------
+    sample : dict of str to Tensor
+        `image` `(3, H, W)` and targets; not changed.
+    tasks : sequence of Task
+        The tasks whose targets the sample holds.
+    scales : sequence of float
+        One is drawn uniformly.
+    crop : (int, int)
+        Height and width of the result, drawn uniformly from where it fits.
+    generator : torch.Generator
+        The only source of randomness.
+
+    Raises
+    ------
+    SimoError
+        If the crop is larger than the scaled image.
+    """
+
+    def draw(n):
+        return torch.randint(n, (), generator=generator).item()
+
+    scale = scales[draw(len(scales))]
+    height, width = (int(n * scale) for n in sample["image"].shape[-2:])
+    if crop[0] > height or crop[1] > width:
+        raise SimoError(f"crop {crop[0]}×{crop[1]} does not fit the scaled image of {height}×{width}")
+    top, left = draw(height - crop[0] + 1), draw(width - crop[1] + 1)
+    flip = draw(2) == 1
+
+    def move(x, mode):
+        channels = x if x.ndim == 3 else x.unsqueeze(0)
+        if scale != 1:
+            options = {"align_corners": False} if mode == "bilinear" else {}
+            channels = F.interpolate(channels[None].float(), (height, width), mode=mode, **options)[0]
+        channels = channels[:, top : top + crop[0], left : left + crop[1]]
+        channels = channels.flip(-1) if flip else channels
+        return (channels if x.ndim == 3 else channels[0]).to(x.dtype)
+
+    moved = {"image": move(sample["image"], "bilinear")}
+    for task in tasks:
+        moved[task.name] = move(sample[task.name], "nearest")
+        if task.name == "depth":
+            moved[task.name] = moved[task.name] / scale
+        elif task.name == "normals" and flip:
+            moved[task.name] = moved[task.name] * torch.tensor([-1.0, 1.0, 1.0]).view(3, 1, 1)
+    return moved
+
+
+class ShuffledBatches:
+    """Indices of shuffled batches, a pure function of seed and step.
+
+    Every epoch is a fresh permutation; batches run across its end, so that all have the same size.
+
+    Parameters
+    ----------
+    length : int
+        Number of images.
+    batch_size : int
+        Images a batch.
+    start, stop : int
+        First step, and the step after the last: a resumed training starts in the middle.
+    seed : int
+        Decides order and augmentation keys.
+    """
+
+    def __init__(self, length, batch_size, start, stop, seed):
+        self.length, self.batch_size, self.start, self.stop, self.seed = length, batch_size, start, stop, seed
+
+    def __len__(self):
+        """Return the number of batches left."""
+        return self.stop - self.start
+
+    def __iter__(self):
+        """Yield a list of `(index, key)` for each step."""
+        orders = {}
+        for step in range(self.start, self.stop):
+            batch = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                epoch, place = divmod(position, self.length)
+                if epoch not in orders:
+                    generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                    orders = {epoch: torch.randperm(self.length, generator=generator).tolist()}
+                batch.append((orders[epoch][place], self.seed * 1_000_000_007 + position))
+            yield batch
+
+
+def training_batches(dataset, batch_size, start, stop, seed, workers=0):
+    """A loader of shuffled, augmented batches for the steps `start` to `stop - 1`."""
+    batches = ShuffledBatches(len(dataset), batch_size, start, stop, seed)
+    return DataLoader(
+        dataset, batch_sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available()
+    )
+
+
+def evaluation_batches(dataset, batch_size, workers=0):
+    """A loader of the split in order, as stored."""
+    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())

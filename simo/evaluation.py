@@ -1,0 +1,78 @@
+"""Scores of a model on a split, and the choice of the merging coefficient on the validation split."""
+
+import torch
+
+from simo.checkpoints import load_into
+from simo.errors import SimoError
+from simo.metrics import create_metric, normalised_performance
+from simo.training import autocast
+
+
+@torch.no_grad()
+def evaluate(model, batches, tasks, device="cpu", precision="float32"):
+    """Compute each task's metric over a split, with one encoder pass an image for all heads.
+
+    Parameters
+    ----------
+    model : MultiTaskModel
+        Put into eval mode; must have a head for each task.
+    batches : iterable of dict
+        `image` and a target for each task, see `simo.datasets.evaluation_batches`.
+    tasks : sequence of Task
+    device, precision : str
+        See `simo.training.pick_device`.
+
+    Returns
+    -------
+    dict of str to float
+        Metric by task name, in the task's unit.
+    """
+    model.eval()
+    metrics = {task.name: create_metric(task).to(device) for task in tasks}
+    for batch in batches:
+        with autocast(device, precision):
+            predictions = model(batch["image"].to(device, non_blocking=True))
+        for name, metric in metrics.items():
+            metric.update(predictions[name].float(), batch[name].to(device, non_blocking=True))
+    return {name: metric.compute().item() for name, metric in metrics.items()}
+
+
+def mean_score(tasks, values, baselines):
+    """Mean normalised performance over the tasks: what α is chosen by. 1 is the experts' level."""
+    scores = [normalised_performance(task, values[task.name], baselines[task.name]) for task in tasks]
+    return sum(scores) / len(scores)
+
+
+def scan_alpha(model, base, task_vector, alphas, batches, tasks, baselines, **where):
+    """Evaluate θ_0 + α τ with the given heads for each α, on the validation split.
+
+    Parameters
+    ----------
+    model : MultiTaskModel
+        Its encoder is overwritten, and holds the best α's weights in the end.
+    base : mapping of str to Tensor
+        θ_0, the pretrained encoder's state.
+    task_vector : TaskVector
+        τ, the merged one.
+    alphas : sequence of float
+        The grid.
+    batches, tasks, **where
+        As for `evaluate`; the batches are iterated once for each α.
+    baselines : dict of str to float
+        The experts' metrics on the same split.
+
+    Returns
+    -------
+    (float, list of dict)
+        The α of the best mean normalised performance (the first of equals), and one row an α.
+    """
+    if not alphas:
+        raise SimoError("alphas is empty: expected at least one merging coefficient")
+    rows = []
+    for alpha in alphas:
+        load_into(model.encoder, task_vector.apply(base, alpha), f"merged encoder at α = {alpha}")
+        values = evaluate(model, batches, tasks, **where)
+        rows.append({"alpha": alpha, **values, "score": mean_score(tasks, values, baselines)})
+    best = max(rows, key=lambda row: row["score"])["alpha"]
+    load_into(model.encoder, task_vector.apply(base, best), f"merged encoder at α = {best}")
+    return best, rows

@@ -1,0 +1,131 @@
+"""Metrics of single tasks, pooled over a data set, and of a multi-task model against its experts.
+
+Pooled means that sums and counts of all valid pixels are accumulated and divided once at the end; the
+average of batch averages, which the released code reports, depends on how images fall into batches.
+"""
+
+import torch
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from simo.errors import SimoError
+from simo.tasks import IGNORED_CLASS, valid_pixels
+
+
+class MeanIoU(MulticlassConfusionMatrix):
+    """Mean intersection over union in per cent, over classes that occur in prediction or target.
+
+    Update with scores `(B, C, H, W)` and classes `(B, H, W)`; pixels of class -1 do not count.
+    """
+
+    def __init__(self, channels):
+        super().__init__(num_classes=channels, ignore_index=IGNORED_CLASS, validate_args=False)
+
+    def compute(self):
+        """Return the mIoU in `[0, 100]`; SimoError if no pixel was labelled."""
+        matrix = self.confmat.double()
+        hits = matrix.diagonal()
+        union = matrix.sum(0) + matrix.sum(1) - hits
+        if union.sum() == 0:
+            raise SimoError("mIoU of no labelled pixel at all: expected at least one class other than -1")
+        present = union > 0
+        return 100 * (hits[present] / union[present]).mean()
+
+
+class PooledMean(Metric):
+    """Mean over all valid pixels of an error map, accumulated in float64."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.mean = MeanMetric(nan_strategy="error").set_dtype(torch.float64)
+
+    def update(self, prediction, target):
+        """Add a batch: prediction and target `(B, C, H, W)`, zero targets ignored."""
+        errors = self.error_map(prediction.double(), target.double())[valid_pixels(target)]
+        if errors.numel():
+            self.mean.update(errors)
+
+    def compute(self):
+        """Return the pooled mean; SimoError if no pixel was valid."""
+        if self.mean.weight == 0:
+            raise SimoError("error of no valid pixel at all: every target value is 0 (ignored)")
+        return self.mean.compute()
+
+
+class AbsoluteError(PooledMean):
+    """The paper's aErr: absolute error, averaged over channels and valid pixels."""
+
+    @staticmethod
+    def error_map(prediction, target):
+        """`(B, H, W)` mean absolute difference of the channels."""
+        return (prediction - target).abs().mean(dim=1)
+
+
+class AngularError(PooledMean):
+    """The paper's mDist: angle between predicted and true normal in degrees, both normalised first."""
+
+    @staticmethod
+    def error_map(prediction, target):
+        """`(B, H, W)` angles in `[0, 180]`; a zero prediction counts as 90 degrees off."""
+        unit = torch.nn.functional.normalize
+        cosines = (unit(prediction, dim=1) * unit(target, dim=1)).sum(dim=1)
+        return torch.rad2deg(torch.acos(cosines.clamp(-1, 1)))
+
+
+METRICS = {"mIoU": MeanIoU, "aErr": AbsoluteError, "mDist": AngularError}
+
+
+def create_metric(task):
+    """A fresh accumulator for the task's metric; `update(prediction, target)`, then `compute()`."""
+    return METRICS[task.metric](task.channels)
+
+
+def normalised_performance(task, value, baseline):
+    """A metric relative to the expert's: M/b where higher is better, b/M for errors; 1 is the expert.
+
+    Parameters
+    ----------
+    task : Task
+        Gives the direction.
+    value, baseline : float
+        The metric of the model and of the task's expert.
+
+    Returns
+    -------
+    float
+        In `[0, inf)`; the paper prints it in per cent.
+    """
+    return value / baseline if task.higher_is_better else baseline / value
+
+
+def delta_printed(tasks, values, baselines):
+    """Δ_MTL in per cent as the paper's tables print it: mean normalised performance minus 100.
+
+    Bounded below by -100. All 22 printed rows follow this definition, not the formula in the text.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    values, baselines : dict of str to float
+        Metric by task name, of the model and of the experts.
+    """
+    ratios = [normalised_performance(task, values[task.name], baselines[task.name]) for task in tasks]
+    return 100 * (sum(ratios) / len(ratios) - 1)
+
+
+def delta_formula(tasks, values, baselines):
+    """Δ_MTL in per cent by the paper's Eq. 2, usual in multi-task learning: mean signed relative change.
+
+    Unbounded below: an error ten times the expert's counts -900.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    values, baselines : dict of str to float
+        Metric by task name, of the model and of the experts.
+    """
+    changes = [
+        (1 if task.higher_is_better else -1) * (values[task.name] / baselines[task.name] - 1)
+        for task in tasks
+    ]
+    return 100 * sum(changes) / len(changes)

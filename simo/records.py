@@ -1,0 +1,252 @@
+"""Results as JSON records with provenance, and records as tables.
+
+A record is what one computing notebook found:
+
+- `experiment`, `profile`, `dataset`, `seed`: which one it is;
+- `results`: a list of `{"model", "split", "metrics": {task: value}, "cost": {...}}`, one per evaluated model;
+- `details`: whatever else its figures need (α scans, loss histories, curves);
+- `provenance`: parameters, hashes of code, data and input checkpoints, versions, device, time, memory.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from simo.checkpoints import load_recipe
+from simo.datasets import data_hash
+from simo.errors import SimoError
+from simo.files import atomic_path, read_json, write_json
+from simo.notebooks import ROOT, code_hash, declared_parameters
+from simo.training import pick_device
+
+PACKAGES = ("simo", "torch", "timm", "torchvision", "numpy", "safetensors", "torchmetrics")
+MODEL = ("backbone", "backbone_args", "blocks", "head_expand")  # what the model is
+PLACES = ("out", "data", "device", "precision", "threads", "workers")  # where, not what, is computed
+
+
+class Run:
+    """One execution of a computing notebook: its clock, its identity, its folder and its record.
+
+    Parameters
+    ----------
+    notebook : str
+        Name of the notebook in `notebooks/`, without suffix.
+    namespace : dict
+        `globals()` of the notebook; its parameters are taken from it.
+    inputs : sequence of str
+        Names of checkpoints in the folder `out` that it starts from.
+
+    Attributes
+    ----------
+    out, data : Path
+        Folder of this seed's results, and of the prepared data.
+    weights : Path
+        The pretrained backbone.
+    model : dict
+        The parameters that say what the model is, for `simo.models`.
+    where : dict
+        `device` and `precision`, resolved.
+    partial : Path
+        Folder for unfinished training. Its name holds a hash of everything the result depends on, so
+        that a run continues only what it would itself have begun.
+    """
+
+    def __init__(self, notebook, namespace, inputs=()):
+        self.started, self._clock = datetime.now(UTC), time.monotonic()
+        self.notebook = notebook
+        self.parameters = {name: namespace[name] for name in declared_parameters(notebook)}
+        given = self.parameters
+        self.out, self.data = ROOT / given["out"], ROOT / given["data"]
+        self.weights = ROOT / given["backbone_weights"]
+        self.model = {name: given[name] for name in MODEL}
+        self.where = dict(
+            zip(("device", "precision"), pick_device(given["device"], given["precision"]), strict=True)
+        )
+        if given["threads"]:
+            torch.set_num_threads(given["threads"])
+        self.hashes = {
+            "code": code_hash(notebook),
+            "data": data_hash(self.data),
+            "backbone": load_recipe(self.weights)["sha256"],
+        }
+        for name in inputs:
+            self.hashes[name] = load_recipe(self.out / f"{name}.safetensors")["sha256"]
+        what = {name: value for name, value in self.parameters.items() if name not in PLACES}
+        identity = hashlib.sha256(
+            json.dumps([notebook, what, self.hashes], sort_keys=True).encode()
+        ).hexdigest()
+        self.partial = self.out / "partial" / f"{notebook}-{identity[:12]}"
+
+    def metrics(self, experiment, split):
+        """Metrics of the first result of a finished experiment of this seed on a split, by task name."""
+        results = read_json(self.out / "records" / f"{experiment}.json")["results"]
+        return next(result["metrics"] for result in results if result["split"] == split)
+
+    def finish(self, name, results, **details):
+        """Write the record `<out>/records/<name>.json`, and delete the state of unfinished training.
+
+        Parameters
+        ----------
+        name : str
+            Of the experiment, such as `expert_depth`.
+        results : list of dict
+            See the module's docstring.
+        **details
+            Anything JSON-able.
+
+        Returns
+        -------
+        Path
+            Of the record.
+        """
+        path = self.out / "records" / f"{name}.json"
+        record = {
+            "experiment": name,
+            **{key: self.parameters[key] for key in ("profile", "dataset", "seed")},
+            "results": results,
+            "details": details,
+            "provenance": {
+                "notebook": self.notebook,
+                "parameters": self.parameters,
+                "hashes": self.hashes,
+                "versions": versions(),
+                "device": device_name(),
+                "started": self.started.isoformat(timespec="seconds"),
+                "seconds": round(time.monotonic() - self._clock, 1),
+                "peak_memory_mb": peak_memory_mb(),
+            },
+        }
+        write_json(path, record)
+        shutil.rmtree(self.partial, ignore_errors=True)
+        return path
+
+
+def result(model, split, metrics, **cost):
+    """One evaluated model: its name, the split, its metric by task and what it cost to make.
+
+    Cost: `steps` (optimiser steps), `samples` (different training images), `parameters` (trained).
+    """
+    return {"model": model, "split": split, "metrics": metrics, "cost": cost}
+
+
+def versions():
+    """Versions of Python and of the packages that a number may depend on."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in PACKAGES
+    }
+
+
+def device_name():
+    """Name of the GPU if one is used, otherwise of the processor's architecture and core count."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} thread(s)"
+
+
+def peak_memory_mb():
+    """Largest resident memory of this process so far, in MB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))
+
+
+def save_pictures(path, images, rows, tasks):
+    """Store images and predictions for a figure as small integer arrays.
+
+    Parameters
+    ----------
+    path : str or Path
+        An `.npz` file with `image` and `<row>/<task>` arrays: uint8 images, uint8 classes (255 is
+        ignored), int16 milli-units of values.
+    images : Tensor
+        `(B, 3, H, W)` in `[0, 1]`.
+    rows : dict of str to dict of str to Tensor
+        By row and task name: targets or predictions.
+    tasks : sequence of Task
+    """
+    arrays = {"image": (255 * images).round().byte().movedim(1, -1).numpy()}
+    for row, maps in rows.items():
+        for task in tasks:
+            values = maps[task.name]
+            if task.is_segmentation:
+                classes = values if values.ndim == 3 else values.argmax(1)
+                arrays[f"{row}/{task.name}"] = classes.to(torch.uint8).numpy()
+            else:
+                arrays[f"{row}/{task.name}"] = (
+                    (1000 * values).clamp(-32768, 32767).short().movedim(1, -1).numpy()
+                )
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_pictures(path):
+    """Read what `save_pictures` stored, values back in their units."""
+    with np.load(path, allow_pickle=False) as file:
+        return {
+            name: file[name] / 1000 if file[name].dtype == np.int16 else file[name] for name in file.files
+        }
+
+
+def load_records(folder):
+    """Read all records below a folder, sorted by path.
+
+    Raises
+    ------
+    SimoError
+        If the folder holds no record, or one without the expected entries.
+    """
+    paths = sorted(Path(folder).glob("**/*.json"))
+    records = [read_json(path) for path in paths]
+    for path, record in zip(paths, records, strict=True):
+        missing = {
+            "experiment",
+            "profile",
+            "dataset",
+            "seed",
+            "results",
+            "details",
+            "provenance",
+        } - record.keys()
+        if missing:
+            raise SimoError(f"{path} is not a record: it lacks {sorted(missing)}")
+    if not records:
+        raise SimoError(f"{folder} holds no records: `make book` computes them")
+    return records
+
+
+def results_table(records):
+    """All results as a long table.
+
+    Returns
+    -------
+    DataFrame
+        Columns `dataset`, `seed`, `experiment`, `model`, `split`, `task`, `value`.
+    """
+    rows = [
+        {
+            "dataset": record["dataset"],
+            "seed": record["seed"],
+            "experiment": record["experiment"],
+            "model": result["model"],
+            "split": result["split"],
+            "task": task,
+            "value": value,
+        }
+        for record in records
+        for result in record["results"]
+        for task, value in result["metrics"].items()
+    ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,202 @@
+"""What one dense prediction task is: its channels, loss, metric, and which pixels do not count.
+
+A target is a map: class indices `(B, H, W)` int64 for segmentation, values `(B, C, H, W)` float otherwise.
+A prediction is always `(B, C, H, W)` float. Pixels without ground truth carry an ignored value and
+take part in neither loss nor metric: -1 for classes, 0 for depth, the zero vector for normals.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from simo.errors import SimoError
+
+IGNORED_CLASS = -1
+
+
+def cross_entropy(prediction, target):
+    """Mean cross-entropy over labelled pixels; 0 (with a gradient of 0) if no pixel is labelled.
+
+    The released code divides by all pixels instead, labelled or not, so that its loss depends on how
+    much of an image is labelled.
+    """
+    total = F.cross_entropy(prediction, target, ignore_index=IGNORED_CLASS, reduction="sum")
+    return total / (target != IGNORED_CLASS).sum().clamp(min=1)
+
+
+def l1(prediction, target):
+    """Mean absolute error over the channels of valid pixels."""
+    mask = valid_pixels(target).unsqueeze(1)
+    error = (prediction - target).abs() * mask
+    return error.sum() / (mask.sum() * target.shape[1]).clamp(min=1)
+
+
+def cosine(prediction, target):
+    """Mean of `1 - cos(prediction, target)` over valid pixels: the paper's dot-product loss.
+
+    The paper does not say whether the prediction is normalised; here it is, so that its length
+    cannot lower the loss.
+    """
+    mask = valid_pixels(target)
+    similarity = F.cosine_similarity(prediction, target, dim=1, eps=1e-6)
+    return ((1 - similarity) * mask).sum() / mask.sum().clamp(min=1)
+
+
+LOSSES = {"cross_entropy": cross_entropy, "l1": l1, "cosine": cosine}
+
+
+def valid_pixels(target):
+    """Which pixels have ground truth.
+
+    Parameters
+    ----------
+    target : Tensor
+        `(B, H, W)` int64 classes, or `(B, C, H, W)` float values.
+
+    Returns
+    -------
+    Tensor
+        `(B, H, W)` bool: class not -1, or any channel not 0.
+    """
+    return target != IGNORED_CLASS if target.ndim == 3 else (target != 0).any(dim=1)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One dense prediction task.
+
+    Attributes
+    ----------
+    name : str
+        The field's name for it, also the key in batches, heads and records.
+    folder : str
+        The folder of its targets in the prepared data set.
+    channels : int
+        Channels of the prediction: classes, or values a pixel.
+    loss : str
+        A key of `LOSSES`.
+    metric : str
+        A key of `simo.metrics.METRICS`.
+    unit : str
+        Unit of the metric, for tables and axes.
+    higher_is_better : bool
+        Direction of the metric.
+    non_negative : bool
+        Whether predictions are clamped at 0 by the head (depth).
+    """
+
+    name: str
+    folder: str
+    channels: int
+    loss: str
+    metric: str
+    unit: str
+    higher_is_better: bool = False
+    non_negative: bool = False
+
+    @property
+    def is_segmentation(self):
+        """Whether targets are class indices."""
+        return self.loss == "cross_entropy"
+
+    def compute_loss(self, prediction, target):
+        """Training loss of this task, a scalar; see `LOSSES`.
+
+        Raises
+        ------
+        SimoError
+            If prediction and target do not fit each other or the task.
+        """
+        expected = (target.shape[0], self.channels, *target.shape[-2:])
+        if tuple(prediction.shape) != expected:
+            raise SimoError(
+                f"task {self.name}: expected a prediction of shape {expected}, got {tuple(prediction.shape)}"
+            )
+        return LOSSES[self.loss](prediction.float(), target)
+
+    def check_target(self, target, source):
+        """Refuse a target that would silently spoil training.
+
+        Parameters
+        ----------
+        target : Tensor
+            `(H, W)` classes or `(C, H, W)` values.
+        source : str or Path
+            Where it came from, for the message.
+
+        Raises
+        ------
+        SimoError
+            For a class outside `[-1, channels)`, a value that is not finite, or a wrong channel count.
+        """
+        if self.is_segmentation:
+            low, high = target.min().item(), target.max().item()
+            if low < IGNORED_CLASS or high >= self.channels:
+                raise SimoError(
+                    f"{source}: task {self.name} expects classes -1 (ignored) to {self.channels - 1}, "
+                    f"found {low} to {high}"
+                )
+        elif target.shape[0] != self.channels:
+            raise SimoError(
+                f"{source}: task {self.name} expects {self.channels} channels, found {target.shape[0]}"
+            )
+        elif not torch.isfinite(target).all():
+            count = (~torch.isfinite(target)).sum().item()
+            raise SimoError(
+                f"{source}: task {self.name} expects finite values, found {count} NaN or infinite ones; "
+                "mark pixels without ground truth as 0"
+            )
+
+
+NYUV2_CLASSES = (
+    "bed",
+    "books",
+    "ceiling",
+    "chair",
+    "floor",
+    "furniture",
+    "objects",
+    "picture",
+    "sofa",
+    "table",
+    "tv",
+    "wall",
+    "window",
+)
+
+TASKS = {
+    "nyuv2": (
+        Task("segmentation", "label", 13, "cross_entropy", "mIoU", "%", higher_is_better=True),
+        Task("depth", "depth", 1, "l1", "aErr", "m", non_negative=True),
+        Task("normals", "normal", 3, "cosine", "mDist", "°"),
+    ),
+}
+
+
+def tasks_of(dataset, names=None):
+    """The tasks of a data set, all or those named, in the paper's order.
+
+    Parameters
+    ----------
+    dataset : str
+        A key of `TASKS`.
+    names : sequence of str, optional
+        Which tasks; all if not given.
+
+    Returns
+    -------
+    tuple of Task
+
+    Raises
+    ------
+    SimoError
+        For an unknown data set or task.
+    """
+    if dataset not in TASKS:
+        raise SimoError(f"unknown data set {dataset!r}: expected one of {sorted(TASKS)}")
+    known = {task.name: task for task in TASKS[dataset]}
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise SimoError(f"{dataset} has no task {unknown[0]!r}: expected one of {list(known)}")
+    return tuple(task for name, task in known.items() if names is None or name in names)

@@ -1,0 +1,228 @@
+"""The one training loop, used for experts, joint training and realignment, and resumable in each.
+
+Everything random in a step (which images, their augmentation, dropout) is a function of seed and step,
+so a run that was interrupted and continued ends with the same weights as one that was not.
+"""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from simo.checkpoints import TensorFile, load_into, save_tensors
+from simo.datasets import training_batches
+from simo.errors import SimoError
+from simo.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How to train: AdamW under a one-cycle learning rate, gradients clipped by norm."""
+
+    steps: int  # optimiser steps
+    batch_size: int  # images a step
+    seed: int  # decides order, augmentation and dropout
+    weight_decay: float = 0.0  # AdamW's, on all trained tensors
+    warmup: float = 0.05  # fraction of the steps in which the learning rate rises: the paper's 5 %
+    clip: float = 25.0  # largest norm of the gradient over all trained tensors: the paper's 25
+    device: str = "cpu"  # where to train
+    precision: str = "float32"  # "bfloat16" computes the forward pass in mixed precision
+    workers: int = 0  # processes that load data; 0 loads in this one
+    save_seconds: float = 20.0  # how much work an interruption may lose
+
+
+def one_cycle(step, steps, warmup):
+    """Factor of the learning rate: a cosine from 1/25 up to 1, then one down to 1/250000.
+
+    Parameters
+    ----------
+    step, steps : int
+        `0 <= step < steps`.
+    warmup : float
+        Fraction of the steps that rise.
+
+    Returns
+    -------
+    float
+        In `(0, 1]`.
+    """
+    peak = warmup * steps
+    low, progress = (
+        (1 / 25, step / peak) if step < peak else (1 / 250_000, (steps - 1 - step) / (steps - peak))
+    )
+    return low + (1 - low) * (1 - math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def fit(model, predict, learning_rates, dataset, tasks, optimisation, resume=None):
+    """Minimise the unweighted mean of the tasks' losses.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained in place. Its modules' train or eval mode is left as it is.
+    predict : callable
+        From a batch (dict of tensors on the device) to predictions by task name.
+    learning_rates : list of (list of Parameter, float)
+        What to train, and the peak learning rate of each group; everything else must be frozen.
+    dataset : Dataset
+        `dataset[index, key]` is a dict of tensors, see `simo.datasets`.
+    tasks : sequence of Task
+        Their targets must be in the batches.
+    optimisation : Optimisation
+    resume : str or Path, optional
+        Where to keep the state of unfinished (and finished) training; continued from if it exists.
+
+    Returns
+    -------
+    list of dict
+        About 100 rows: `step`, `learning_rate` (factor) and by task name the mean loss since the last row.
+
+    Raises
+    ------
+    SimoError
+        If a loss is not finite.
+    """
+    settings = optimisation
+    groups = [{"params": parameters, "lr": rate} for parameters, rate in learning_rates]
+    optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    trained = [parameter for parameters, _ in learning_rates for parameter in parameters]
+    start, history = _load_state(resume, model, optimiser, trained)
+    batches = training_batches(
+        dataset, settings.batch_size, start, settings.steps, settings.seed, settings.workers
+    )
+    interval = max(1, settings.steps // 100)
+    sums, saved = 0, time.monotonic()
+    for step, batch in enumerate(progress(batches, start, settings.steps), start):
+        torch.manual_seed(settings.seed * 1_000_003 + step)  # dropout
+        batch = {name: value.to(settings.device, non_blocking=True) for name, value in batch.items()}
+        with autocast(settings.device, settings.precision):
+            predictions = predict(batch)
+        losses = torch.stack([task.compute_loss(predictions[task.name], batch[task.name]) for task in tasks])
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(trained, settings.clip)
+        factor = one_cycle(step, settings.steps, settings.warmup)
+        for group, (_, rate) in zip(optimiser.param_groups, learning_rates, strict=True):
+            group["lr"] = rate * factor
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+        sums = sums + losses.detach()
+        if (step + 1) % interval == 0 or step + 1 == settings.steps:
+            count = step % interval + 1
+            row = {"step": step + 1, "learning_rate": factor}
+            history.append(row | _mean_losses(tasks, sums / count, step))
+            sums = 0
+            # only here, so that sums need not be saved
+            if resume and (time.monotonic() - saved > settings.save_seconds or step + 1 == settings.steps):
+                _save_state(resume, model, optimiser, step + 1, history)
+                saved = time.monotonic()
+    return history
+
+
+def probe_then_finetune(model, dataset, tasks, probe, finetune, encoder_rate, head_rate, resume=None):
+    """Train heads on the frozen pretrained encoder first, then everything: the paper's two phases.
+
+    Parameters
+    ----------
+    model : MultiTaskModel
+        Trained in place, for one task (an expert) or for all (joint training).
+    dataset : PreparedDataset
+        The training split.
+    tasks : sequence of Task
+    probe, finetune : Optimisation
+        Budget of the two phases.
+    encoder_rate, head_rate : float
+        Peak learning rates; the heads' is the same in both phases.
+    resume : str or Path, optional
+        Folder for the state of unfinished training.
+
+    Returns
+    -------
+    dict of str to list
+        Loss history of `probe` and `finetune`, see `fit`.
+    """
+    heads, encoder = list(model.heads.parameters()), list(model.encoder.parameters())
+    rates = {"probe": [(heads, head_rate)], "finetune": [(encoder, encoder_rate), (heads, head_rate)]}
+    histories = {}
+    for phase, optimisation in {"probe": probe, "finetune": finetune}.items():
+        model.encoder.requires_grad_(phase == "finetune")
+        model.train()
+        state = resume and Path(resume) / f"{phase}.safetensors"
+        histories[phase] = fit(
+            model, lambda batch: model(batch["image"]), rates[phase], dataset, tasks, optimisation, state
+        )
+    return histories
+
+
+def autocast(device, precision):
+    """Mixed precision where `precision` is "bfloat16"; nothing for "float32"."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def pick_device(device="auto", precision="auto"):
+    """Resolve "auto": the GPU if there is one, and bfloat16 if it computes in it.
+
+    Returns
+    -------
+    (str, str)
+        Device and precision.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "auto":
+        precision = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+    return device, precision
+
+
+def progress(iterable, start=0, total=None, label=None):
+    """Wrap an iterable in a progress bar with the time left."""
+    return tqdm(iterable, label, initial=start, total=total, mininterval=1, dynamic_ncols=False, ncols=90)
+
+
+def _mean_losses(tasks, means, step):
+    values = dict(zip([task.name for task in tasks], means.tolist(), strict=True))
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise SimoError(
+                f"the loss of task {name} became {value} at step {step + 1} or shortly before: "
+                "lower its learning rate, or look for extreme values in its targets"
+            )
+    return values
+
+
+def _trained_state(model):
+    """What training changes of a model: trainable parameters, and buffers (batch norm statistics)."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def _save_state(path, model, optimiser, step, history):
+    tensors = {f"model.{name}": tensor for name, tensor in _trained_state(model).items()}
+    for number, values in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{number}.{name}": torch.as_tensor(value) for name, value in values.items()}
+    with atomic_path(path) as temporary:
+        save_tensors(temporary, tensors, {"step": str(step), "history": json.dumps(history)})
+
+
+def _load_state(path, model, optimiser, trained):
+    """Restore model and optimiser in place; return the next step and the history so far."""
+    if path is None or not Path(path).exists():
+        return 0, []
+    file = TensorFile(path)
+    own = _trained_state(model)
+    saved = TensorFile(path, "model.")
+    if own.keys() != saved.keys():
+        raise SimoError(f"{path} is the state of another training: delete it to start afresh")
+    load_into(model, {**model.state_dict(), **saved}, path)
+    state = {}
+    for key in TensorFile(path, "optimiser."):
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = file[f"optimiser.{key}"]
+    if state and len(state) != len(trained):
+        raise SimoError(f"{path} is the state of another training: delete it to start afresh")
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    return int(file.metadata["step"]), json.loads(file.metadata["history"])

@@ -1,0 +1,238 @@
+"""tools/pipeline.py, run on miniature Snakefiles."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tools import progress
+
+PIPELINE = Path(__file__).resolve().parent.parent / "tools" / "pipeline.py"
+
+SNAKEFILE = """
+rule all:
+    input: expand("out/{n}", n=range(3)), "out/total"
+
+rule step:
+    output: "out/{n}"
+    log: "logs/step {n}.log"
+    message: "step {wildcards.n}, seed 0"
+    resources: seconds=20
+    shell: "python step.py {wildcards.n} {output} > {log:q} 2>&1"
+
+rule total:
+    input: expand("out/{n}", n=range(3))
+    output: "out/total"
+    shell: "cat {input} > {output}"
+"""
+
+STEP = """
+import pathlib, sys, time
+number, output = sys.argv[1:]
+print("began")
+if pathlib.Path("broken" + number).exists():
+    raise SystemExit("\\033[31mSimoError\\033[0m: the data of step " + number + " are missing")
+while pathlib.Path("slow").exists():
+    time.sleep(0.1)
+pathlib.Path(output).write_text(number)
+"""
+
+# like a notebook kernel, it is in a session of its own and so in no process group of the run
+DETACHED = """
+import subprocess, sys
+subprocess.run([sys.executable, "step.py", *sys.argv[1:]], start_new_session=True, check=True)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder, with a space in its name, that holds a Snakefile of four steps."""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    (folder / "Snakefile").write_text(SNAKEFILE)
+    (folder / "step.py").write_text(STEP)
+    (folder / "detached.py").write_text(DETACHED)
+    return folder
+
+
+def start(folder, *arguments):
+    """Start a driver in `folder`; its output can be read from ``stdout``."""
+    command = [sys.executable, PIPELINE, "all", "--cores", "2", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run(folder, *arguments):
+    """Run a driver to its end; return its exit code and its output."""
+    driver = start(folder, *arguments)
+    output = driver.communicate(timeout=60)[0]
+    return driver.returncode, output
+
+
+def steps_alive(folder):
+    """The processes that run a step in `folder`."""
+    found = subprocess.run(
+        ["ps", "-A", "-o", "pid=,args="], capture_output=True, text=True, check=True
+    ).stdout
+    lines = [
+        line.split(maxsplit=1) for line in found.splitlines() if "step.py" in line or "detached.py" in line
+    ]
+    return [
+        line for line in lines if os.path.exists(f"/proc/{line[0]}") and here(line[0]) == folder.resolve()
+    ]
+
+
+def here(pid):
+    """The working directory of a process; None if it has ended meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/cwd").resolve(strict=True)
+    except OSError:
+        return None
+
+
+def wait_until(condition, seconds=15.0):
+    """Wait until a condition holds; fail if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def start_slow(folder):
+    """Start a driver whose steps, in sessions of their own, wait as long as the file `slow` exists."""
+    (folder / "slow").touch()
+    snakefile = folder / "Snakefile"
+    snakefile.write_text(snakefile.read_text().replace("python step.py", "python detached.py"))
+    driver = start(folder)
+    wait_until(lambda: len(list(folder.glob("logs/*"))) == 2 and len(steps_alive(folder)) >= 4)
+    return driver
+
+
+def test_progress_counts_and_second_run_does_nothing(folder):
+    """A reader sees each step start and end, how many are done of how many, and that a second run is needless."""
+    code, output = run(folder, "--config", "seeds=0 1 2", "data=/some where")
+    assert code == 0, output
+    assert output.startswith("steps to do: 4, in about "), output
+    assert output.count(": started") == 4
+    assert re.findall(r"^\[(\d)/4\] (?:step \d, seed 0|total): done in", output, re.MULTILINE) == list("1234")
+    assert len(re.findall("; about .* left$", output, re.MULTILINE)) == 3
+    assert run(folder) == (0, "nothing to be done: everything is up to date\n")
+
+
+def test_failure_shows_the_end_of_the_log(folder):
+    """A failed step is named, with its error and the path of its log, and the next run does only what is left."""
+    (folder / "broken1").touch()
+    code, output = run(folder)
+    assert code == 1
+    assert re.search(r"\[\d/4\] step 1, seed 0: FAILED after \d+ s\n    \| began\n", output), output
+    assert "    | SimoError: the data of step 1 are missing\n    whole log: logs/step 1.log\n" in output
+    assert "Traceback" not in output
+    assert "CalledProcessError" not in output
+    assert "What is done is kept" in output
+    done = len(list(folder.glob("out/*")))
+    (folder / "broken1").unlink()
+    code, output = run(folder)
+    assert code == 0
+    assert output.startswith(f"steps to do: {4 - done},"), output
+
+
+def test_errors_of_the_snakefile_are_shown(folder):
+    """An input that nothing makes is told in Snakemake's words, once, and not hidden by our own output."""
+    snakefile = folder / "Snakefile"
+    snakefile.write_text(
+        snakefile.read_text() + "\nrule lacks:\n    input: 'nowhere'\n    output: 'x'\n    shell: 'true'\n"
+    )
+    code, output = run(folder, "--", "x")
+    assert code == 1
+    assert output.count("nowhere") == 1, output
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes through /proc")
+@pytest.mark.parametrize("victims", ["driver", "driver and worker"])
+def test_kill_leaves_no_orphan_and_the_next_run_completes(folder, victims):
+    """After kill -9 nothing goes on computing unseen, and the same command takes up the work without more ado."""
+    driver = start_slow(folder)
+    worker = int(Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text())
+    if victims == "driver and worker":
+        os.kill(worker, signal.SIGSTOP)  # so that it cannot react to the end of the driver
+    driver.kill()
+    if victims == "driver":
+        wait_until(lambda: not steps_alive(folder), seconds=5)
+        (folder / "slow").unlink()
+    else:
+        os.kill(worker, signal.SIGKILL)
+    driver.communicate()
+    assert bool(steps_alive(folder)) == (victims != "driver")
+    orphans = steps_alive(folder)
+    (folder / "slow").unlink(missing_ok=True) if victims == "driver" else None
+    again = start(folder)
+    wait_until(lambda: not [line for line in orphans if here(line[0])], seconds=10)
+    (folder / "slow").unlink(missing_ok=True)
+    output = again.communicate(timeout=60)[0]
+    assert again.returncode == 0, output
+    assert "was killed; its unfinished steps are run again" in output
+    assert sorted(path.name for path in folder.glob("out/*")) == ["0", "1", "2", "total"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes through /proc")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_stops_every_step(folder, signum):
+    """Ctrl-C and a polite kill stop what runs, say so without a traceback, and leave no lock."""
+    driver = start_slow(folder)
+    driver.send_signal(signum)
+    output = driver.communicate(timeout=20)[0]
+    assert driver.returncode == 128 + signum
+    assert output.endswith("stopping; the steps that are done are kept\n"), output
+    assert not steps_alive(folder)
+    (folder / "slow").unlink()
+    code, output = run(folder)
+    assert code == 0
+    assert "was killed" not in output
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes through /proc")
+def test_second_driver_is_refused(folder):
+    """Two runs in one folder would write the same files: the second says who is at work and ends."""
+    first = start_slow(folder)
+    code, output = run(folder)
+    assert code == 1
+    assert f"another run is at work in {folder.resolve()} (process {first.pid}, started at " in output
+    (folder / "slow").unlink()
+    output = first.communicate(timeout=60)[0]
+    assert first.returncode == 0, output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "0 s"), (8, "8 s"), (60, "1 min"), (112, "1 min 52 s"), (3600, "1 h"), (7500, "2 h 5 min")],
+)
+def test_in_words(seconds, words):
+    """Lengths of time read as people say them."""
+    assert progress.in_words(seconds) == words
+
+
+def test_time_left():
+    """The estimate is right where it can be computed by hand: alone, in parallel, slower than expected."""
+    assert progress.time_left([(100, 1), (100, 1)], [], [], cores=1) == 200
+    assert progress.time_left([(100, 1), (100, 1)], [], [], cores=2) == 100
+    assert progress.time_left([(100, 2), (100, 2)], [], [], cores=2) == 200
+    # one of two steps took twice as long, beside 30 s that are believed to be as expected: (30 + 200) / (30 + 100)
+    assert progress.time_left([(100, 1), (100, 1)], [(100, 200)], [], cores=1) == pytest.approx(
+        100 * 230 / 130
+    )
+    # a running step counts with its rest, and with all of it if no other core can take it
+    assert progress.time_left([(100, 1)], [], [(100, 1, 40.0)], cores=4) == 60
+    assert progress.time_left([(100, 1), (10, 1)], [], [(100, 1, 40.0)], cores=1) == 70
+
+
+def test_log_tail(tmp_path):
+    """Of a long log the last lines are shown, without colour codes; a log that is missing is said to be."""
+    log = tmp_path / "log"
+    log.write_text("\n".join(f"\x1b[31mline {n}\x1b[0m\n" for n in range(40)))
+    lines = progress.log_tail(log).splitlines()
+    assert lines == [f"    | line {n}" for n in range(25, 40)]
+    assert "No such file" in progress.log_tail(tmp_path / "missing")

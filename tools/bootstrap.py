@@ -1,0 +1,163 @@
+"""Makes `.venv`, with every package of constraints.txt, from nothing; does nothing if it is up to date.
+
+    python3 tools/bootstrap.py
+
+Only the standard library is used, and syntax that an old Python can read, so that it can say it is too old.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+OLDEST = (3, 11)
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+LOG = ROOT / "build" / "logs" / "install.log"
+INPUTS = ("pyproject.toml", "constraints.txt", "tools/bootstrap.py")
+TAIL_LINES = 20
+
+
+def stamp():
+    """Return what `.venv/.ok` holds when it is up to date: the folder, the Python, and a hash of `INPUTS`."""
+    content = b"".join((ROOT / name).read_bytes() for name in INPUTS)
+    return f"{ROOT}\n{sys.version.split()[0]}\n{hashlib.sha256(content).hexdigest()}\n"
+
+
+def fail(message):
+    """Stop with a message for people."""
+    print(message, file=sys.stderr)
+    sys.exit(1)
+
+
+def call(command, **environment):
+    """Run a command, its output added to the log; return whether it succeeded."""
+    with LOG.open("a", encoding="utf-8") as log:
+        settings = [f"{name}={value}" for name, value in environment.items()]
+        log.write("\n$ {}\n".format(" ".join([*settings, *map(str, command)])))
+        log.flush()
+        return (
+            subprocess.call(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, **environment}) == 0
+        )
+
+
+def step(text, *attempts):
+    """Make attempts, functions that return whether they succeeded, until one does; report in one line."""
+    print(f"{text:<58}", end=" ", flush=True)
+    start = time.monotonic()
+    if not any(attempt() for attempt in attempts):
+        print(f"FAILED after {time.monotonic() - start:.0f} s\n", flush=True)
+        tail = LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+        lines = "\n".join("    | " + line for line in tail)
+        fail(f"{lines}\n    whole log: {LOG}\nCorrect the cause and run the same command again.")
+    print(f"{time.monotonic() - start:.0f} s", flush=True)
+
+
+def has_gpu():
+    """Tell whether an NVIDIA GPU can be used."""
+    program = shutil.which("nvidia-smi")
+    return program is not None and call([program, "-L"])
+
+
+def pip_settings(text):
+    """Return the values, by name, that `pip config list` prints; it knows pip's files and its variables."""
+    values = {}
+    for name, value in re.findall(r"^\S*\.([\w-]+)='(.*)'$", text, re.MULTILINE):
+        values.setdefault(name, []).extend(value.replace("\\n", " ").split())
+    return values
+
+
+def cpu_wheel_folder(folders, version):
+    """Return the first folder that holds a CPU build of torch for this Python, or None."""
+    wheel = "torch-{}+cpu-cp{}{}-".format(version, *sys.version_info[:2])
+    for folder in map(Path, folders):
+        if folder.is_dir() and any(path.name.startswith(wheel) for path in folder.iterdir()):
+            return folder
+    return None
+
+
+def torch_choices(gpu, folder):
+    """Return, best first, the (options, environment) with which uv should try to get torch.
+
+    Parameters
+    ----------
+    gpu : bool
+        Whether an NVIDIA GPU can be used.
+    folder : Path or None
+        A folder with a CPU build of torch.
+
+    Returns
+    -------
+    list of (list of str, dict)
+        The last is always PyPI: a CUDA build of some 2.7 GB on Linux, a CPU build elsewhere.
+    """
+    if gpu:
+        return [(["--torch-backend=auto"], {}), ([], {})]
+    local = [([], {"UV_FIND_LINKS": str(folder)})] if folder else []
+    index = [(["--torch-backend=cpu"], {})] if sys.platform == "linux" else []
+    return local + index + [([], {})]
+
+
+def install(options, environment):
+    """Install everything with uv; return whether it succeeded."""
+    command = [PYTHON, "-m", "uv", "pip", "install", "--python", PYTHON, "-c", "constraints.txt"]
+    return call([*command, *options, "-e", ".[book,test]"], **environment)
+
+
+def install_choices():
+    """Return the ways to install everything, best first, as functions that return whether they succeeded."""
+    command = [str(PYTHON), "-m", "pip", "config", "list"]
+    settings = pip_settings(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout)
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    torch = re.search(r"^torch==(\S+)", constraints, re.MULTILINE).group(1)
+    choices = torch_choices(has_gpu(), cpu_wheel_folder(settings.get("find-links", []), torch))
+    # uv reads none of pip's settings; a mirror of the package index is the one that may be indispensable
+    mirror = {"UV_DEFAULT_INDEX": settings["index-url"][-1]} if "index-url" in settings else {}
+    return [lambda o=options, e=environment: install(o, {**mirror, **e}) for options, environment in choices]
+
+
+def main():
+    """Make or renew `.venv` unless `.venv/.ok` says that it is up to date."""
+    if sys.version_info < OLDEST:
+        found, needed = (".".join(map(str, version)) for version in (sys.version_info[:3], OLDEST))
+        fail(
+            f"This needs Python {needed} or newer; {sys.executable} is Python {found}.\n"
+            "Name a newer one, for example: make PYTHON=python3.12"
+        )
+    ok = VENV / ".ok"
+    before = ok.read_text(encoding="utf-8") if ok.exists() else ""
+    if before == stamp():
+        return
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    LOG.write_text("", encoding="utf-8")
+    # an environment that was never finished, was moved, or is another Python's is made from nothing
+    if before.splitlines()[:2] != stamp().splitlines()[:2]:
+        step(
+            "making .venv with Python " + sys.version.split()[0],
+            lambda: call([sys.executable, "-m", "venv", "--clear", VENV]),
+        )
+        step(
+            "installing uv, a fast installer",
+            lambda: call([PYTHON, "-m", "pip", "install", "-c", "constraints.txt", "uv"]),
+        )
+    step("installing the packages (1.3 GB; 4 GB with CUDA)", *install_choices())
+    step(
+        "checking that they fit together",
+        lambda: (
+            call([PYTHON, "-m", "uv", "pip", "check", "--python", PYTHON])
+            and call([PYTHON, "-c", "import simo, torch, timm; print(torch.__version__, timm.__version__)"])
+        ),
+    )
+    ok.write_text(stamp(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        fail("\nstopped; run the same command again to go on")

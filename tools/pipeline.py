@@ -1,0 +1,202 @@
+"""Runs Snakemake for the Makefile: readable progress, one run at a time, and nothing left behind.
+
+    python tools/pipeline.py TARGET... [--cores N] [--config KEY=VALUE ...] [-- SNAKEMAKE OPTION ...]
+
+Two processes share the work. The *driver*, which the Makefile starts, holds a lock on `.snakemake/simo.lock`
+and watches. The *worker*, in a session of its own, runs Snakemake. All steps belong to the worker's process
+group, except notebook kernels, which Jupyter puts in sessions of their own. They are found by an environment
+variable with the folder of the run (on Linux; elsewhere a kernel ends itself a second after its parent).
+
+What is guaranteed for steps on this machine (jobs handed to a cluster are Snakemake's business):
+
+- Ctrl-C, SIGTERM and a closed terminal interrupt every step; what is left after `GRACE` seconds is killed.
+- If the driver is killed, even by ``kill -9``, a pipe closes, and the worker kills every step and itself.
+- If the worker is killed, the driver kills the steps; if both are killed, the next run kills them first.
+- Snakemake's own lock is cleared only if a run of this program died; its unfinished steps are run again.
+"""
+
+import argparse
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+GRACE = 10.0  # seconds between an interrupt and a kill: enough for a notebook kernel to close
+LOCK_WAIT = 3.0  # seconds to wait for the lock: a run whose driver was killed needs a moment to end
+MARK = "SIMO_RUN_FOLDER"
+
+
+class Stopped(Exception):
+    """A signal asked the driver to stop."""
+
+
+def end_steps(folder):
+    """Kill every process of a run in `folder`, except this one, until none is left."""
+    mark = os.fsencode(f"{MARK}={folder}")
+    deadline = time.monotonic() + 5.0
+    while time.monotonic() < deadline:
+        found = []
+        for environment in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):  # ended meanwhile, or someone else's
+                if mark in environment.read_bytes().split(b"\0"):
+                    found.append(int(environment.parent.name))
+        found = [pid for pid in found if pid != os.getpid()]
+        if not found:
+            return
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def run_snakemake(arguments):
+    """Run Snakemake's command line in this process, with our lines as its output; return the exit code."""
+    import progress  # beside this file; it needs Snakemake, which the driver does not
+    from snakemake import cli
+    from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
+
+    LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_simo", progress)
+    try:
+        cli.main([*arguments, "--logger", "simo"])
+    except SystemExit as end:
+        return end.code
+    except KeyboardInterrupt:
+        return 1
+
+
+def work(options, snakemake_options):
+    """Be the worker: plan with a dry run, then run; return the exit code."""
+    from progress import LogHandler, roughly, time_left
+
+    def end_with_driver():
+        os.read(options.alive, 1)  # returns when the driver, which has the other end, is gone
+        end_steps(os.getcwd())
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    def interrupt(*_):
+        LogHandler.interrupted = True
+        raise KeyboardInterrupt
+
+    threading.Thread(target=end_with_driver, daemon=True).start()
+    signal.signal(signal.SIGINT, interrupt)
+    LogHandler.cores = options.cores
+    arguments = [*options.targets, "--cores", str(options.cores), "--rerun-incomplete", *snakemake_options]
+    if options.config:
+        arguments += ["--config", *options.config]
+    if options.unlock and (code := run_snakemake([*arguments, "--unlock"])):
+        return code
+    if code := run_snakemake([*arguments, "--dry-run"]):
+        return code
+    planned = LogHandler.planned
+    if not planned:
+        print("nothing to be done: everything is up to date", flush=True)
+        return 0
+    longest = max(seconds for seconds, _ in planned)
+    expected = roughly(max(time_left(planned, [], [], options.cores), longest))
+    print(f"steps to do: {len(planned)}, in about {expected} (threads at once: {options.cores})", flush=True)
+    return run_snakemake(arguments)
+
+
+def acquire_lock(path):
+    """Lock the file of this run; the lock ends with the last process that holds the file, however it ends.
+
+    Returns
+    -------
+    file or None
+        The locked file; None, after a message, if another run is alive.
+    bool
+        Whether the run before this one died. A run that ends by itself leaves the file empty.
+    """
+    path.parent.mkdir(exist_ok=True)
+    file = path.open("a+", encoding="utf-8")
+    deadline = time.monotonic() + LOCK_WAIT
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.seek(0)
+                print(f"another run is at work in {Path.cwd()} ({file.read().strip()}).")
+                print("Wait for its end, or stop it with Ctrl-C in its terminal; then run this again.")
+                return None, False
+            time.sleep(0.1)
+    file.seek(0)
+    died = bool(file.read())
+    file.truncate(0)
+    file.write(f"process {os.getpid()}, started at {time.strftime('%H:%M:%S')}")
+    file.flush()
+    return file, died
+
+
+def drive(argv):
+    """Be the driver: take the lock, start the worker, wait, leave nothing running; return the exit code."""
+    lock, died = acquire_lock(Path(".snakemake/simo.lock"))
+    if lock is None:
+        return 1
+    if died:
+        print("the run before this one was killed; its unfinished steps are run again", flush=True)
+        end_steps(os.getcwd())
+
+    def stop(signum, _):
+        raise Stopped(signum)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
+        signal.signal(signal.SIGHUP, stop)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    alive, held = os.pipe()  # nothing is ever written; that this process holds one end is the message
+    worker = subprocess.Popen(
+        [sys.executable, __file__, f"--alive={alive}", *(["--unlock"] if died else []), *argv],
+        start_new_session=True,
+        pass_fds=(alive, lock.fileno()),  # the worker holds the lock, too, until it has ended its steps
+        env=os.environ | {MARK: os.getcwd(), "PATH": path},  # so that `python` in the Snakefile is this one
+    )
+    try:
+        code = worker.wait()
+    except Stopped as stopped:
+        print("\nstopping; the steps that are done are kept", flush=True)
+        code = 128 + stopped.args[0]
+        with suppress(Stopped, subprocess.TimeoutExpired, ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGINT)
+            worker.wait(GRACE)
+    finally:
+        with suppress(ProcessLookupError, PermissionError):  # macOS: no permission where all have ended
+            os.killpg(worker.pid, signal.SIGKILL)
+        end_steps(os.getcwd())
+        worker.wait()
+        os.close(held)
+    if worker.returncode >= 0:  # not killed: Snakemake has removed its own lock
+        lock.truncate(0)
+    elif code < 0:
+        print(f"Snakemake was killed (signal {-code}), most often because the memory was full; try --cores 1")
+        code = 1
+    if code == 1:
+        print("Not finished. What is done is kept: correct the cause and run the same command again.")
+    return code
+
+
+def main(argv=None):
+    """Run as the driver, or as its worker if it says so; return the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser = argparse.ArgumentParser(description="Run the pipeline. Options after -- go to Snakemake.")
+    parser.add_argument("targets", nargs="+", help="rules or files of the Snakefile")
+    parser.add_argument("--cores", type=int, default=cores, help="threads at once; default: all")
+    parser.add_argument("--config", nargs="+", metavar="KEY=VALUE", help="settings for the Snakefile")
+    parser.add_argument("--alive", type=int, help=argparse.SUPPRESS)  # makes this process the worker
+    parser.add_argument("--unlock", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv[:end])
+    if options.cores < 1:
+        parser.error(f"--cores must be 1 or more, not {options.cores}")
+    return drive(argv) if options.alive is None else work(options, argv[end + 1 :])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
