@@ -8,20 +8,20 @@ CORES =
 
 # the book is built by Snakemake through tools/pipeline.py, which says what runs and how long it takes
 pipeline = .venv/bin/python tools/pipeline.py
-settings = $(if $(CORES),--cores "$(CORES)") --config "profile=$(PROFILE)" "seeds=$(SEEDS)" $(if $(DATA),"data=$(DATA)")
+settings = --config "profile=$(PROFILE)" "seeds=$(SEEDS)" $(if $(DATA),"data=$(DATA)") $(if $(CORES),--cores "$(CORES)")
 page = build/$(PROFILE)/book/_build/html/index.html
 
-.PHONY: help book redraw data records backbone links test lint clean distclean environment
+.PHONY: help book redraw data records backbone links test lint environment clean distclean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [DATA=folder] [CORES=all] [PYTHON=python3]"
 	@echo
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-12s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-13s%s\n", $$1, $$2 }'
 	@echo
-	@echo "  PROFILE     smoke (seconds), miniature (minutes on a CPU) or paper (days on a GPU)"
-	@echo "  SEEDS       the seeds to run, for example SEEDS=\"0 1 2\""
-	@echo "  DATA        the folder of the real, prepared datasets; without it, small ones are rendered"
-	@echo "  CORES       how many threads to use at once; without it, all"
+	@echo "  PROFILE      smoke (seconds), miniature (minutes on a CPU) or paper (days on a GPU)"
+	@echo "  SEEDS        the seeds to run, for example SEEDS=\"0 1 2\""
+	@echo "  DATA         the folder of the real, prepared datasets; without it, small ones are rendered"
+	@echo "  CORES        how many threads to use at once; without it, all"
 
 book: environment ## recompute everything that is not up to date and build the book
 	@$(pipeline) book $(settings)

@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
-from data_scripts.miniature import RENDERER, scene_seed
+from data_scripts import RENDERER
+from data_scripts.miniature import scene_seed
 from data_scripts.rooms import render_room
 from simo.checkpoints import TensorFile, save_checkpoint
 from simo.errors import SimoError
@@ -200,8 +201,8 @@ def parse(arguments):
         prog="python -m data_scripts.backbone", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--images", type=int, default=20000, help="unlabelled renders")
-    parser.add_argument("--epochs", type=float, default=30, help="passes over them")
+    parser.add_argument("--images", type=int, default=12000, help="unlabelled renders")
+    parser.add_argument("--epochs", type=float, default=32, help="passes over them")
     parser.add_argument("--batch-size", type=int, default=128, help="images a step")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--mask", type=float, default=0.6, help="share of the patches that are hidden")

@@ -232,6 +232,7 @@ def nightstand(rng, style):
     """Build a bedside cabinet with things on it."""
     item, height = Item(), rng.uniform(0.45, 0.6)
     item.box(FURNITURE, style.wood, (0.45, 0.4, height - 0.06), (0.0, 0.2, 0.06))
+    item.box(FURNITURE, style.dark, (0.39, 0.34, 0.06), (0.0, 0.2, 0.0))
     item.box(FURNITURE, style.dark, (0.36, 0.02, 0.03), (0.0, 0.41, height - 0.18))
     item.put(ornament(rng) if rng.random() < 0.6 else book_pile(rng), (0.0, 0.2, height))
     return item
@@ -324,7 +325,7 @@ def office_chair(rng, style):
     item, height = Item(), rng.uniform(0.44, 0.52)
     cloth = Paint(tint(rng, None, (0.0, 0.8), (0.08, 0.6)))
     for yaw in (0.0, 1.2566, 2.5133):
-        item.box(CHAIR, _BLACK, (0.56, 0.05, 0.05), (0.0, 0.28, 0.02), yaw)
+        item.box(CHAIR, _BLACK, (0.56, 0.05, 0.06), (0.0, 0.28, 0.0), yaw)
     item.cylinder(CHAIR, _STEEL, (0.06, 0.06, height - 0.14), (0.0, 0.28, 0.06))
     item.box(CHAIR, cloth, (0.5, 0.48, 0.09), (0.0, 0.28, height - 0.09))
     item.ellipsoid(CHAIR, cloth, (0.48, 0.14, 0.62), (0.0, 0.06, height + 0.04))
@@ -344,6 +345,7 @@ def sofa(rng, style, seats=None):
     deep = cloth._replace(colour=shaded(cloth.colour, 0.85))
     item.box(SOFA, deep, (inner + 0.02, depth - 0.06, low - 0.06), (0.0, depth / 2, 0.06))
     item.box(SOFA, cloth, (inner + 0.01, 0.2, top - 0.1), (0.0, 0.1, 0.1))
+    _legs(item, SOFA, style.dark, inner, depth - 0.1, 0.06, 0.07, depth / 2)
     for x in (-1, 1):
         item.box(SOFA, cloth, (arm, depth, low + 0.28), (x * (inner + arm) / 2, depth / 2 + 0.005, 0.04))
     for seat in range(seats):
@@ -374,6 +376,7 @@ def tv_stand(rng, style):
     width, height, size = rng.uniform(1.3, 1.9), rng.uniform(0.4, 0.6), rng.uniform(0.95, 1.3)
     item = Item()
     item.box(FURNITURE, style.wood, (width, 0.42, height - 0.05), (0.0, 0.21, 0.05))
+    item.box(FURNITURE, style.dark, (width - 0.08, 0.36, 0.05), (0.0, 0.21, 0.0))
     for x in (-0.25, 0.25):
         item.box(FURNITURE, style.dark, (width / 2 - 0.06, 0.02, height - 0.15), (x * width, 0.43, 0.1))
     item.box(TV, _BLACK, (0.4, 0.2, 0.02), (0.0, 0.2, height))

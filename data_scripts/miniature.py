@@ -16,9 +16,10 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def scene_seed(dataset_seed, folder, index):
     return (dataset_seed * len(_FOLDERS) + _FOLDERS.index(folder)) * 2**32 + index
 
 
-def write_nyuv2(out, size=(64, 64), train=800, val=256, test=300, seed=0, workers=None):
+def write_nyuv2(out, size=(64, 64), train=800, val=256, test=300, seed=0, workers=None, replace=False):
     """Write rendered rooms in the prepared NYUv2 layout, or what an earlier run left to write.
 
     `out` receives `train/{image,label,depth,normal}/<i>.npy` and `val/...`, where, as in the community's
@@ -79,6 +80,8 @@ def write_nyuv2(out, size=(64, 64), train=800, val=256, test=300, seed=0, worker
         Seed of the dataset, in [0, 2**29).
     workers : int, optional
         Processes; by default one for each processor. The result does not depend on it.
+    replace : bool
+        Delete what another request of this command rendered into `out`, instead of refusing.
 
     Returns
     -------
@@ -97,7 +100,7 @@ def write_nyuv2(out, size=(64, 64), train=800, val=256, test=300, seed=0, worker
     request |= {"seed": seed, "renderer": RENDERER}
     jobs = [("train", index) for index in range(train)] + [("val", index) for index in range(val + test)]
     scene_seed(seed, "train", len(jobs))  # refuses a seed out of range before anything is written
-    _claim(out, request)
+    _claim(out, request, replace)
     missing = _missing(out, jobs)
     prepared = out / "prepared.json"
     if not missing and prepared.exists():
@@ -122,9 +125,11 @@ def content_hash(out, jobs):
     return digest.hexdigest()
 
 
-def _claim(out, request):
-    """Write `request.json` into a new folder; refuse a folder that holds something else."""
+def _claim(out, request, replace):
+    """Write `request.json` into a new folder; refuse, or empty, a folder that holds something else."""
     marker = out / "request.json"
+    if replace and marker.exists() and read_json(marker) != request:
+        shutil.rmtree(out)
     if out.exists() and not out.is_dir():
         raise SimoError(f"{out} is a file; give --out a folder")
     if marker.exists():
@@ -213,9 +218,16 @@ def _write_scenes(out, jobs, size, seed, workers, total):
 
 
 def _start_worker():
-    """Leave Ctrl-C to the parent, and the processors to the other workers."""
+    """Leave Ctrl-C to the parent and the processors to the other workers, and end when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["NUMBA_NUM_THREADS"] = "1"
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent():
+    """Without this, the workers of a parent that was killed would wait for work for ever."""
+    parent_process().join()
+    os._exit(1)
 
 
 def _write_scene(scene):
@@ -283,6 +295,9 @@ def main(arguments=None):
         command.add_argument("--seed", type=int, default=0, help="seed of the dataset")
     for name, count in (("train", 800), ("val", 256), ("test", 300)):
         nyuv2.add_argument(f"--{name}", type=int, default=count, help=f"scenes (default {count})")
+    nyuv2.add_argument(
+        "--replace", action="store_true", help="delete another request's rendering in --out first"
+    )
     nyuv2.add_argument("--workers", type=int, help="processes (default: one a processor)")
     preview.add_argument("--count", type=int, default=8, help="scenes (default 8)")
     options = vars(parser.parse_args(arguments))

@@ -639,7 +639,7 @@ def expose(radiance, rng, key=0.2, noise=0.01):
     y, x = np.mgrid[:height, :width]
     away = ((x + 0.5) / width - 0.5) ** 2 + ((y + 0.5) / height - 0.5) ** 2
     image = _softened(image, 0.5) * (1.0 - 0.45 * away)[..., None]
-    sigma = noise * np.sqrt(0.25 + image / 0.2) * 0.5
+    sigma = noise * np.sqrt(0.1 + image / 0.2) * 0.5
     image = np.maximum(image + rng.normal(size=image.shape) * sigma, 0.0)
     # Highlights roll off instead of clipping; a little toe deepens the shadows.
     image = 1.0 - np.exp(-1.6 * image)

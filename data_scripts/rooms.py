@@ -277,8 +277,8 @@ def _score(label, depth):
     return seen + 8.0 * min(things, 0.45) - (100.0 if depth.min() < 0.45 else 0.0)
 
 
-def _choose_view(room):
-    """Return the best of several random cameras."""
+def choose_view(room):
+    """Return the best of several random cameras, in the form that `raycast.look` gives."""
     rng = room.rng
     geometry, surface, groups, _ = room.scene.arrays()
     focal = rng.uniform(0.72, 1.1)
@@ -287,7 +287,7 @@ def _choose_view(room):
         x, y, z = room.camera_at
         origin = (x + rng.uniform(-0.2, 0.2), y + rng.uniform(-0.1, 0.2), z)
         middle = math.atan2(x - room.width / 2, room.depth - y)  # the yaw towards the back wall's middle
-        camera = look(origin, middle + rng.uniform(-0.65, 0.65), rng.uniform(-0.42, -0.08), focal)
+        camera = look(origin, middle + rng.uniform(-0.65, 0.65), rng.uniform(-0.4, -0.06), focal)
         _, label, depth, _ = trace_truth(geometry, surface, groups, camera, _PROBE, _PROBE)
         score = _score(label, depth)
         if score > best_score:
@@ -315,7 +315,7 @@ def render_room(seed, height=64, width=64):
     rng = np.random.default_rng(seed)
     (sensor,) = rng.spawn(1)
     room = furnish(rng)
-    camera = _choose_view(room)
+    camera = choose_view(room)
     key, noise = rng.uniform(0.11, 0.21), rng.uniform(0.008, 0.02)
     ambient = rng.uniform(0.15, 0.4)
     return render(room.scene, camera, height, width, sensor, ambient, key, noise)

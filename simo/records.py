@@ -31,7 +31,15 @@ from simo.training import pick_device
 
 PACKAGES = ("simo", "torch", "timm", "torchvision", "numpy", "safetensors", "torchmetrics")
 MODEL = ("backbone", "backbone_args", "blocks", "head_expand")  # what the model is
-PLACES = ("out", "data", "device", "precision", "threads", "workers")  # where, not what, is computed
+PLACES = (
+    "data",
+    "checkpoints",
+    "records",
+    "device",
+    "precision",
+    "threads",
+    "workers",
+)  # where, not what, is computed
 
 
 class Run:
@@ -44,12 +52,12 @@ class Run:
     namespace : dict
         `globals()` of the notebook; its parameters are taken from it.
     inputs : sequence of str
-        Names of checkpoints in the folder `out` that it starts from.
+        Names of checkpoints that it starts from.
 
     Attributes
     ----------
-    out, data : Path
-        Folder of this seed's results, and of the prepared data.
+    data, checkpoints, records : Path
+        Folders of the prepared data, and of this seed's checkpoints and records.
     weights : Path
         The pretrained backbone.
     model : dict
@@ -66,7 +74,8 @@ class Run:
         self.notebook = notebook
         self.parameters = {name: namespace[name] for name in declared_parameters(notebook)}
         given = self.parameters
-        self.out, self.data = ROOT / given["out"], ROOT / given["data"]
+        self.data = ROOT / given["data"]
+        self.checkpoints, self.records = ROOT / given["checkpoints"], ROOT / given["records"]
         self.weights = ROOT / given["backbone_weights"]
         self.model = {name: given[name] for name in MODEL}
         self.where = dict(
@@ -80,20 +89,20 @@ class Run:
             "backbone": load_recipe(self.weights)["sha256"],
         }
         for name in inputs:
-            self.hashes[name] = load_recipe(self.out / f"{name}.safetensors")["sha256"]
+            self.hashes[name] = load_recipe(self.checkpoints / f"{name}.safetensors")["sha256"]
         what = {name: value for name, value in self.parameters.items() if name not in PLACES}
         identity = hashlib.sha256(
             json.dumps([notebook, what, self.hashes], sort_keys=True).encode()
         ).hexdigest()
-        self.partial = self.out / "partial" / f"{notebook}-{identity[:12]}"
+        self.partial = self.checkpoints / "partial" / f"{notebook}-{identity[:12]}"
 
     def metrics(self, experiment, split):
         """Metrics of the first result of a finished experiment of this seed on a split, by task name."""
-        results = read_json(self.out / "records" / f"{experiment}.json")["results"]
+        results = read_json(self.records / f"{experiment}.json")["results"]
         return next(result["metrics"] for result in results if result["split"] == split)
 
     def finish(self, name, results, **details):
-        """Write the record `<out>/records/<name>.json`, and delete the state of unfinished training.
+        """Write the record `<records>/<name>.json`, and delete the state of unfinished training.
 
         Parameters
         ----------
@@ -109,7 +118,7 @@ class Run:
         Path
             Of the record.
         """
-        path = self.out / "records" / f"{name}.json"
+        path = self.records / f"{name}.json"
         record = {
             "experiment": name,
             **{key: self.parameters[key] for key in ("profile", "dataset", "seed")},
@@ -203,6 +212,11 @@ def load_pictures(path):
 def load_records(folder):
     """Read all records below a folder, sorted by path.
 
+    Parameters
+    ----------
+    folder : str or Path
+        Such as `records/miniature` for the committed ones.
+
     Raises
     ------
     SimoError
@@ -249,4 +263,33 @@ def results_table(records):
         for result in record["results"]
         for task, value in result["metrics"].items()
     ]
+    return pd.DataFrame(rows)
+
+
+def provenance_table(records):
+    """Where, when, with what and for how long each record was computed.
+
+    Returns
+    -------
+    DataFrame
+        Of text and numbers, one row a record.
+    """
+    rows = []
+    for record in records:
+        provenance = record["provenance"]
+        rows.append(
+            {
+                "data set": record["dataset"],
+                "seed": record["seed"],
+                "experiment": record["experiment"],
+                "seconds": provenance["seconds"],
+                "peak MB": provenance["peak_memory_mb"],
+                "device": provenance["device"],
+                "versions": ", ".join(
+                    f"{name} {version}" for name, version in provenance["versions"].items()
+                ),
+                "started (UTC)": provenance["started"][:16].replace("T", " "),
+                "code": provenance["hashes"]["code"][:8],
+            }
+        )
     return pd.DataFrame(rows)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,49 +50,57 @@ subprocess.run([sys.executable, "step.py", *sys.argv[1:]], start_new_session=Tru
 """
 
 
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="looks for processes in /proc"
+)
+
+
 @pytest.fixture
 def folder(tmp_path):
-    """A folder, with a space in its name, that holds a Snakefile of four steps."""
-    folder = tmp_path / "a folder"
+    """A folder, with a space in its name, that holds a Snakefile of four steps; no step outlives the test."""
+    folder = tmp_path.resolve() / "a folder"
     folder.mkdir()
     (folder / "Snakefile").write_text(SNAKEFILE)
     (folder / "step.py").write_text(STEP)
     (folder / "detached.py").write_text(DETACHED)
-    return folder
+    yield folder
+    (folder / "slow").unlink(missing_ok=True)
 
 
 def start(folder, *arguments):
-    """Start a driver in `folder`; its output can be read from ``stdout``."""
+    """Start a driver in `folder`, with its output in a file: an orphan would hold a pipe open."""
+    output = folder / f"output {len(list(folder.glob('output *')))}"
     command = [sys.executable, PIPELINE, "all", "--cores", "2", *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with output.open("w") as file:
+        driver = subprocess.Popen(command, cwd=folder, stdout=file, stderr=subprocess.STDOUT)
+    driver.output = output
+    return driver
+
+
+def end(driver):
+    """Wait for the end of a driver; return its exit code and its output."""
+    return driver.wait(timeout=30), driver.output.read_text()
 
 
 def run(folder, *arguments):
     """Run a driver to its end; return its exit code and its output."""
-    driver = start(folder, *arguments)
-    output = driver.communicate(timeout=60)[0]
-    return driver.returncode, output
+    return end(start(folder, *arguments))
+
+
+def worker_of(driver):
+    """The process id of a driver's only child."""
+    return int(Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text())
 
 
 def steps_alive(folder):
     """The processes that run a step in `folder`."""
-    found = subprocess.run(
-        ["ps", "-A", "-o", "pid=,args="], capture_output=True, text=True, check=True
-    ).stdout
-    lines = [
-        line.split(maxsplit=1) for line in found.splitlines() if "step.py" in line or "detached.py" in line
-    ]
-    return [
-        line for line in lines if os.path.exists(f"/proc/{line[0]}") and here(line[0]) == folder.resolve()
-    ]
-
-
-def here(pid):
-    """The working directory of a process; None if it has ended meanwhile."""
-    try:
-        return Path(f"/proc/{pid}/cwd").resolve(strict=True)
-    except OSError:
-        return None
+    alive = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended meanwhile
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            if {b"step.py", b"detached.py"} & set(command) and process.joinpath("cwd").readlink() == folder:
+                alive.add(int(process.name))
+    return alive
 
 
 def wait_until(condition, seconds=15.0):
@@ -108,12 +117,12 @@ def start_slow(folder):
     snakefile = folder / "Snakefile"
     snakefile.write_text(snakefile.read_text().replace("python step.py", "python detached.py"))
     driver = start(folder)
-    wait_until(lambda: len(list(folder.glob("logs/*"))) == 2 and len(steps_alive(folder)) >= 4)
+    wait_until(lambda: len(steps_alive(folder)) == 4)  # two of step.py and two of detached.py
     return driver
 
 
 def test_progress_counts_and_second_run_does_nothing(folder):
-    """A reader sees each step start and end, how many are done of how many, and that a second run is needless."""
+    """A reader sees each step start and end, how many are done, and that a second run is needless."""
     code, output = run(folder, "--config", "seeds=0 1 2", "data=/some where")
     assert code == 0, output
     assert output.startswith("steps to do: 4, in about "), output
@@ -124,7 +133,7 @@ def test_progress_counts_and_second_run_does_nothing(folder):
 
 
 def test_failure_shows_the_end_of_the_log(folder):
-    """A failed step is named, with its error and the path of its log, and the next run does only what is left."""
+    """A failed step is named, with its error and its log, and the next run does only what is left."""
     (folder / "broken1").touch()
     code, output = run(folder)
     assert code == 1
@@ -143,67 +152,79 @@ def test_failure_shows_the_end_of_the_log(folder):
 def test_errors_of_the_snakefile_are_shown(folder):
     """An input that nothing makes is told in Snakemake's words, once, and not hidden by our own output."""
     snakefile = folder / "Snakefile"
-    snakefile.write_text(
-        snakefile.read_text() + "\nrule lacks:\n    input: 'nowhere'\n    output: 'x'\n    shell: 'true'\n"
-    )
-    code, output = run(folder, "--", "x")
+    snakefile.write_text(snakefile.read_text().replace('"out/total"', '"out/total", "nowhere"', 1))
+    code, output = run(folder)
     assert code == 1
     assert output.count("nowhere") == 1, output
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes through /proc")
-@pytest.mark.parametrize("victims", ["driver", "driver and worker"])
-def test_kill_leaves_no_orphan_and_the_next_run_completes(folder, victims):
-    """After kill -9 nothing goes on computing unseen, and the same command takes up the work without more ado."""
+@needs_proc
+def test_killed_driver_leaves_no_orphan(folder):
+    """After kill -9 nothing goes on computing unseen, and the same command takes the work up again."""
     driver = start_slow(folder)
-    worker = int(Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text())
-    if victims == "driver and worker":
-        os.kill(worker, signal.SIGSTOP)  # so that it cannot react to the end of the driver
     driver.kill()
-    if victims == "driver":
-        wait_until(lambda: not steps_alive(folder), seconds=5)
-        (folder / "slow").unlink()
-    else:
-        os.kill(worker, signal.SIGKILL)
-    driver.communicate()
-    assert bool(steps_alive(folder)) == (victims != "driver")
-    orphans = steps_alive(folder)
-    (folder / "slow").unlink(missing_ok=True) if victims == "driver" else None
-    again = start(folder)
-    wait_until(lambda: not [line for line in orphans if here(line[0])], seconds=10)
-    (folder / "slow").unlink(missing_ok=True)
-    output = again.communicate(timeout=60)[0]
-    assert again.returncode == 0, output
+    end(driver)
+    wait_until(lambda: not steps_alive(folder), seconds=5)
+    (folder / "slow").unlink()
+    code, output = run(folder)
+    assert code == 0, output
     assert "was killed; its unfinished steps are run again" in output
     assert sorted(path.name for path in folder.glob("out/*")) == ["0", "1", "2", "total"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes through /proc")
+@needs_proc
+def test_killed_worker_leaves_no_orphan(folder):
+    """If the system kills Snakemake, for want of memory, the driver ends the steps and says what happened."""
+    driver = start_slow(folder)
+    os.kill(worker_of(driver), signal.SIGKILL)
+    code, output = end(driver)
+    assert code == 1
+    assert "Snakemake was killed (signal 9)" in output
+    assert not steps_alive(folder)
+
+
+@needs_proc
+def test_next_run_ends_what_two_kills_left(folder):
+    """Orphans of a run of which all parents were killed at once do not write beside the next run."""
+    driver = start_slow(folder)
+    worker = worker_of(driver)
+    os.kill(worker, signal.SIGSTOP)  # so that it cannot react to the end of the driver
+    driver.kill()
+    os.kill(worker, signal.SIGKILL)
+    end(driver)
+    orphans = steps_alive(folder)
+    assert len(orphans) == 4
+    again = start(folder)
+    wait_until(lambda: not orphans & steps_alive(folder), seconds=10)
+    (folder / "slow").unlink()
+    code, output = end(again)
+    assert code == 0, output
+
+
+@needs_proc
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_stops_every_step(folder, signum):
     """Ctrl-C and a polite kill stop what runs, say so without a traceback, and leave no lock."""
     driver = start_slow(folder)
     driver.send_signal(signum)
-    output = driver.communicate(timeout=20)[0]
-    assert driver.returncode == 128 + signum
+    code, output = end(driver)
+    assert code == 128 + signum
     assert output.endswith("stopping; the steps that are done are kept\n"), output
     assert not steps_alive(folder)
-    (folder / "slow").unlink()
-    code, output = run(folder)
-    assert code == 0
-    assert "was killed" not in output
+    assert (folder / ".snakemake" / "simo.lock").read_text() == ""
+    assert not list((folder / ".snakemake" / "locks").glob("*"))
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes through /proc")
+@needs_proc
 def test_second_driver_is_refused(folder):
     """Two runs in one folder would write the same files: the second says who is at work and ends."""
     first = start_slow(folder)
     code, output = run(folder)
     assert code == 1
-    assert f"another run is at work in {folder.resolve()} (process {first.pid}, started at " in output
-    (folder / "slow").unlink()
-    output = first.communicate(timeout=60)[0]
-    assert first.returncode == 0, output
+    assert f"another run is at work in {folder} (process {first.pid}, started at " in output
+    assert len(steps_alive(folder)) == 4  # the first is not disturbed
+    first.terminate()
+    end(first)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +241,7 @@ def test_time_left():
     assert progress.time_left([(100, 1), (100, 1)], [], [], cores=1) == 200
     assert progress.time_left([(100, 1), (100, 1)], [], [], cores=2) == 100
     assert progress.time_left([(100, 2), (100, 2)], [], [], cores=2) == 200
-    # one of two steps took twice as long, beside 30 s that are believed to be as expected: (30 + 200) / (30 + 100)
+    # one of two steps took twice as long, beside 30 s that are taken to be as expected
     assert progress.time_left([(100, 1), (100, 1)], [(100, 200)], [], cores=1) == pytest.approx(
         100 * 230 / 130
     )

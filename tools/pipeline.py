@@ -176,7 +176,7 @@ def drive(argv):
     elif code < 0:
         print(f"Snakemake was killed (signal {-code}), most often because the memory was full; try --cores 1")
         code = 1
-    if code == 1:
+    if 0 < code < 128:
         print("Not finished. What is done is kept: correct the cause and run the same command again.")
     return code
 

@@ -1,0 +1,269 @@
+"""Each figure of the book as a function of records; nothing is computed here that is not in them.
+
+Colours are Okabe and Ito's, readable with colour blindness; lines and markers differ as well, so that
+figures survive greyscale.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import FancyBboxPatch
+
+from simo.metrics import normalised_performance
+from simo.tables import MODELS
+from simo.tasks import NYUV2_CLASSES
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+STYLES = [
+    (BLUE, "-", "o"),
+    (ORANGE, "--", "s"),
+    (GREEN, ":", "^"),
+    ("#CC79A7", "-.", "D"),
+    ("#56B4E9", "-", "v"),
+]
+# thirteen colours that neighbours in a room tell apart
+CLASS_COLOURS = [
+    "#4c72b0", "#c44e52", "#e8e4da", "#dd8452", "#8c6d4f", "#937860", "#da8bc3",
+    "#ffd92f", "#8172b3", "#55a868", "#1b1b1b", "#b9c9d6", "#64b5cd",
+]  # fmt: skip
+
+
+def set_style():
+    """Fonts, grid and resolution of all figures of the book."""
+    sns.set_theme(context="paper", style="ticks", font_scale=1.05)
+    plt.rcParams.update(
+        {"figure.dpi": 110, "savefig.dpi": 160, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False}
+    )
+
+
+def idea_figure():
+    """Draw the paper's idea: experts, merging, the misfit of features and heads, and the two fixes.
+
+    Returns
+    -------
+    Figure
+    """
+    figure, axes = plt.subplots(figsize=(8.2, 4.3), layout="constrained")
+    axes.set(xlim=(0, 16.4), ylim=(0, 8.6))
+    axes.axis("off")
+
+    def box(x, y, text, colour, width=1.9, height=0.9, hatch=None):
+        patch = FancyBboxPatch(
+            (x, y),
+            width,
+            height,
+            boxstyle="round,pad=0.06",
+            facecolor=colour + "33",
+            edgecolor=colour,
+            hatch=hatch,
+        )
+        axes.add_patch(patch)
+        axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9)
+
+    def arrow(start, end, colour="#555555", style="-|>"):
+        axes.annotate("", end, start, arrowprops={"arrowstyle": style, "color": colour, "lw": 1.2})
+
+    tasks = [("segmentation", BLUE), ("depth", ORANGE), ("normals", GREEN)]
+    axes.text(2.4, 8.2, "1  experts", ha="center", fontsize=10, weight="bold")
+    axes.text(7.6, 8.2, "2  merged: features no longer fit", ha="center", fontsize=10, weight="bold")
+    axes.text(13.6, 8.2, "3  realigned", ha="center", fontsize=10, weight="bold")
+    for row, (name, colour) in enumerate(tasks):
+        y = 6.4 - 2.3 * row
+        box(0.2, y, f"encoder $θ_{row + 1}$", colour)
+        box(3.0, y, f"head $φ_{row + 1}$", colour, 1.6)
+        arrow((2.2, y + 0.45), (2.95, y + 0.45))
+        axes.text(2.4, y - 0.42, name, ha="center", fontsize=8.5, color=colour)
+        box(8.6, y, f"head $φ_{row + 1}$", colour, 1.6)
+        arrow((7.7, 4.55), (8.5, y + 0.45), "#AA3333", "-|>")
+        axes.text(10.55, y + 0.45, "✗", color="#AA3333", ha="center", va="center", fontsize=13)
+        box(14.6, y, f"head $φ_{row + 1}'$", colour, 1.6)
+        arrow((13.8, 4.55), (14.55, y + 0.45), colour)
+    box(5.6, 4.1, "$θ_0 + α\\,τ$", GREY, 2.0)
+    axes.text(6.6, 3.55, "one encoder", ha="center", fontsize=8.5, color=GREY)
+    arrow((4.75, 4.55), (5.5, 4.55), GREY, "-|>")
+    box(11.7, 4.1, "$f(x) + BAx$", GREY, 2.0, hatch="///")
+    axes.text(12.7, 3.55, "adapters (optional)", ha="center", fontsize=8.5, color=GREY)
+    arrow((10.95, 4.55), (11.6, 4.55), GREY, "-|>")
+    axes.text(7.6, 0.35, "task vectors $τ_t = θ_t − θ_0$,  $τ = g(τ_1, τ_2, τ_3)$", ha="center", fontsize=9)
+    axes.text(13.6, 0.35, "few validation images, few steps", ha="center", fontsize=9)
+    return figure
+
+
+def delta_figure(frame, paper_deltas, models, recomputed=None):
+    """Dots for Δ of every model and seed, the paper's printed value beside.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        See `simo.tables.scores`.
+    paper_deltas : dict of str to float
+        Printed Δ by model name, where the paper has one.
+    models : sequence of str
+        Rows, from top to bottom.
+    recomputed : DataFrame, optional
+        The same of seeds recomputed here, told apart by marker.
+
+    Returns
+    -------
+    Figure
+    """
+    figure, axes = plt.subplots(figsize=(7, 0.33 * len(models) + 1.0), layout="constrained")
+    for row, model in enumerate(models):
+        values = frame.loc[model].printed
+        axes.plot(
+            [values.min(), values.max()], [row, row], color=BLUE, lw=5, alpha=0.25, solid_capstyle="round"
+        )
+        axes.plot(values, [row] * len(values), "o", color=BLUE, ms=5, label="miniature, one dot a seed")
+        if model in paper_deltas:
+            axes.plot(
+                paper_deltas[model], row, "D", color=ORANGE, mfc="white", ms=6, label="paper, DINOv2 on NYUv2"
+            )
+        if recomputed is not None and model in recomputed.index.unique("model"):
+            own = recomputed.loc[model].printed
+            axes.plot(own, [row] * len(own), "x", color="black", ms=7, label="recomputed here")
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set(xlabel="Δ_MTL as printed: mean performance relative to the experts, minus 100 %")
+    axes.set_yticks(range(len(models)), [MODELS[model] for model in models])
+    axes.invert_yaxis()
+    sns.despine(figure)
+    return figure
+
+
+def alpha_figure(scans, baselines_label="experts"):
+    """Validation score against α for each method: one line a seed, the chosen α marked.
+
+    Parameters
+    ----------
+    scans : dict of str to list of (list of dict, float)
+        By method and then seed: rows of the scan, and the α chosen.
+    baselines_label : str
+        What 100 % is.
+
+    Returns
+    -------
+    Figure
+    """
+    figure, axes = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
+    for (method, seeds), (colour, line, marker) in zip(scans.items(), STYLES, strict=False):
+        for number, (rows, alpha) in enumerate(seeds):
+            x, y = [row["alpha"] for row in rows], [100 * row["score"] for row in rows]
+            axes.plot(x, y, color=colour, ls=line, label=MODELS[method] if number == 0 else None)
+            axes.plot(alpha, y[x.index(alpha)], marker, color=colour, ms=6)
+    axes.set(xlabel="α", ylabel=f"mean performance on val\nrelative to the {baselines_label}, %")
+    axes.legend()
+    sns.despine(figure)
+    return figure
+
+
+def relationship_figure(curves, paper, tasks, paper_names=None):
+    """The paper's Figures 3, 5 and 6: performance of every head along every task vector.
+
+    Parameters
+    ----------
+    curves : list of dict
+        One a seed: `{primary: [{"lambda", task: metric}, ...]}`; drawn as mean and range.
+    paper : dict
+        Digitised curves `{primary: {evaluated: [16 values]}}` over λ = 0, 0.1, … 1.5.
+    tasks : sequence of Task
+    paper_names : dict of str to str, optional
+        The paper's name of a task where it differs.
+
+    Returns
+    -------
+    Figure
+        One panel a task vector; solid with a band is ours, thin with markers the paper's.
+    """
+    names = {task.name: (paper_names or {}).get(task.name, task.name) for task in tasks}
+    figure, panels = plt.subplots(
+        1, len(tasks), figsize=(2.75 * len(tasks), 3.2), sharey=True, layout="constrained"
+    )
+    for axes, primary in zip(panels, tasks, strict=True):
+        for task, (colour, line, marker) in zip(tasks, STYLES, strict=False):
+            x = [row["lambda"] for row in curves[0][primary.name]]
+            ratios = np.array([_relative_curve(seed, primary, task) for seed in curves])  # (seeds, λ)
+            axes.fill_between(x, ratios.min(0), ratios.max(0), color=colour, alpha=0.2, lw=0)
+            axes.plot(x, ratios.mean(0), color=colour, ls=line, lw=1.8, label=f"{task.name}, miniature")
+            printed = paper[names[primary.name]][names[task.name]]
+            axes.plot(
+                np.arange(len(printed)) / 10, printed, marker, color=colour, ms=3, mfc="white", lw=0,
+                label=f"{task.name}, paper",
+            )  # fmt: skip
+        axes.axvline(1, color="black", lw=0.6)
+        axes.set(title=f"along τ of {primary.name}", xlabel="λ", ylim=(0, 1.12))
+    panels[0].set_ylabel("performance relative\nto the expert")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(tasks))
+    sns.despine(figure)
+    return figure
+
+
+def _relative_curve(seed, primary, task):
+    """Metric of a head along a task vector, relative to that head's on its own expert, λ = 1."""
+    own = next(row[task.name] for row in seed[task.name] if row["lambda"] == 1)
+    return [normalised_performance(task, row[task.name], own) for row in seed[primary.name]]
+
+
+def qualitative_figure(pictures, tasks, rows):
+    """Images, truth and predictions side by side, for each image and task.
+
+    Parameters
+    ----------
+    pictures : dict of str to ndarray
+        See `simo.records.load_pictures`.
+    tasks : sequence of Task
+    rows : dict of str to str
+        Row keys of the pictures and their titles, such as `{"truth": "ground truth"}`.
+
+    Returns
+    -------
+    Figure
+        One line an image and task; one column a row key.
+    """
+    count, height, width, _ = pictures["image"].shape
+    lines = [(index, task) for index in range(count) for task in tasks]
+    columns = len(rows) + 1
+    size = 1.25
+    figure, panels = plt.subplots(
+        len(lines), columns, figsize=(size * columns, size * height / width * len(lines) + 0.3),
+        gridspec_kw={"wspace": 0.03, "hspace": 0.03, "left": 0.04, "right": 1, "bottom": 0, "top": 0.97},
+    )  # fmt: skip
+    for line, (index, task) in enumerate(lines):
+        panels[line, 0].imshow(pictures["image"][index])
+        panels[line, 0].set_ylabel(task.name, fontsize=8)
+        truth = pictures[f"truth/{task.name}"][index]
+        for axes, key in zip(panels[line, 1:], rows, strict=True):
+            _show(axes, pictures[f"{key}/{task.name}"][index], task, truth)
+    for axes in panels.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        sns.despine(ax=axes, left=True, bottom=True)
+    for axes, title in zip(panels[0], ["image", *rows.values()], strict=True):
+        axes.set_title(title, fontsize=9)
+    return figure
+
+
+def _show(axes, values, task, truth):
+    """Draw one map: classes by colour, depth on the truth's scale, normals as colours."""
+    if task.is_segmentation:
+        colours = ListedColormap([*CLASS_COLOURS, "#ffffff"])
+        axes.imshow(
+            np.minimum(values, len(NYUV2_CLASSES)), cmap=colours, vmin=0, vmax=13, interpolation="nearest"
+        )
+    elif task.channels == 1:
+        low, high = truth[truth > 0].min(), truth.max()
+        axes.imshow(values[..., 0], cmap="viridis_r", vmin=low, vmax=high)
+    else:
+        length = np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-6)
+        axes.imshow(np.clip(values / length / 2 + 0.5, 0, 1))
+
+
+def class_legend():
+    """Draw the colours of the classes with their names; returns the Figure."""
+    figure, axes = plt.subplots(figsize=(7, 0.6), layout="constrained")
+    axes.axis("off")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in CLASS_COLOURS]
+    axes.legend(handles, NYUV2_CLASSES, ncols=7, loc="center", fontsize=8)
+    return figure

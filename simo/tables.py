@@ -1,0 +1,177 @@
+"""From results to tables: normalised performance, both definitions of Δ_MTL, mean and spread over seeds."""
+
+import pandas as pd
+
+from simo.errors import SimoError
+from simo.metrics import delta_formula, delta_printed, normalised_performance
+from simo.tasks import tasks_of
+
+MODELS = {
+    "expert": "Experts",
+    "joint": "Joint training",
+    "average": "Average",
+    "task_arithmetic": "TA",
+    "ties": "TIES",
+    "task_arithmetic+heads": "TA + heads",
+    "task_arithmetic+representation": "TA + representation",
+    "ties+heads": "TIES + heads",
+    "ties+representation": "TIES + representation",
+    "pretrained": "Pretrained",
+    "pretrained+heads": "Pretrained + heads",
+    "pretrained+representation": "Pretrained + representation",
+    "expert+heads": "Experts + heads' budget",
+    "expert+representation": "Experts + repr.'s budget",
+}
+CONTROLS = [name for name in MODELS if name.split("+")[0] == "pretrained" or name.startswith("expert+")]
+PAPER_ROWS = {
+    "expert": "TS",
+    "joint": "MTL",
+    "task_arithmetic": "TA",
+    "ties": "TIES",
+    "task_arithmetic+heads": "TA+head",
+    "task_arithmetic+representation": "TA+repr",
+    "ties+heads": "TIES+head",
+    "ties+representation": "TIES+repr",
+}
+PAPER_TABLES = {"nyuv2": "table1_nyuv2"}
+
+
+def scores(results, dataset):
+    """Every test result of a data set relative to the experts of its own seed.
+
+    Parameters
+    ----------
+    results : DataFrame
+        See `simo.records.results_table`.
+    dataset : str
+
+    Returns
+    -------
+    DataFrame
+        One row a seed and model, indexed by `model` and `seed`, models in the order of `MODELS`: by task
+        name the metric, `<task> %` the normalised performance in per cent, `printed` and `formula` the
+        two Δ_MTL in per cent.
+
+    Raises
+    ------
+    SimoError
+        If the experts of a seed are incomplete.
+    """
+    tasks = tasks_of(dataset)
+    chosen = results[(results.dataset == dataset) & (results.split == "test")]
+    table = chosen.pivot(index=["model", "seed"], columns="task", values="value")
+    rows = {}
+    for (model, seed), values in table.iterrows():
+        if ("expert", seed) not in table.index or table.loc["expert", seed].isna().any():
+            raise SimoError(f"{dataset}, seed {seed}: not every expert has a record; run its notebooks again")
+        experts = table.loc["expert", seed]
+        relative = {
+            f"{t.name} %": 100 * normalised_performance(t, values[t.name], experts[t.name]) for t in tasks
+        }
+        deltas = {
+            "printed": delta_printed(tasks, values, experts),
+            "formula": delta_formula(tasks, values, experts),
+        }
+        rows[model, seed] = {task.name: values[task.name] for task in tasks} | relative | deltas
+    order = {name: number for number, name in enumerate(MODELS)}
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=["model", "seed"])
+    return frame.sort_index(key=lambda level: level.map(order) if level.name == "model" else level)
+
+
+def table_of(frame, dataset, models=None):
+    """The paper's kind of table: metric (normalised performance), Δ; mean ± standard deviation over seeds.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        See `scores`.
+    dataset : str
+    models : sequence of str, optional
+        Rows; all that have results if not given.
+
+    Returns
+    -------
+    DataFrame
+        Of text, one row a model.
+    """
+    rows = {}
+    for model in models or frame.index.unique("model"):
+        own = frame.loc[model]
+        mean, spread = own.mean(), own.std(ddof=1) if len(own) > 1 else own.mean() * float("nan")
+        row = {}
+        for task in tasks_of(dataset):
+            digits = 2 if task.unit in "%°" else 4
+            text = _with_spread(mean[task.name], spread[task.name], digits)
+            row[f"{task.name} ({task.metric}, {task.unit})"] = f"{text} ({mean[f'{task.name} %']:.1f})"
+        row["Δ printed"] = _with_spread(mean["printed"], spread["printed"], 1, sign=True)
+        row["Δ Eq. 2"] = _with_spread(mean["formula"], spread["formula"], 1, sign=True)
+        rows[MODELS[model]] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def paper_beside_ours(frame, dataset, paper):
+    """Normalised performance and printed Δ: the paper's value, ours, for the rows that the paper prints.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        See `scores`.
+    dataset : str
+    paper : dict
+        The content of `paper_numbers.json`.
+
+    Returns
+    -------
+    DataFrame
+        Of text; columns are pairs (quantity, "paper" or "ours").
+    """
+    tasks = tasks_of(dataset)
+    printed = paper[PAPER_TABLES[dataset]]
+    baseline = dict(zip([task.name for task in tasks], printed["TS"], strict=False))
+    rows = {}
+    for model, name in PAPER_ROWS.items():
+        values = dict(zip(baseline, printed[name], strict=False))
+        row = {}
+        for task in tasks:
+            theirs = 100 * normalised_performance(task, values[task.name], baseline[task.name])
+            row[f"{task.name} %", "paper"] = f"{theirs:.1f}"
+            row[f"{task.name} %", "ours"] = f"{frame.loc[model][f'{task.name} %'].mean():.1f}"
+        row["Δ printed", "paper"] = "" if printed[name][-1] is None else f"{printed[name][-1]:+.1f}"
+        row["Δ printed", "ours"] = f"{frame.loc[model].printed.mean():+.1f}"
+        rows[MODELS[model]] = row
+    return pd.DataFrame.from_dict(rows, orient="index").replace({"Δ printed": {"+0.0": ""}})
+
+
+def recomputed_beside_committed(frame, recomputed, tolerance):
+    """Δ of the seeds recomputed here beside the committed ones of the same seed.
+
+    Parameters
+    ----------
+    frame, recomputed : DataFrame
+        See `scores`: committed and recomputed.
+    tolerance : float
+        Largest difference of the printed Δ that counts as agreement, in percentage points.
+
+    Returns
+    -------
+    DataFrame
+        One row a model and recomputed seed that is also committed.
+    """
+    rows = {}
+    for model, seed in recomputed.index:
+        if model == "expert" or (model, seed) not in frame.index:
+            continue
+        ours, theirs = recomputed.loc[(model, seed), "printed"], frame.loc[(model, seed), "printed"]
+        committed = frame.loc[model].printed
+        rows[MODELS[model], seed] = {
+            "committed, all seeds": _with_spread(committed.mean(), committed.std(ddof=1), 1, sign=True),
+            "committed, this seed": f"{theirs:+.1f}",
+            "recomputed here": f"{ours:+.1f}",
+            "agrees": "yes" if abs(ours - theirs) <= tolerance else "NO",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=["Δ printed", "seed"])
+
+
+def _with_spread(mean, spread, digits, sign=False):
+    number = f"{mean:{'+' if sign else ''}.{digits}f}"
+    return number if spread != spread or spread == 0 else f"{number} ± {spread:.{digits}f}"

@@ -1,0 +1,118 @@
+"""Assembles the book's source from prose and notebooks, builds it, and checks that every page exists.
+
+python tools/book.py build build/miniature/book [--executed FOLDER]
+python tools/book.py records build/miniature/records records/miniature
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from simo.errors import SimoError
+from simo.files import atomic_path, read_json, write_json
+from simo.notebooks import ROOT, declared_parameters
+
+# the run that stands for a computing notebook's page, where several exist
+SHOWN = {
+    "expert": "expert_segmentation",
+    "merge": "merge_task_arithmetic",
+    "realign": "realign_task_arithmetic",
+}
+
+
+def read_toc():
+    """The table of contents, parsed."""
+    return yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+
+
+def pages_of(toc):
+    """Documents that a table of contents names, root first, without suffix."""
+    pages = [toc["root"]]
+    for part in toc.get("parts", []):
+        pages += [chapter["file"] for chapter in part["chapters"]]
+    return pages
+
+
+def assemble(source, executed):
+    """Bring everything that the book consists of into one folder.
+
+    Drawn pages are there already. A computing notebook comes from the folder of executed ones, or, where
+    it was not run, as it is written: code without outputs.
+
+    Parameters
+    ----------
+    source : Path
+        The folder; other files in it stay.
+    executed : Path or None
+        Folder of executed computing notebooks.
+    """
+    shutil.copytree(ROOT / "book", source / "book", dirs_exist_ok=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, source / name)
+    for page in pages_of(read_toc()):
+        name = Path(page).name
+        if not page.startswith("notebooks/") or draws(name):
+            continue
+        run = executed and executed / f"{SHOWN.get(name, name)}.ipynb"
+        notebook = read_json(run if run and run.exists() else ROOT / f"{page}.ipynb")
+        for cell in notebook["cells"]:
+            if "injected-parameters" in cell["metadata"].get("tags", ()):
+                cell["metadata"]["tags"].append("hide-input")
+        write_json(source / f"{page}.ipynb", notebook)
+
+
+def draws(name):
+    """Whether a notebook draws a page from records: those declare a parameter `recomputed`."""
+    return "recomputed" in declared_parameters(name)
+
+
+def build(folder, executed):
+    """Build the book with all warnings as errors; SimoError if it fails or a page is missing."""
+    source = folder / "source"
+    assemble(source, executed)
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [program, "build", source, "--path-output", folder]
+    if subprocess.run([*command, "-W", "-n", "--keep-going"]).returncode:
+        raise SimoError("jupyter-book reported warnings or errors, see above")
+    html = folder / "_build" / "html"
+    missing = [page for page in pages_of(read_toc()) if not (html / f"{page}.html").is_file()]
+    if missing:
+        raise SimoError(
+            f"the build lacks {missing[0]}.html although _toc.yml lists it ({len(missing)} missing)"
+        )
+
+
+def copy_records(computed, committed):
+    """Copy recomputed records, and the pictures of seed 0, to the committed folder."""
+    for path in sorted(computed.glob("*/seed*/*")):
+        if path.suffix == ".json" or path.parent.name == "seed0":
+            with atomic_path(committed / path.relative_to(computed)) as temporary:
+                shutil.copy(path, temporary)
+
+
+def main():
+    """Command line: see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, places in {"build": ["folder"], "records": ["computed", "committed"]}.items():
+        command = commands.add_parser(name)
+        for place in places:
+            command.add_argument(place, type=Path)
+    commands.choices["build"].add_argument("--executed", default="", help="folder of executed notebooks")
+    options = parser.parse_args()
+    try:
+        if options.command == "build":
+            build(options.folder, Path(options.executed) if options.executed else None)
+        else:
+            copy_records(options.computed, options.committed)
+    except SimoError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
