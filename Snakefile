@@ -231,7 +231,7 @@ def drawn_from(wildcards):
 
 rule page:
     input: drawn_from
-    output: notebook=BUILD + "/{kind}/source/notebooks/{page}.ipynb"
+    output: notebook=BUILD + "/{kind}/pages/{page}.ipynb"
     log: BUILD + "/logs/{kind}/{page}.log"
     message: "draw the page {wildcards.page}"
     params:

@@ -102,9 +102,10 @@ def table_of(frame, dataset, models=None):
         for task in tasks_of(dataset):
             digits = 2 if task.unit in "%°" else 4
             text = _with_spread(mean[task.name], spread[task.name], digits)
-            row[f"{task.name} ({task.metric}, {task.unit})"] = f"{text} ({mean[f'{task.name} %']:.1f})"
-        row["Δ printed"] = _with_spread(mean["printed"], spread["printed"], 1, sign=True)
-        row["Δ Eq. 2"] = _with_spread(mean["formula"], spread["formula"], 1, sign=True)
+            row[task.name, f"{task.metric}, {task.unit}"] = f"{text} ({mean[f'{task.name} %']:.1f})"
+        for definition, name in {"printed": "printed", "formula": "Eq. 2"}.items():
+            text = _with_spread(mean[definition], spread[definition], 1, sign=True)
+            row["Δ_MTL, %", name] = "" if model == "expert" else text
         rows[MODELS[model]] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -134,12 +135,13 @@ def paper_beside_ours(frame, dataset, paper):
         row = {}
         for task in tasks:
             theirs = 100 * normalised_performance(task, values[task.name], baseline[task.name])
-            row[f"{task.name} %", "paper"] = f"{theirs:.1f}"
-            row[f"{task.name} %", "ours"] = f"{frame.loc[model][f'{task.name} %'].mean():.1f}"
-        row["Δ printed", "paper"] = "" if printed[name][-1] is None else f"{printed[name][-1]:+.1f}"
-        row["Δ printed", "ours"] = f"{frame.loc[model].printed.mean():+.1f}"
+            row[f"{task.name}, %", "paper"] = f"{theirs:.1f}"
+            row[f"{task.name}, %", "ours"] = f"{frame.loc[model][f'{task.name} %'].mean():.1f}"
+        if model != "expert":
+            row["Δ_MTL, %", "paper"] = f"{printed[name][-1]:+.1f}"
+            row["Δ_MTL, %", "ours"] = f"{frame.loc[model].printed.mean():+.1f}"
         rows[MODELS[model]] = row
-    return pd.DataFrame.from_dict(rows, orient="index").replace({"Δ printed": {"+0.0": ""}})
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
 def recomputed_beside_committed(frame, recomputed, tolerance):

@@ -38,31 +38,36 @@ def pages_of(toc):
     return pages
 
 
-def assemble(source, executed):
+def assemble(source, pages, executed):
     """Bring everything that the book consists of into one folder.
-
-    Drawn pages are there already. A computing notebook comes from the folder of executed ones, or, where
-    it was not run, as it is written: code without outputs.
 
     Parameters
     ----------
     source : Path
-        The folder; other files in it stay.
+        The folder; made anew.
+    pages : Path
+        Folder of the drawn pages.
     executed : Path or None
-        Folder of executed computing notebooks.
+        Folder of executed computing notebooks. One that was not run appears as it is written: code
+        without outputs.
     """
-    shutil.copytree(ROOT / "book", source / "book", dirs_exist_ok=True)
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(ROOT / "book", source / "book")
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, source / name)
     for page in pages_of(read_toc()):
-        name = Path(page).name
-        if not page.startswith("notebooks/") or draws(name):
+        if not page.startswith("notebooks/"):
             continue
-        run = executed and executed / f"{SHOWN.get(name, name)}.ipynb"
-        notebook = read_json(run if run and run.exists() else ROOT / f"{page}.ipynb")
+        name = Path(page).name
+        run = (
+            pages / f"{name}.ipynb"
+            if draws(name)
+            else executed and executed / f"{SHOWN.get(name, name)}.ipynb"
+        )
+        notebook = read_json(run if run and (draws(name) or run.exists()) else ROOT / f"{page}.ipynb")
         for cell in notebook["cells"]:
             if "injected-parameters" in cell["metadata"].get("tags", ()):
-                cell["metadata"]["tags"].append("hide-input")
+                cell["metadata"]["tags"].append("remove-cell" if draws(name) else "hide-input")
         write_json(source / f"{page}.ipynb", notebook)
 
 
@@ -74,7 +79,7 @@ def draws(name):
 def build(folder, executed):
     """Build the book with all warnings as errors; SimoError if it fails or a page is missing."""
     source = folder / "source"
-    assemble(source, executed)
+    assemble(source, folder / "pages", executed)
     program = Path(sys.executable).with_name("jupyter-book")
     command = [program, "build", source, "--path-output", folder]
     if subprocess.run([*command, "-W", "-n", "--keep-going"]).returncode:
