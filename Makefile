@@ -29,7 +29,7 @@ book: environment ## recompute everything that is not up to date and build the b
 
 redraw: environment ## draw every table and figure again from records/, and build the book; no training
 	@$(pipeline) redraw $(settings)
-	@echo "The book: $(CURDIR)/$(page)"
+	@echo "The book: $(CURDIR)/$(subst /book/,/redraw/,$(page))"
 
 data: environment ## prepare the datasets: render the miniature, or check the folder DATA
 	@$(pipeline) data $(settings)
@@ -38,14 +38,14 @@ records: SEEDS = 0 1 2
 records: environment ## recompute all three seeds and copy their results to records/
 	@$(pipeline) records $(settings)
 
-backbone: environment ## train the miniature's small backbone again, which simo/weights holds
-	@$(pipeline) backbone $(settings)
+backbone: environment ## pretrain the miniature's encoder again, into build/backbone; simo/weights holds it
+	@.venv/bin/python -m data_scripts.backbone --out build/backbone/miniature_vit.safetensors
 
 links: redraw ## check that every link of the book leads somewhere; needs the network
-	@.venv/bin/jupyter-book build build/$(PROFILE)/book --builder linkcheck
+	@.venv/bin/jupyter-book build build/$(PROFILE)/redraw/source --path-output build/$(PROFILE)/redraw --builder linkcheck
 
 test: lint ## check style, then run every test
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest tests notebooks/nyuv2.ipynb --nbval-lax --nbval-current-env
 
 lint: environment ## check style only
 	@.venv/bin/python -m ruff check .

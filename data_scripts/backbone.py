@@ -203,7 +203,8 @@ def parse(arguments):
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--images", type=int, default=12000, help="unlabelled renders")
     parser.add_argument("--epochs", type=float, default=32, help="passes over them")
-    parser.add_argument("--batch-size", type=int, default=128, help="images a step")
+    # for so little computation many small steps win: after 38,400 images the loss is .70, with 128 a step .83
+    parser.add_argument("--batch-size", type=int, default=32, help="images a step")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--mask", type=float, default=0.6, help="share of the patches that are hidden")
     parser.add_argument("--seed", type=int, default=0, help="of renders, weights, order and masks")

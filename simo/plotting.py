@@ -48,7 +48,7 @@ def idea_figure():
     axes.set(xlim=(0, 16.4), ylim=(0, 8.6))
     axes.axis("off")
 
-    def box(x, y, text, colour, width=1.9, height=0.9, hatch=None):
+    def box(x, y, text, colour, width=1.9, height=0.9):
         patch = FancyBboxPatch(
             (x, y),
             width,
@@ -56,13 +56,12 @@ def idea_figure():
             boxstyle="round,pad=0.06",
             facecolor=colour + "33",
             edgecolor=colour,
-            hatch=hatch,
         )
         axes.add_patch(patch)
         axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9)
 
-    def arrow(start, end, colour="#555555", style="-|>"):
-        axes.annotate("", end, start, arrowprops={"arrowstyle": style, "color": colour, "lw": 1.2})
+    def arrow(start, end, colour="#555555"):
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.2})
 
     tasks = [("segmentation", BLUE), ("depth", ORANGE), ("normals", GREEN)]
     axes.text(2.4, 8.2, "1  experts", ha="center", fontsize=10, weight="bold")
@@ -75,16 +74,16 @@ def idea_figure():
         arrow((2.2, y + 0.45), (2.95, y + 0.45))
         axes.text(2.4, y - 0.42, name, ha="center", fontsize=8.5, color=colour)
         box(8.6, y, f"head $φ_{row + 1}$", colour, 1.6)
-        arrow((7.7, 4.55), (8.5, y + 0.45), "#AA3333", "-|>")
+        arrow((4.75, y + 0.45), (5.5, 4.55), GREY)
+        arrow((7.7, 4.55), (8.5, y + 0.45), "#AA3333")
         axes.text(10.55, y + 0.45, "✗", color="#AA3333", ha="center", va="center", fontsize=13)
         box(14.6, y, f"head $φ_{row + 1}'$", colour, 1.6)
         arrow((13.8, 4.55), (14.55, y + 0.45), colour)
     box(5.6, 4.1, "$θ_0 + α\\,τ$", GREY, 2.0)
     axes.text(6.6, 3.55, "one encoder", ha="center", fontsize=8.5, color=GREY)
-    arrow((4.75, 4.55), (5.5, 4.55), GREY, "-|>")
-    box(11.7, 4.1, "$f(x) + BAx$", GREY, 2.0, hatch="///")
+    box(11.7, 4.1, "$f(x) + BAx$", GREY, 2.0)
     axes.text(12.7, 3.55, "adapters (optional)", ha="center", fontsize=8.5, color=GREY)
-    arrow((10.95, 4.55), (11.6, 4.55), GREY, "-|>")
+    arrow((10.95, 4.55), (11.6, 4.55), GREY)
     axes.text(7.6, 0.35, "task vectors $τ_t = θ_t − θ_0$,  $τ = g(τ_1, τ_2, τ_3)$", ha="center", fontsize=9)
     axes.text(13.6, 0.35, "few validation images, few steps", ha="center", fontsize=9)
     return figure

@@ -100,11 +100,19 @@ def copy_records(computed, committed):
                 shutil.copy(path, temporary)
 
 
+def draw_readme_figure():
+    """Draw the README's picture, which is the introduction's first figure."""
+    from simo import plotting
+
+    plotting.set_style()
+    plotting.idea_figure().savefig(ROOT / "book" / "idea.png", dpi=120)
+
+
 def main():
     """Command line: see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, places in {"build": ["folder"], "records": ["computed", "committed"]}.items():
+    for name, places in {"build": ["folder"], "records": ["computed", "committed"], "figure": []}.items():
         command = commands.add_parser(name)
         for place in places:
             command.add_argument(place, type=Path)
@@ -113,6 +121,8 @@ def main():
     try:
         if options.command == "build":
             build(options.folder, Path(options.executed) if options.executed else None)
+        elif options.command == "figure":
+            draw_readme_figure()
         else:
             copy_records(options.computed, options.committed)
     except SimoError as error:

@@ -1,0 +1,116 @@
+"""The whole of it at smoke size, in a copy of the project whose path has spaces."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = {"joint", "control", "relationships", "qualitative"}
+EXPERIMENTS |= {f"expert_{task}" for task in ("segmentation", "depth", "normals")}
+EXPERIMENTS |= {f"merge_{method}" for method in ("pretrained", "average", "task_arithmetic", "ties")}
+EXPERIMENTS |= {f"realign_{method}" for method in ("pretrained", "task_arithmetic", "ties")}
+
+
+def run(project, *command):
+    """Run a command of the project; return the finished process with its output as text."""
+    return subprocess.run(
+        [sys.executable, *command], cwd=project, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def planned(project, profile="smoke"):
+    """Names of the rules that Snakemake would run now, targets and the book itself left out."""
+    done = run(project, "-m", "snakemake", "-n", "book", "--cores", "2", "--config", f"profile={profile}")
+    assert done.returncode == 0, done.stdout
+    return set(re.findall(r"^rule (\w+):", done.stdout, re.MULTILINE)) - {"book", "page", "html"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project, after one `make book` at smoke size."""
+    folder = tmp_path_factory.mktemp("smoke") / "a path with spaces"
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv", "build", ".snakemake", "__pycache__", "*.egg-info", ".explore"
+    )
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    done = run(folder, "tools/pipeline.py", "book", "--config", "profile=smoke")
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+def test_every_experiment_leaves_a_record_with_its_provenance(project):
+    """One command from nothing writes all records, each with hashes, versions, device and time."""
+    records = {
+        path.stem: json.loads(path.read_text()) for path in project.glob("build/smoke/records/**/*.json")
+    }
+    assert records.keys() == EXPERIMENTS
+    for record in records.values():
+        assert record["provenance"]["hashes"].keys() >= {"code", "data", "backbone"}
+        assert record["provenance"]["seconds"] > 0
+
+
+def test_every_page_of_the_contents_is_built(project):
+    """The book holds every page that its table of contents promises, and no leftovers of training remain."""
+    toc = yaml.safe_load((project / "_toc.yml").read_text())
+    pages = [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+    html = project / "build/smoke/book/_build/html"
+    assert [page for page in pages if not (html / f"{page}.html").is_file()] == []
+    assert list(project.glob("build/smoke/checkpoints/**/partial/*")) == []
+
+
+def test_second_run_does_nothing(project):
+    """What is up to date is not run again."""
+    done = run(project, "tools/pipeline.py", "book", "--config", "profile=smoke")
+    assert done.returncode == 0
+    assert "nothing to be done" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "again"),
+    [
+        ("notebooks/params/smoke/nyuv2.yaml", "adapter_lr: 0.01", "adapter_lr: 0.02", {"realign", "control", "qualitative"}),
+        ("notebooks/params/smoke/nyuv2.yaml", "lambdas: [0.0, 1.0]", "lambdas: [0.0, 0.5, 1.0]", {"relationships"}),
+        ("simo/training.py", "# dropout", "# what drops out", set()),
+        ("simo/training.py", "Minimise the unweighted mean", "Minimise the mean", set()),
+        ("simo/merging.py", "density=0.2", "density=0.3", {"merge", "realign", "relationships", "qualitative"}),
+        ("notebooks/params/smoke/data.yaml", "train: 12", "train: 13", {"render", "joint", "expert", "merge", "realign", "control", "relationships", "qualitative"}),
+    ],
+)  # fmt: skip
+def test_a_change_runs_again_what_depends_on_it(project, file, old, new, again):
+    """A parameter, code or data change re-runs what depends on it and nothing else; comments re-run nothing."""
+    path = project / file
+    before = path.read_text()
+    assert old in before
+    path.write_text(before.replace(old, new))
+    try:
+        assert planned(project) == again
+    finally:
+        path.write_text(before)
+
+
+def test_misspelt_parameter_stops_before_anything_runs(project):
+    """A key of a parameter file that no notebook knows is named, and nothing is computed with defaults."""
+    path = project / "notebooks/params/smoke/nyuv2.yaml"
+    before = path.read_text()
+    path.write_text(before + "finetune_step: 5\n")
+    try:
+        done = run(project, "tools/pipeline.py", "book", "--config", "profile=smoke")
+    finally:
+        path.write_text(before)
+    assert done.returncode != 0
+    assert "no notebook has a parameter 'finetune_step'" in done.stdout
+
+
+def test_redraw_needs_committed_records_only(project):
+    """`make redraw` builds the whole book from records/, without data, checkpoints or training."""
+    shutil.rmtree(project / "build", ignore_errors=True)
+    done = run(project, "tools/pipeline.py", "redraw", "--config", "profile=miniature")
+    assert done.returncode == 0, done.stdout
+    assert (project / "build/miniature/redraw/_build/html/notebooks/nyuv2.html").is_file()
+    assert not (project / "build/miniature/checkpoints").exists()
