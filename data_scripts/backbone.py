@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections import deque
@@ -30,7 +29,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from data_scripts import RENDERER
-from data_scripts.miniature import scene_seed
+from data_scripts.miniature import _start_worker, scene_seed
 from data_scripts.rooms import render_room
 from simo.checkpoints import TensorFile, save_checkpoint
 from simo.errors import SimoError
@@ -123,14 +122,9 @@ def pixels(images):
     return (patches - patches.mean(2, keepdim=True)) / (patches.var(2, keepdim=True) + 1e-4).sqrt()
 
 
-def visible_count(mask):
-    """How many patches of an image the encoder sees, K, if the share `mask` is hidden."""
-    return round((1 - mask) * PATCHES)
-
-
 def choose_visible(batch, mask):
-    """Draw which patches of each image the encoder sees: indices `(batch, K)`."""
-    return torch.rand(batch, PATCHES).argsort(dim=1)[:, : visible_count(mask)]
+    """Draw which patches of each image the encoder sees: indices `(batch, K)`, `K = (1 - mask) · N`."""
+    return torch.rand(batch, PATCHES).argsort(dim=1)[:, : round((1 - mask) * PATCHES)]
 
 
 def augment(images):
@@ -177,29 +171,28 @@ def load_renders(folder, seed, count, workers):
     missing = [path for path in paths if not path.exists()]
     show = functools.partial(progress, start=len(paths) - len(missing), total=len(paths), label="render")
     render = functools.partial(render_chunk, seed=seed)
-    try:
-        if workers == 1 or len(missing) < 2:
-            deque(show(map(render, missing)), maxlen=0)
-        else:
-            render_room(0, 8, 8)  # compiles the kernel into its cache once, for all workers
-            quiet = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if workers == 1 or len(missing) < 2:
+        deque(show(map(render, missing)), maxlen=0)
+    else:
+        render_room(0, 8, 8)  # compiles the kernel into its cache once, for all workers
+        try:
             # spawned, not forked: a fork of a process that has used torch's threads may hang
-            with ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, quiet) as pool:
+            with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn"), _start_worker) as pool:
                 deque(show(pool.map(render, missing)), maxlen=0)
+        except BrokenProcessPool as error:
+            raise SimoError(
+                f"a rendering process died, perhaps for want of memory: run again, --workers below {workers}"
+            ) from error
+    try:
         return np.concatenate([np.load(path, allow_pickle=False) for path in paths])
-    except BrokenProcessPool as error:
-        raise SimoError(
-            f"a rendering process died, perhaps for want of memory: run again with --workers below {workers}"
-        ) from error
     except (ValueError, EOFError) as error:
         raise SimoError(f"a file in {folder} is damaged ({error}): delete it and run again") from error
 
 
 def parse(arguments):
     """Read the command line; SimoError for values that cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_scripts.backbone", description=__doc__.split("\n")[0]
-    )
+    summary = __doc__.split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m data_scripts.backbone", description=summary)
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--images", type=int, default=12000, help="unlabelled renders")
     parser.add_argument("--epochs", type=float, default=32, help="passes over them")
@@ -217,7 +210,7 @@ def parse(arguments):
     for name in ("images", "epochs", "batch_size", "lr", "workers"):
         if not getattr(options, name) > 0:
             raise SimoError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected a number above 0")
-    if not (0 < options.mask < 1 and 0 < visible_count(options.mask) < PATCHES):
+    if not (0 < options.mask < 1 and 0 < choose_visible(1, options.mask).shape[1] < PATCHES):
         raise SimoError(f"--mask {options.mask}: expected some of {PATCHES} patches hidden, some visible")
     return options
 

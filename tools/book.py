@@ -5,9 +5,11 @@ python tools/book.py records build/miniature/records records/miniature
 """
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -15,7 +17,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from simo.errors import SimoError
 from simo.files import atomic_path, read_json, write_json
-from simo.notebooks import ROOT, declared_parameters
+from simo.notebooks import ROOT, declared_parameters, run_notebook
 
 # the run that stands for a computing notebook's page, where several exist
 SHOWN = {
@@ -100,6 +102,29 @@ def copy_records(computed, committed):
                 shutil.copy(path, temporary)
 
 
+def store_expected_output(name):
+    """Run a drawing notebook on the committed records, and keep what its checked cells print.
+
+    nbval compares these cells, marked `# NBVAL_CHECK_OUTPUT`, in `make test`. No other output is kept.
+
+    Parameters
+    ----------
+    name : str
+        Of a notebook in `notebooks/`.
+    """
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    notebook = read_json(path)
+    with tempfile.TemporaryDirectory() as folder:
+        executed = Path(folder) / path.name
+        run_notebook(path, executed, {})
+        by_id = {cell["id"]: cell for cell in read_json(executed)["cells"]}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code" and cell["source"][0].startswith("# NBVAL_CHECK_OUTPUT"):
+            cell["outputs"] = by_id[cell["id"]]["outputs"]
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def draw_readme_figure():
     """Draw the README's picture, which is the introduction's first figure."""
     from simo import plotting
@@ -125,6 +150,8 @@ def main():
             draw_readme_figure()
         else:
             copy_records(options.computed, options.committed)
+            if options.committed.resolve() == ROOT / "records" / "miniature":
+                store_expected_output("nyuv2")
     except SimoError as error:
         sys.exit(f"error: {error}")
 
