@@ -241,7 +241,7 @@ def run(options):
         "arguments": what,
         "steps": optimisation.steps,
         "final_loss": history[-1]["image"],
-        "device": device_name(),
+        "device": device_name(device),
         "seconds": round(time.monotonic() - clock, 1),
         "seconds_from_step": begun,  # above 0 if an interrupted run was continued
         "versions": versions(),

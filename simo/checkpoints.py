@@ -30,7 +30,6 @@ def save_checkpoint(path, tensors, recipe):
     """
     path = Path(path)
     with atomic_path(path) as temporary:
-        path.with_suffix(".json").unlink(missing_ok=True)
         save_tensors(temporary, tensors)
         digest = _sha256(temporary)
     write_json(path.with_suffix(".json"), {**recipe, "sha256": digest})

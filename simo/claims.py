@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-
 # A seed recomputed on another machine may differ from the committed one by this many points of the printed Δ:
 # floating-point sums in another order are amplified by hundreds of steps.
 TOLERANCE = 2.0
@@ -117,14 +116,16 @@ def judge(frame):
     -------
     DataFrame
         Indexed by claim name: `claim`, `unit`, one column a seed with the deciding number, and `verdict`:
-        "holds", "fails", or "holds on n of m seeds".
+        "holds", "fails", "holds on n of m seeds", or "not run".
     """
     deltas = frame.printed.unstack("seed")
     rows = {}
     for claim in CLAIMS:
         values = {seed: claim.measure(deltas[seed]) for seed in deltas}
-        count = sum(claim.holds(value) for value in values.values())
-        verdict = {len(values): "holds", 0: "fails"}.get(count, f"holds on {count} of {len(values)} seeds")
+        known = [value for value in values.values() if value == value]  # NaN: a result is missing
+        count = sum(claim.holds(value) for value in known)
+        verdict = {len(known): "holds", 0: "fails"}.get(count, f"holds on {count} of {len(known)} seeds")
+        verdict = verdict if known else "not run"
         numbers = {f"seed {seed}": value for seed, value in values.items()}
         rows[claim.name] = {"claim": claim.sentence, "unit": claim.unit, **numbers, "verdict": verdict}
     return pd.DataFrame.from_dict(rows, orient="index")

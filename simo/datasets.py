@@ -92,6 +92,10 @@ class PreparedDataset(Dataset):
         sample = {"image": image}
         for task in self.tasks:
             target = torch.from_numpy(self._load(task.folder, name))
+            if task.is_segmentation and target.is_floating_point() and (target != target.round()).any():
+                raise SimoError(
+                    f"{self._path(task.folder, name)}: expected whole numbers as classes, found fractions"
+                )
             target = target.long() if task.is_segmentation else target.float().movedim(-1, 0)
             path = self._path(task.folder, name)
             if target.shape[-2:] != self.size:
@@ -155,7 +159,8 @@ def augment(sample, tasks, scales, crop, generator):
     """Enlarge, crop and flip image and targets together, as the paper does for NYUv2.
 
     Depth is divided by the scale, because an enlarged image looks taken from nearer; the flip negates
-    the normals' x. Images are resized bilinearly, targets by nearest neighbour.
+    the normals' x. Images are resized bilinearly, targets by nearest neighbour (`nearest-exact`, which stays
+    registered with the image).
 
     Parameters
     ----------
@@ -197,7 +202,7 @@ def augment(sample, tasks, scales, crop, generator):
 
     moved = {"image": move(sample["image"], "bilinear")}
     for task in tasks:
-        moved[task.name] = move(sample[task.name], "nearest")
+        moved[task.name] = move(sample[task.name], "nearest-exact")
         if task.name == "depth":
             moved[task.name] = moved[task.name] / scale
         elif task.name == "normals" and flip:

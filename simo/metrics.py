@@ -12,6 +12,15 @@ from simo.errors import SimoError
 from simo.tasks import IGNORED_CLASS, valid_pixels
 
 
+def check_finite(prediction):
+    """Refuse predictions that are NaN or infinite: a metric would hide or spread them."""
+    if not torch.isfinite(prediction).all():
+        count = (~torch.isfinite(prediction)).sum().item()
+        raise SimoError(
+            f"expected finite predictions, found {count} NaN or infinite values: the model diverged"
+        )
+
+
 class MeanIoU(MulticlassConfusionMatrix):
     """Mean intersection over union in per cent, over classes that occur in prediction or target.
 
@@ -20,6 +29,11 @@ class MeanIoU(MulticlassConfusionMatrix):
 
     def __init__(self, channels):
         super().__init__(num_classes=channels, ignore_index=IGNORED_CLASS, validate_args=False)
+
+    def update(self, prediction, target):
+        """Add a batch."""
+        check_finite(prediction)
+        super().update(prediction, target)
 
     def compute(self):
         """Return the mIoU in `[0, 100]`; SimoError if no pixel was labelled."""
@@ -41,6 +55,7 @@ class PooledMean(Metric):
 
     def update(self, prediction, target):
         """Add a batch: prediction and target `(B, C, H, W)`, zero targets ignored."""
+        check_finite(prediction)
         errors = self.error_map(prediction.double(), target.double())[valid_pixels(target)]
         if errors.numel():
             self.mean.update(errors)
@@ -94,7 +109,14 @@ def normalised_performance(task, value, baseline):
     -------
     float
         In `[0, inf)`; the paper prints it in per cent.
+
+    Raises
+    ------
+    SimoError
+        If the divisor is 0.
     """
+    if (baseline if task.higher_is_better else value) == 0:
+        raise SimoError(f"task {task.name}: performance relative to {task.metric} = 0 is not defined")
     return value / baseline if task.higher_is_better else baseline / value
 
 

@@ -45,8 +45,10 @@ class Encoder(nn.Module):
     def __init__(self, backbone, blocks):
         super().__init__()
         depth = len(backbone.blocks)
-        if not blocks or any(not 1 <= block <= depth for block in blocks):
-            raise SimoError(f"blocks {list(blocks)}: expected numbers from 1 to {depth}, the encoder's depth")
+        if not blocks or list(blocks) != sorted({block for block in blocks if 1 <= block <= depth}):
+            raise SimoError(
+                f"blocks {list(blocks)}: expected increasing numbers from 1 to {depth}, the depth"
+            )
         self.backbone, self.taps = backbone, [block - 1 for block in blocks]
         self.patch = backbone.patch_embed.patch_size[0]
         self.channels = 2 * len(blocks) * backbone.embed_dim

@@ -137,6 +137,7 @@ def _imported_modules(code):
     ours = [
         name.replace(".", "/") + ".py" for name in names if name.split(".")[0] in ("simo", "data_scripts")
     ]
+    ours += [name.split(".")[0] + "/__init__.py" for name in names if name.split(".")[0] == "data_scripts"]
     return {ROOT / name for name in ours if (ROOT / name).is_file()}
 
 
@@ -177,6 +178,7 @@ def run_notebook(notebook, output, parameters):
     """
     check_parameters(notebook, parameters)
     import papermill  # slow: not before the parameters are right
+    from nbclient.exceptions import DeadKernelError
 
     output = Path(output)
     failed = output.with_name(f"{output.stem}.failed.ipynb")
@@ -197,6 +199,10 @@ def run_notebook(notebook, output, parameters):
             raise SimoError(
                 f"{Path(notebook).name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
                 f"The notebook with its traceback: {failed}"
+            ) from error
+        except DeadKernelError as error:
+            raise SimoError(
+                f"the kernel of {Path(notebook).name} died, most often for lack of memory"
             ) from error
     failed.unlink(missing_ok=True)
 

@@ -121,6 +121,7 @@ def realign_representation(model, dataset, tasks, optimisation, rank, adapter_ra
         A realigned copy whose blocks are `AdaptedBlock`s, and the loss history.
     """
     model = copy.deepcopy(model)
+    torch.manual_seed(optimisation.seed)  # of the adapters, so that a resumed run begins with the same
     adapters = add_adapters(model.encoder, rank)
     model.to(optimisation.device).encoder.eval()
     heads = list(model.heads.train().requires_grad_(True).parameters())

@@ -35,8 +35,8 @@ PLACES = (
     "data",
     "checkpoints",
     "records",
+    "backbone_weights",
     "device",
-    "precision",
     "threads",
     "workers",
 )  # where, not what, is computed
@@ -129,7 +129,7 @@ class Run:
                 "parameters": self.parameters,
                 "hashes": self.hashes,
                 "versions": versions(),
-                "device": device_name(),
+                "device": device_name(self.where["device"]),
                 "started": self.started.isoformat(timespec="seconds"),
                 "seconds": round(time.monotonic() - self._clock, 1),
                 "peak_memory_mb": peak_memory_mb(),
@@ -155,10 +155,10 @@ def versions():
     }
 
 
-def device_name():
+def device_name(device):
     """Name of the GPU if one is used, otherwise of the processor's architecture and core count."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
     return f"CPU {platform.machine()}, {torch.get_num_threads()} thread(s)"
 
 

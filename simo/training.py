@@ -222,7 +222,7 @@ def _load_state(path, model, optimiser, trained):
     for key in TensorFile(path, "optimiser."):
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = file[f"optimiser.{key}"]
-    if state and len(state) != len(trained):
+    if not state.keys() <= set(range(len(trained))):  # a parameter without gradient has no state
         raise SimoError(f"{path} is the state of another training: delete it to start afresh")
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     return int(file.metadata["step"]), json.loads(file.metadata["history"])

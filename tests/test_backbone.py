@@ -207,7 +207,7 @@ def test_shipped_weights_are_what_they_say():
 
 def test_shipped_weights_know_rooms():
     """Protects their worth: depth of unseen rooms is better read off them than off random weights."""
-    rooms = [render_room(scene_seed(0, "preview", index)) for index in range(96)]
+    rooms = [render_room(scene_seed(0, "preview", index)) for index in range(60)]
     images = torch.stack([torch.from_numpy(room["image"]).movedim(-1, 0) for room in rooms])
     depth = torch.stack([torch.from_numpy(room["depth"]).movedim(-1, 0) for room in rooms])
     torch.manual_seed(0)
@@ -215,4 +215,4 @@ def test_shipped_weights_know_rooms():
         depth_r2(create_encoder(**backbone.MODEL, blocks=[2, 3, 5, 6], weights=weights).eval(), images, depth)
         for weights in (None, WEIGHTS)
     )
-    assert pretrained > fresh + 0.05
+    assert pretrained > fresh + 0.1

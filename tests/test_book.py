@@ -12,7 +12,12 @@ from tools import book
 @pytest.fixture
 def pages(tmp_path):
     """A folder of drawn pages that each hold one parameter cell as papermill injects it."""
-    cell = {"cell_type": "code", "id": "a", "metadata": {"tags": ["injected-parameters"]}, "source": ["x = 1"]}
+    cell = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {"tags": ["injected-parameters"]},
+        "source": ["x = 1"],
+    }
     cell |= {"outputs": [], "execution_count": 1}
     for name in ("introduction", "nyuv2", "status"):
         (tmp_path / f"{name}.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}}))
@@ -21,7 +26,10 @@ def pages(tmp_path):
 
 def test_pages_of_lists_root_and_chapters():
     """Every document of the table of contents is checked, the root included."""
-    toc = {"root": "a", "parts": [{"chapters": [{"file": "b"}, {"file": "c/d"}]}, {"chapters": [{"file": "e"}]}]}
+    toc = {
+        "root": "a",
+        "parts": [{"chapters": [{"file": "b"}, {"file": "c/d"}]}, {"chapters": [{"file": "e"}]}],
+    }
     assert book.pages_of(toc) == ["a", "b", "c/d", "e"]
 
 
@@ -60,5 +68,7 @@ def test_records_are_copied_but_pictures_of_seed_0_only(tmp_path):
         for name in ("joint.json", "qualitative.npz"):
             (folder / name).write_text("{}")
     book.copy_records(tmp_path / "computed", tmp_path / "committed")
-    copied = sorted(str(path.relative_to(tmp_path / "committed")) for path in tmp_path.glob("committed/**/*.*"))
+    copied = sorted(
+        str(path.relative_to(tmp_path / "committed")) for path in tmp_path.glob("committed/**/*.*")
+    )
     assert copied == ["nyuv2/seed0/joint.json", "nyuv2/seed0/qualitative.npz", "nyuv2/seed1/joint.json"]

@@ -1,0 +1,308 @@
+"""simo.models: features, heads and adapters against hooks on timm's model, formulas, the paper's counts."""
+
+import itertools
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from simo.checkpoints import save_checkpoint
+from simo.errors import SimoError
+from simo.models import (
+    AdaptedBlock,
+    Encoder,
+    Features,
+    LinearHead,
+    add_adapters,
+    count_parameters,
+    create_encoder,
+    create_model,
+    load_model,
+)
+from simo.tasks import TASKS
+
+SEGMENTATION, DEPTH, NORMALS = TASKS["nyuv2"]
+
+
+@pytest.fixture
+def image():
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def record_outputs(modules):
+    """Outputs of modules at each call, in order."""
+    outputs = []
+    for module in modules:
+        module.register_forward_hook(lambda *arguments: outputs.append(arguments[2].detach()))
+    return outputs
+
+
+def random_features(blocks=2, width=4, size=(3, 5), batch=2):
+    generator = torch.Generator().manual_seed(0)
+    return Features(
+        torch.randn(batch, blocks, width, *size, generator=generator),
+        torch.randn(batch, blocks, width, generator=generator),
+    )
+
+
+@pytest.mark.parametrize("blocks", [[1], [2], [1, 2]])
+def test_features_are_the_blocks_outputs(settings, image, blocks):
+    """Taps are raw outputs of the numbered blocks, counted from 1, without the encoder's final norm."""
+    encoder = create_encoder(settings["backbone"], settings["backbone_args"], blocks).eval()
+    outputs = record_outputs(encoder.backbone.blocks)
+    patches, classes = encoder(image)
+    assert patches.shape == (2, len(blocks), 16, 2, 2)
+    for place, block in enumerate(blocks):
+        tokens = outputs[block - 1]  # (B, 1 + h·w, D)
+        torch.testing.assert_close(classes[:, place], tokens[:, 0])
+        for row, column in itertools.product(range(2), range(2)):
+            torch.testing.assert_close(patches[:, place, :, row, column], tokens[:, 1 + 2 * row + column])
+
+
+def test_image_is_scaled_and_padded_symmetrically(settings):
+    """Pixels become 2x - 1; zeros around fill up to whole patches, the odd one at the right or below."""
+    args = {**settings["backbone_args"], "img_size": (24, 32)}
+    encoder = create_encoder(settings["backbone"], args, [1])
+    seen = []
+    encoder.backbone.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    image = torch.rand(1, 3, 21, 27)
+    patches, _ = encoder(image)
+    (padded,) = seen
+    assert padded.shape == (1, 3, 24, 32)
+    torch.testing.assert_close(padded[:, :, 1:22, 2:29], 2 * image - 1)
+    padded[:, :, 1:22, 2:29] = 0
+    assert not padded.any()
+    assert patches.shape[-2:] == (3, 4)
+
+
+def test_whole_patches_are_not_padded(settings, image):
+    """An image that fits is not touched at its border."""
+    encoder = create_encoder(settings["backbone"], settings["backbone_args"], [1])
+    seen = []
+    encoder.backbone.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    encoder(image)
+    torch.testing.assert_close(seen[0], 2 * image - 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "count"), [(SEGMENTATION, 92_173), (DEPTH, 6_145), (NORMALS, 30_723)], ids=lambda x: str(x)[:20]
+)
+def test_linear_heads_have_the_papers_size(task, count):
+    """Protects the paper's linear heads: parameters on four taps of class and patch tokens of width 768."""
+    assert count_parameters(LinearHead(task, channels=6144).parameters()) == count
+
+
+def test_paper_encoder_and_adapters_have_the_papers_size():
+    """DINOv2 ViT-B/14 has 86.6 M parameters, rank-16 adapters on its blocks 0.3 M, its taps 6144 channels."""
+    with torch.device("meta"):
+        encoder = create_encoder("vit_base_patch14_dinov2", {}, [3, 6, 9, 12])
+        assert encoder.channels == 6144
+        assert round(count_parameters(encoder.parameters()) / 1e6, 1) == 86.6
+        assert count_parameters(add_adapters(encoder, rank=16)) == 12 * 2 * 768 * 16 == 294_912
+
+
+@pytest.mark.parametrize("task", [SEGMENTATION, NORMALS], ids=lambda task: task.name)
+def test_linear_head_by_formula(task):
+    """Batch norm, at each patch one matrix on all taps' patch and class tokens, then a bilinear resize."""
+    features = random_features()
+    head = LinearHead(task, channels=16).eval()
+    with torch.no_grad():
+        head.norm.running_mean.normal_()
+        head.norm.running_var.uniform_(0.5, 2)
+        head.norm.weight.normal_()
+    tokens = [
+        part
+        for tap in range(2)
+        for part in (
+            features.patches[:, tap],
+            features.classes[:, tap, :, None, None] + torch.zeros(3, 5),
+        )
+    ]
+    x = F.batch_norm(
+        torch.cat(tokens, 1), head.norm.running_mean, head.norm.running_var, head.norm.weight, head.norm.bias
+    )
+    x = torch.einsum("oc,bchw->bohw", head.project.weight[:, :, 0, 0], x) + head.project.bias[:, None, None]
+    expected = F.interpolate(x, (24, 40), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(head(features, (24, 40)), expected)
+
+
+def test_depth_head_commutes_with_its_upsampling():
+    """Convolving before the ×4 enlargement, as here, equals the released code's convolving after it."""
+    features = random_features()
+    head = LinearHead(DEPTH, channels=16)
+    classes = features.classes[..., None, None].expand(-1, -1, -1, 3, 5)
+    joined = torch.cat([features.patches, classes], 2).reshape(2, 16, 3, 5)
+    large = F.interpolate(joined, scale_factor=4, mode="bilinear", align_corners=False)
+    expected = F.interpolate(head.project(large).relu(), (24, 40), mode="bilinear", align_corners=False)
+    prediction = head(features, (24, 40))
+    torch.testing.assert_close(prediction, expected, atol=1e-5, rtol=1e-5)
+    assert prediction.min() >= 0
+    assert (prediction == 0).any()
+    assert (prediction > 0).any()
+    assert isinstance(head.norm, torch.nn.Identity)
+
+
+def test_expanded_head_shuffles_pixels():
+    """With `expand`, each patch predicts a square of values, row by row, next to each other."""
+    features = random_features(size=(1, 1), batch=1)
+    head = LinearHead(SEGMENTATION, channels=16, expand=2).eval()
+    values = head.project(
+        head.norm(torch.cat([features.patches[..., 0, 0], features.classes], 2).view(1, 16, 1, 1))
+    )
+    torch.testing.assert_close(head(features, (2, 2)), values.view(1, 13, 2, 2))
+
+
+def test_one_encoder_pass_serves_all_heads(model, tasks, image):
+    """What makes a merged model worth having: the encoder runs once, whatever the number of tasks."""
+    calls = record_outputs([model.encoder.backbone.patch_embed])
+    predictions = model(image)
+    assert len(calls) == 1
+    assert {name: tuple(x.shape) for name, x in predictions.items()} == {
+        task.name: (2, task.channels, 16, 16) for task in tasks
+    }
+
+
+def test_prediction_has_the_images_size(tasks, settings):
+    """Padding leaves no trace in the output's size."""
+    args = {**settings["backbone_args"], "img_size": (24, 32)}
+    model = create_model(tasks, seed=0, **{**settings, "backbone_args": args})
+    assert {x.shape[-2:] for x in model(torch.rand(1, 3, 20, 27)).values()} == {(20, 27)}
+
+
+def test_head_init_depends_on_seed_and_task_only(tasks, settings, model):
+    """An expert and joint training start from the same head; another seed is another start."""
+
+    def weight(tasks, seed):
+        return create_model(tasks, seed, **settings).heads["depth"].project.weight
+
+    alone = weight([DEPTH], 0)
+    assert torch.equal(alone, weight(tasks, 0))
+    assert not torch.equal(alone, weight([DEPTH], 1))
+    assert not torch.equal(alone[0], model.heads["normals"].project.weight[0])
+
+
+def test_new_adapters_change_nothing(model, image):
+    """Representation realignment starts exactly from the merged model."""
+    before = model(image)
+    adapters = add_adapters(model.encoder, rank=3)
+    assert [tuple(p.shape) for p in adapters] == [(3, 16), (16, 3)] * 2
+    assert all(torch.equal(before[name], after) for name, after in model(image).items())
+
+
+def test_adapted_block_by_formula():
+    """The adapter is the paper's: linear, low rank, beside the block and on its input, f(x) + B A x."""
+    block = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.GELU())
+    adapted = AdaptedBlock(block, width=6, rank=2)
+    torch.nn.init.normal_(adapted.up.weight)
+    x = torch.randn(2, 5, 6)
+    expected = block(x) + torch.einsum("or,ri,bni->bno", adapted.up.weight, adapted.down.weight, x)
+    torch.testing.assert_close(adapted(x), expected)
+
+
+def test_adapters_act_in_every_block(model, image):
+    """Each block's output changes by B A x of its own input, and the heads see it."""
+    adapters = add_adapters(model.encoder, rank=3)
+    for up in adapters[1::2]:
+        torch.nn.init.normal_(up)
+    inputs, outputs = [], record_outputs(model.encoder.backbone.blocks)
+    plain = record_outputs([block.block for block in model.encoder.backbone.blocks])
+    for block in model.encoder.backbone.blocks:
+        block.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].detach()))
+    patches, classes = model.encoder(image)
+    for number, (x, f_x, y) in enumerate(zip(inputs, plain, outputs, strict=True)):
+        down, up = adapters[2 * number : 2 * number + 2]
+        torch.testing.assert_close(y, f_x + x @ down.T @ up.T)
+        torch.testing.assert_close(classes[:, number], y[:, 0])
+
+
+def test_adapters_alone_are_trainable(model):
+    """Representation realignment must not fine-tune the merged encoder."""
+    adapters = add_adapters(model.encoder, rank=3)
+    trainable = [p for p in model.encoder.parameters() if p.requires_grad]
+    assert {id(p) for p in trainable} == {id(p) for p in adapters}
+
+
+@pytest.mark.parametrize("blocks", [[0], [3], [1, 3], [-1], [], [2, 1], [1, 1]])
+def test_block_that_does_not_exist_is_refused(settings, blocks):
+    """Block numbers count from 1; 0 and negative ones do not silently mean the last block."""
+    with pytest.raises(SimoError, match=r"blocks .*expected increasing numbers from 1 to 2"):
+        create_encoder(settings["backbone"], settings["backbone_args"], blocks)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "args", "message"),
+    [
+        ("vit_tiny_patch17", {}, "timm cannot create 'vit_tiny_patch17'"),
+        ("vit_tiny_patch16_224", {"depht": 3}, "timm cannot create .*depht"),
+        ("resnet18", {}, "'resnet18': expected a ViT with exactly one class token"),
+        ("vit_tiny_patch16_224", {"depth": 1, "embed_dim": 12, "reg_tokens": 4}, "exactly one class token"),
+    ],
+)
+def test_unusable_backbone_is_refused(backbone, args, message):
+    """A misspelt model or argument, and a model that this encoder cannot read, are named."""
+    with torch.device("meta"), pytest.raises(SimoError, match=message):
+        create_encoder(backbone, args, [1])
+
+
+def test_pretrained_weights_are_loaded(settings, tmp_path, same):
+    """The encoder holds what the file holds, not what timm drew at random."""
+    vit = timm.create_model(settings["backbone"], num_classes=0, **settings["backbone_args"])
+    save_checkpoint(tmp_path / "vit.safetensors", vit.state_dict(), {})
+    encoder = create_encoder(
+        settings["backbone"], settings["backbone_args"], [1], tmp_path / "vit.safetensors"
+    )
+    assert same(encoder.backbone.state_dict(), vit.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"depth": 3}, "it lacks 'blocks.2"), ({"embed_dim": 32}, "has shape")]
+)
+def test_weights_of_another_architecture_are_refused(settings, tmp_path, change, message):
+    """The message names the file and the first tensor that does not fit."""
+    vit = timm.create_model(settings["backbone"], num_classes=0, **settings["backbone_args"])
+    save_checkpoint(tmp_path / "vit.safetensors", vit.state_dict(), {})
+    other = {**settings["backbone_args"], **change}
+    with pytest.raises(SimoError, match=f"vit.safetensors is of another architecture: .*{message}"):
+        create_encoder(settings["backbone"], other, [1], tmp_path / "vit.safetensors")
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_checkpoint_gives_the_same_model(model, tasks, settings, image, tmp_path, rank):
+    """Predictions survive saving and loading, with and without adapters, in eval mode."""
+    if rank:
+        for parameter in add_adapters(model.encoder, rank):
+            torch.nn.init.normal_(parameter)
+    recipe = {"dataset": "nyuv2", "tasks": [t.name for t in tasks], "model": settings, "adapter_rank": rank}
+    save_checkpoint(tmp_path / "m.safetensors", model.state_dict(), recipe)
+    loaded = load_model(tmp_path / "m.safetensors", settings, dataset="nyuv2")
+    assert not loaded.training
+    assert all(torch.equal(x, loaded(image)[name]) for name, x in model(image).items())
+
+
+@pytest.mark.parametrize(
+    ("settings_change", "expected", "message"),
+    [
+        ({"blocks": [1]}, {}, "has model = "),
+        (
+            {},
+            {"tasks": ["depth"]},
+            r"has tasks = \['segmentation', 'depth', 'normals'\], expected \['depth'\]",
+        ),
+        ({}, {"kind": "expert"}, "has kind = None, expected 'expert'"),
+    ],
+)
+def test_checkpoint_of_another_kind_is_refused(
+    model, tasks, settings, tmp_path, settings_change, expected, message
+):
+    """A checkpoint made with other settings, or for other tasks, is not silently reinterpreted."""
+    recipe = {"dataset": "nyuv2", "tasks": [t.name for t in tasks], "model": settings}
+    save_checkpoint(tmp_path / "m.safetensors", model.state_dict(), recipe)
+    with pytest.raises(SimoError, match=f"m.safetensors {message}"):
+        load_model(tmp_path / "m.safetensors", {**settings, **settings_change}, **expected)
+
+
+def test_encoder_channels_count_patch_and_class_tokens(settings):
+    """What heads are sized by: two tokens of each tap."""
+    backbone = timm.create_model(settings["backbone"], num_classes=0, **settings["backbone_args"])
+    assert [Encoder(backbone, blocks).channels for blocks in ([1], [1, 2])] == [32, 64]
