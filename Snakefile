@@ -25,7 +25,7 @@ DATA = str(config.get("data") or f"{BUILD}/data")
 VALUES = {dataset: read_parameters(f"notebooks/params/{PROFILE}/{dataset}.yaml") for dataset in DATASETS}
 RENDERS = yaml.safe_load(Path(f"notebooks/params/{PROFILE}/data.yaml").read_text())
 # expected seconds of a step on one core, for the time left, which corrects itself as steps end
-SECONDS = {"expert": 140, "joint": 170, "merge": 25, "realign": 60, "control": 60, "relationships": 60}
+SECONDS = {"expert": 120, "joint": 150, "merge": 20, "realign": 50, "control": 80, "relationships": 70}
 
 CHECKPOINTS = BUILD + "/checkpoints/{dataset}/seed{seed}"
 RECORDS = BUILD + "/records/{dataset}/seed{seed}"

@@ -82,8 +82,8 @@ class AngularError(PooledMean):
     @staticmethod
     def error_map(prediction, target):
         """`(B, H, W)` angles in `[0, 180]`; a zero prediction counts as 90 degrees off."""
-        unit = torch.nn.functional.normalize
-        cosines = (unit(prediction, dim=1) * unit(target, dim=1)).sum(dim=1)
+        lengths = (prediction.square().sum(dim=1) * target.square().sum(dim=1)).sqrt()
+        cosines = (prediction * target).sum(dim=1) / lengths.clamp(min=1e-12)
         return torch.rad2deg(torch.acos(cosines.clamp(-1, 1)))
 
 
