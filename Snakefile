@@ -137,7 +137,7 @@ rule joint:
     log: LOGS + "/joint.log"
     message: "joint training on {wildcards.dataset}, seed {wildcards.seed}"
     params: **compute("joint")
-    priority: 1  # the longest: begun first, it does not make the others wait
+    priority: 1  # the longest: begun before what does not wait for it
     resources: seconds=seconds("joint")
     shell: COMPUTE
 
@@ -150,6 +150,7 @@ use rule joint as expert with:
     log: LOGS + "/expert_{task}.log"
     message: "expert for {wildcards.task} on {wildcards.dataset}, seed {wildcards.seed}"
     params: **compute("expert", "-p task {task}")
+    priority: 2  # all that follows waits for the experts
     resources: seconds=seconds("expert")
 
 

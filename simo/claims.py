@@ -45,7 +45,7 @@ def claims_of(method, label):
     return [
         Claim(
             f"{method}-collapses",
-            f"{label} without realignment loses clearly against the experts: more than 10 points.",
+            f"Without realignment, {label} loses clearly against the experts: more than 10 points.",
             lambda delta: delta[method],
             lambda value: value < -10,
         ),

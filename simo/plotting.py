@@ -24,7 +24,7 @@ STYLES = [
 ]
 # thirteen colours that neighbours in a room tell apart
 CLASS_COLOURS = [
-    "#4c72b0", "#c44e52", "#e8e4da", "#dd8452", "#8c6d4f", "#937860", "#da8bc3",
+    "#4c72b0", "#c44e52", "#e8e4da", "#dd8452", "#8c6d4f", "#e377c2", "#bcbd22",
     "#ffd92f", "#8172b3", "#55a868", "#1b1b1b", "#b9c9d6", "#64b5cd",
 ]  # fmt: skip
 
