@@ -256,4 +256,4 @@ rule html:
     message: "build the book"
     params: executed=lambda w: f"{BUILD}/notebooks/{DATASETS[0]}/seed{SEEDS[0]}" if w.kind == "book" else ""
     resources: seconds=15
-    shell: "python tools/book.py build {BUILD}/{wildcards.kind} --executed {params.executed:q} > {log:q} 2>&1"
+    shell: "python tools/book.py build {BUILD}/{wildcards.kind} --executed={params.executed:q} > {log:q} 2>&1"

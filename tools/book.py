@@ -121,6 +121,7 @@ def store_expected_output(name):
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code" and cell["source"][0].startswith("# NBVAL_CHECK_OUTPUT"):
             cell["outputs"] = by_id[cell["id"]]["outputs"]
+            cell["execution_count"] = 1  # nbval refuses outputs of a cell that was never run
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
