@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-# A seed recomputed on another machine may differ from the committed one by this many points of the printed Δ:
-# floating-point sums in another order are amplified by hundreds of steps.
+# A seed recomputed on another machine may differ from the committed one by this many points of the printed Δ,
+# or by three standard deviations of the committed seeds where that is more: sums of floating-point numbers in
+# another order are amplified by hundreds of steps until they act like another seed.
 TOLERANCE = 2.0
 
 
