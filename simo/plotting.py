@@ -132,27 +132,25 @@ def delta_figure(frame, paper_deltas, models, recomputed=None):
     return figure
 
 
-def alpha_figure(scans, baselines_label="experts"):
+def alpha_figure(scans):
     """Validation score against α for each method: one line a seed, the chosen α marked.
 
     Parameters
     ----------
     scans : dict of str to list of (list of dict, float)
         By method and then seed: rows of the scan, and the α chosen.
-    baselines_label : str
-        What 100 % is.
 
     Returns
     -------
     Figure
     """
     figure, axes = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
-    for (method, seeds), (colour, line, marker) in zip(scans.items(), STYLES, strict=False):
+    for (method, seeds), (colour, line, marker) in zip(scans.items(), STYLES[: len(scans)], strict=True):
         for number, (rows, alpha) in enumerate(seeds):
             x, y = [row["alpha"] for row in rows], [100 * row["score"] for row in rows]
             axes.plot(x, y, color=colour, ls=line, label=MODELS[method] if number == 0 else None)
             axes.plot(alpha, y[x.index(alpha)], marker, color=colour, ms=6)
-    axes.set(xlabel="α", ylabel=f"mean performance on val\nrelative to the {baselines_label}, %")
+    axes.set(xlabel="α", ylabel="mean performance on val\nrelative to the experts, %")
     axes.legend()
     sns.despine(figure)
     return figure
@@ -181,7 +179,7 @@ def relationship_figure(curves, paper, tasks, paper_names=None):
         1, len(tasks), figsize=(2.75 * len(tasks), 3.2), sharey=True, layout="constrained"
     )
     for axes, primary in zip(panels, tasks, strict=True):
-        for task, (colour, line, marker) in zip(tasks, STYLES, strict=False):
+        for task, (colour, line, marker) in zip(tasks, STYLES[: len(tasks)], strict=True):
             x = [row["lambda"] for row in curves[0][primary.name]]
             ratios = np.array([_relative_curve(seed, primary, task) for seed in curves])  # (seeds, λ)
             axes.fill_between(x, ratios.min(0), ratios.max(0), color=colour, alpha=0.2, lw=0)

@@ -128,10 +128,10 @@ def paper_beside_ours(frame, dataset, paper):
     """
     tasks = tasks_of(dataset)
     printed = paper[PAPER_TABLES[dataset]]
-    baseline = dict(zip([task.name for task in tasks], printed["TS"], strict=False))
+    baseline = dict(zip([task.name for task in tasks], printed["TS"][:-1], strict=True))
     rows = {}
     for model, name in PAPER_ROWS.items():
-        values = dict(zip(baseline, printed[name], strict=False))
+        values = dict(zip(baseline, printed[name][:-1], strict=True))
         row = {}
         for task in tasks:
             theirs = 100 * normalised_performance(task, values[task.name], baseline[task.name])
