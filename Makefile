@@ -3,29 +3,47 @@
 PYTHON = python3
 PROFILE = miniature
 SEEDS = 0
+STUDIES =
 DATA =
+WEIGHTS =
+SET =
+BUILD = build/$(PROFILE)
 CORES =
 
 # the book is built by Snakemake through tools/pipeline.py, which says what runs and how long it takes
 pipeline = .venv/bin/python tools/pipeline.py
-settings = --config "profile=$(PROFILE)" "seeds=$(SEEDS)" $(if $(DATA),"data=$(DATA)") $(if $(CORES),--cores "$(CORES)")
-page = build/$(PROFILE)/book/_build/html/index.html
+settings = --config "profile=$(PROFILE)" "seeds=$(SEEDS)" $(if $(STUDIES),"studies=$(STUDIES)") \
+	$(if $(DATA),"data=$(DATA)") $(if $(WEIGHTS),"weights=$(WEIGHTS)") $(if $(SET),"set=$(SET)") \
+	"build=$(BUILD)" $(if $(CORES),--cores "$(CORES)")
+page = $(BUILD)/book/_build/html/index.html
 
-.PHONY: help book redraw data records backbone links test lint environment clean distclean
+.PHONY: help book nyuv2 cityscapes taskonomy redraw data records rehearsal backbone links test lint environment clean distclean
 
 help: ## this list
-	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [DATA=folder] [CORES=all] [PYTHON=python3]"
+	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [STUDIES=all] [DATA=folder] [WEIGHTS=timm] [SET=values]"
+	@echo "            [BUILD=folder] [CORES=all] [PYTHON=python3]"
 	@echo
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-13s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-13s%s\n", $$1, $$2 }'
 	@echo
 	@echo "  PROFILE      smoke (seconds), miniature (minutes on a CPU) or paper (days on a GPU)"
 	@echo "  SEEDS        the seeds to run, for example SEEDS=\"0 1 2\""
-	@echo "  DATA         the folder of the real, prepared datasets; without it, small ones are rendered"
+	@echo "  STUDIES      what to run of notebooks/params/PROFILE; default: nyuv2 cityscapes taskonomy"
+	@echo "  DATA         the folder of the real data sets, raw or prepared; without it, small ones are rendered"
+	@echo "  WEIGHTS      of DINOv2, for PROFILE=paper: timm (downloads them), a .safetensors file, Meta's .pth, random"
+	@echo "  SET          parameters to change, for example SET=\"{finetune_steps: 50, realign_steps: 20}\""
+	@echo "  BUILD        the folder of this build; default: build/PROFILE"
 	@echo "  CORES        how many threads to use at once; without it, all"
 
 book: environment ## recompute everything that is not up to date and build the book
 	@$(pipeline) book $(settings)
 	@echo "The book: $(CURDIR)/$(page)"
+
+nyuv2: STUDIES = nyuv2
+cityscapes: STUDIES = cityscapes
+taskonomy: STUDIES = taskonomy
+nyuv2: book ## the same for NYUv2 alone; the other pages are drawn from records/
+cityscapes: book ## the same for Cityscapes alone
+taskonomy: book ## the same for Taskonomy alone
 
 redraw: environment ## draw every table and figure again from records/, and build the book; no training
 	@$(pipeline) redraw $(settings)
@@ -38,6 +56,20 @@ records: SEEDS = 0 1 2
 records: environment ## recompute all three seeds and copy their results to records/
 	@$(pipeline) records $(settings)
 
+# so few images, steps and values that a CPU gets through in minutes
+rehearsal_values = {batch_size: 2, realign_batch_size: 2, probe_steps: 1, finetune_steps: 1, joint_steps: 1, realign_steps: 1, \
+	lambdas: [0.0, 1.0], images: [0], threads: 1, workers: 0, alphas: {pretrained: [0.0], average: [1.0], \
+	task_arithmetic: [0.0, 0.4], ties: [0.0, 1.0]}}
+rehearsal: PROFILE = paper
+rehearsal: BUILD = build/rehearsal
+rehearsal: DATA = build/rehearsal/raw
+rehearsal: WEIGHTS = random
+rehearsal: SET = $(rehearsal_values)
+rehearsal: environment ## the paper's model and formats on made-up data, one step of each: before a GPU is rented
+	@.venv/bin/python -m data_scripts.fixtures "$(DATA)"
+	@$(pipeline) book $(settings)
+	@echo "The book, of made-up data: $(CURDIR)/$(page)"
+
 backbone: environment ## pretrain the miniature's encoder again, into build/backbone; simo/weights holds it
 	@.venv/bin/python -m data_scripts.backbone --out build/backbone/miniature_vit.safetensors
 
@@ -45,7 +77,8 @@ links: redraw ## check that every link of the book leads somewhere; needs the ne
 	@.venv/bin/jupyter-book build build/$(PROFILE)/redraw/source --path-output build/$(PROFILE)/redraw --builder linkcheck
 
 test: lint ## check style, then run every test
-	@.venv/bin/python -m pytest tests notebooks/nyuv2.ipynb --nbval-lax --nbval-current-env
+	@.venv/bin/python -m pytest tests notebooks/nyuv2.ipynb notebooks/cityscapes.ipynb notebooks/taskonomy.ipynb \
+		--nbval-lax --nbval-current-env
 
 lint: environment ## check style only
 	@.venv/bin/python -m ruff check .

@@ -4,38 +4,52 @@
 #
 # A step runs again if its parameters, its inputs or the code that it runs changed: `params.code` is a hash
 # of the notebook and of the modules that it imports, without comments and docstrings.
+import json
+import shlex
 import sys
 from pathlib import Path
 
 import yaml
 
 sys.path.insert(0, workflow.basedir)
+from data_scripts.sources import RAW, data_folder
+from simo.errors import SimoError
 from simo.notebooks import code_hash, declared_parameters, read_parameters
 from simo.tasks import tasks_of
 
 PROFILE = config.get("profile", "miniature")
 SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split()]
-DATASETS = ["nyuv2"]
+# a study is a data set with one way to treat it, and has a parameter file of its name
+STUDIES = str(config.get("studies") or "nyuv2 cityscapes taskonomy").split()
 METHODS = ["pretrained", "average", "task_arithmetic", "ties"]
 REALIGNED = ["pretrained", "task_arithmetic", "ties"]  # pretrained: the control without any merging
-PAGES = ["introduction", "nyuv2", "status"]  # notebooks that draw; they read records only
+# notebooks that draw; they read records only
+PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "model", "status"]
 
-BUILD = f"build/{PROFILE}"
-DATA = str(config.get("data") or f"{BUILD}/data")
-VALUES = {dataset: read_parameters(f"notebooks/params/{PROFILE}/{dataset}.yaml") for dataset in DATASETS}
-RENDERS = yaml.safe_load(Path(f"notebooks/params/{PROFILE}/data.yaml").read_text())
+BUILD = str(config.get("build") or f"build/{PROFILE}")
+# parameters of all studies, as a YAML mapping: set="{finetune_steps: 10, realign_steps: 5}"
+CHANGED = config.get("set") or {}  # Snakemake has parsed it
+VALUES = {study: read_parameters(f"notebooks/params/{PROFILE}/{study}.yaml") | CHANGED for study in STUDIES}
+RENDERED = Path(f"notebooks/params/{PROFILE}/data.yaml")
+DATASETS = sorted({values["dataset"] for values in VALUES.values()})
+if not RENDERED.exists() and not config.get("data"):
+    raise SimoError(
+        f"the profile {PROFILE!r} needs the real data: make book PROFILE={PROFILE} DATA=folder, with "
+        + " and ".join(f"folder/{name} ({RAW[name]})" for name in DATASETS)
+    )
+DATA = {name: data_folder(config.get("data"), name, BUILD) for name in DATASETS}
 # expected seconds of a step on one core, for the time left, which corrects itself as steps end
 SECONDS = {"expert": 120, "joint": 150, "merge": 20, "realign": 50, "control": 80, "relationships": 70}
 
-CHECKPOINTS = BUILD + "/checkpoints/{dataset}/seed{seed}"
-RECORDS = BUILD + "/records/{dataset}/seed{seed}"
-EXECUTED = BUILD + "/notebooks/{dataset}/seed{seed}"
-LOGS = BUILD + "/logs/{dataset}/seed{seed}"
-PREPARED = DATA + "/{dataset}/prepared.json"
+CHECKPOINTS = BUILD + "/checkpoints/{study}/seed{seed}"
+RECORDS = BUILD + "/records/{study}/seed{seed}"
+EXECUTED = BUILD + "/notebooks/{study}/seed{seed}"
+LOGS = BUILD + "/logs/{study}/seed{seed}"
+WEIGHTS = BUILD + "/weights/dinov2.safetensors"
 COMPUTE = (
     "python -m simo.notebooks notebooks/{params.notebook}.ipynb {output.notebook:q} -f {params.file:q}"
-    " -p data {params.data:q} -p checkpoints {params.checkpoints:q}"
-    " -p records {params.records:q} -p seed {wildcards.seed} {params.more} > {log:q} 2>&1"
+    " -p data {params.data:q} -p checkpoints {params.checkpoints:q} -p records {params.records:q}"
+    " -p backbone_weights {input.weights:q} -p seed {wildcards.seed} {params.more} > {log:q} 2>&1"
 )
 
 
@@ -43,32 +57,45 @@ def seconds(step):
     return SECONDS[step] if PROFILE != "smoke" and step in SECONDS else 12
 
 
-def task_names(dataset):
-    return [task.name for task in tasks_of(dataset)]
+def task_names(study):
+    return [task.name for task in tasks_of(VALUES[study]["dataset"])]
 
 
 def compute(notebook, more=""):
     """Params of a rule that runs a notebook: what it runs, on which values, and what it must run again for."""
     return dict(
         notebook=notebook,
-        more=more,
-        file=lambda w: f"notebooks/params/{PROFILE}/{w.dataset}.yaml",
-        data=lambda w: f"{DATA}/{w.dataset}",
+        more=" ".join([more, *(f"-p {k} {shlex.quote(json.dumps(v))}" for k, v in changed_in(notebook))]),
+        file=lambda w: f"notebooks/params/{PROFILE}/{w.study}.yaml",
+        data=lambda w: DATA[VALUES[w.study]["dataset"]],
         checkpoints=lambda w: CHECKPOINTS.format(**w),
         records=lambda w: RECORDS.format(**w),
-        values=lambda w: {k: v for k, v in VALUES[w.dataset].items() if k in declared_parameters(notebook)},
+        values=lambda w: {k: v for k, v in VALUES[w.study].items() if k in declared_parameters(notebook)},
         code=lambda w: code_hash(notebook),
     )
 
 
+def changed_in(notebook):
+    return [(name, value) for name, value in CHANGED.items() if name in declared_parameters(notebook)]
+
+
+def prepared(wildcards):
+    return DATA[VALUES[wildcards.study]["dataset"]] + "/prepared.json"
+
+
+def weights(wildcards):
+    """The pretrained encoder: a file of the repository, or one that is converted for this build."""
+    return str(VALUES[wildcards.study]["backbone_weights"] or WEIGHTS)
+
+
 def experts(wildcards):
-    return [CHECKPOINTS.format(**wildcards) + f"/expert_{task}.safetensors" for task in task_names(wildcards.dataset)]
+    return [CHECKPOINTS.format(**wildcards) + f"/expert_{task}.safetensors" for task in task_names(wildcards.study)]
 
 
-def experiments(dataset):
+def experiments(study):
     """Names of the records of one seed."""
     return (
-        [f"expert_{task}" for task in task_names(dataset)]
+        [f"expert_{task}" for task in task_names(study)]
         + [f"merge_{method}" for method in METHODS]
         + [f"realign_{method}" for method in REALIGNED]
         + ["joint", "control", "relationships", "qualitative"]
@@ -77,15 +104,16 @@ def experiments(dataset):
 
 def recomputed(wildcards=None):
     return [
-        f"{RECORDS.format(dataset=dataset, seed=seed)}/{name}.json"
-        for dataset in DATASETS
+        f"{RECORDS.format(study=study, seed=seed)}/{name}.json"
+        for study in STUDIES
         for seed in SEEDS
-        for name in experiments(dataset)
+        for name in experiments(study)
     ]
 
 
 wildcard_constraints:
     dataset="|".join(DATASETS),
+    study="|".join(STUDIES),
     seed=r"\d+",
     kind="book|redraw",
 
@@ -99,7 +127,7 @@ rule redraw:
 
 
 rule data:
-    input: expand(PREPARED, dataset=DATASETS)
+    input: [f"{folder}/prepared.json" for folder in DATA.values()]
 
 
 rule records:
@@ -110,16 +138,16 @@ rule records:
     shell: "python tools/book.py records {BUILD}/records records/{PROFILE} > {log:q} 2>&1"
 
 
-if not config.get("data"):
+if RENDERED.exists() and not config.get("data"):
 
     rule render:
-        output: PREPARED
+        output: BUILD + "/data/{dataset}/prepared.json"
         log: BUILD + "/logs/{dataset}/render.log"
         message: "render the data of {wildcards.dataset}"
         params:
             options=lambda w: " ".join(
                 f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-                for name, value in RENDERS[w.dataset].items()
+                for name, value in yaml.safe_load(RENDERED.read_text())[w.dataset].items()
             ),
             code=lambda w: code_hash("data_scripts/miniature.py"),
         threads: workflow.cores
@@ -128,14 +156,40 @@ if not config.get("data"):
             "python -m data_scripts.miniature {wildcards.dataset} --out $(dirname {output:q}) --replace"
             " {params.options} --workers {threads} > {log:q} 2>&1"
 
+else:
+
+    rule prepare:
+        output: BUILD + "/data/{dataset}/prepared.json"
+        log: BUILD + "/logs/{dataset}/prepare.log"
+        message: "prepare {wildcards.dataset} from the raw data"
+        params:
+            raw=lambda w: f"{config['data']}/{w.dataset}",
+            code=lambda w: code_hash(f"data_scripts/{w.dataset}.py"),
+        threads: workflow.cores
+        resources: seconds=60
+        shell:
+            "python -m data_scripts.{wildcards.dataset} --raw {params.raw:q} --out $(dirname {output:q})"
+            " --workers {threads} > {log:q} 2>&1"
+
+
+rule weights:
+    output: WEIGHTS
+    log: BUILD + "/logs/weights.log"
+    message: "bring DINOv2's weights into one file"
+    params: source=config.get("weights") or "timm"
+    resources: seconds=60
+    shell: "python -m data_scripts.dinov2 --out {output:q} --weights {params.source:q} > {log:q} 2>&1"
+
 
 rule joint:
-    input: data=PREPARED
+    input:
+        data=prepared,
+        weights=weights,
     output:
         notebook=EXECUTED + "/joint.ipynb",
         record=RECORDS + "/joint.json",
     log: LOGS + "/joint.log"
-    message: "joint training on {wildcards.dataset}, seed {wildcards.seed}"
+    message: "joint training on {wildcards.study}, seed {wildcards.seed}"
     params: **compute("joint")
     priority: 1  # the longest: begun before what does not wait for it
     resources: seconds=seconds("joint")
@@ -148,7 +202,7 @@ use rule joint as expert with:
         record=RECORDS + "/expert_{task}.json",
         model=CHECKPOINTS + "/expert_{task}.safetensors",
     log: LOGS + "/expert_{task}.log"
-    message: "expert for {wildcards.task} on {wildcards.dataset}, seed {wildcards.seed}"
+    message: "expert for {wildcards.task} on {wildcards.study}, seed {wildcards.seed}"
     params: **compute("expert", "-p task {task}")
     priority: 2  # all that follows waits for the experts
     resources: seconds=seconds("expert")
@@ -156,21 +210,23 @@ use rule joint as expert with:
 
 use rule joint as merge with:
     input:
-        data=PREPARED,
+        data=prepared,
+        weights=weights,
         experts=experts,
     output:
         notebook=EXECUTED + "/merge_{method}.ipynb",
         record=RECORDS + "/merge_{method}.json",
         model=CHECKPOINTS + "/merged_{method}.safetensors",
     log: LOGS + "/merge_{method}.log"
-    message: "merge by {wildcards.method} on {wildcards.dataset}, seed {wildcards.seed}"
+    message: "merge by {wildcards.method} on {wildcards.study}, seed {wildcards.seed}"
     params: **compute("merge", "-p method {method}")
     resources: seconds=seconds("merge")
 
 
 use rule joint as realign with:
     input:
-        data=PREPARED,
+        data=prepared,
+        weights=weights,
         model=rules.merge.output.model,
     output:
         notebook=EXECUTED + "/realign_{method}.ipynb",
@@ -178,20 +234,21 @@ use rule joint as realign with:
         heads=CHECKPOINTS + "/realigned_{method}_heads.safetensors",
         representation=CHECKPOINTS + "/realigned_{method}_representation.safetensors",
     log: LOGS + "/realign_{method}.log"
-    message: "realign {wildcards.method} on {wildcards.dataset}, seed {wildcards.seed}"
+    message: "realign {wildcards.method} on {wildcards.study}, seed {wildcards.seed}"
     params: **compute("realign", "-p method {method}")
     resources: seconds=seconds("realign")
 
 
 use rule joint as control with:
     input:
-        data=PREPARED,
+        data=prepared,
+        weights=weights,
         experts=experts,
     output:
         notebook=EXECUTED + "/control.ipynb",
         record=RECORDS + "/control.json",
     log: LOGS + "/control.log"
-    message: "control: experts with realignment's budget on {wildcards.dataset}, seed {wildcards.seed}"
+    message: "control: experts with realignment's budget on {wildcards.study}, seed {wildcards.seed}"
     params: **compute("control")
     resources: seconds=seconds("control")
 
@@ -201,14 +258,15 @@ use rule control as relationships with:
         notebook=EXECUTED + "/relationships.ipynb",
         record=RECORDS + "/relationships.json",
     log: LOGS + "/relationships.log"
-    message: "task relationships on {wildcards.dataset}, seed {wildcards.seed}"
+    message: "task relationships on {wildcards.study}, seed {wildcards.seed}"
     params: **compute("relationships")
     resources: seconds=seconds("relationships")
 
 
 use rule joint as qualitative with:
     input:
-        data=PREPARED,
+        data=prepared,
+        weights=weights,
         experts=experts,
         realigned=expand(rules.realign.output.heads, method="task_arithmetic", allow_missing=True),
     output:
@@ -216,7 +274,7 @@ use rule joint as qualitative with:
         record=RECORDS + "/qualitative.json",
         pictures=RECORDS + "/qualitative.npz",
     log: LOGS + "/qualitative.log"
-    message: "pictures of predictions on {wildcards.dataset}, seed {wildcards.seed}"
+    message: "pictures of predictions on {wildcards.study}, seed {wildcards.seed}"
     params: **compute("qualitative")
     resources: seconds=seconds("qualitative")
 
@@ -230,6 +288,13 @@ def drawn_from(wildcards):
     return committed + (recomputed() if wildcards.kind == "book" or not COMMITTED else [])
 
 
+def drawing_parameters(page, kind):
+    fresh = f"{BUILD}/records" if COMMITTED and kind == "book" else ""
+    values = {"records_folder": COMMITTED or f"{BUILD}/records", "recomputed": fresh}
+    known = declared_parameters(page)
+    return " ".join(f"-p {name} {shlex.quote(value or repr(''))}" for name, value in values.items() if name in known)
+
+
 rule page:
     input: drawn_from
     output: notebook=BUILD + "/{kind}/pages/{page}.ipynb"
@@ -237,13 +302,12 @@ rule page:
     message: "draw the page {wildcards.page}"
     params:
         code=lambda w: code_hash(w.page),
-        records=COMMITTED or f"{BUILD}/records",
-        recomputed=lambda w: f"{BUILD}/records" if COMMITTED and w.kind == "book" else "''",
+        given=lambda w: drawing_parameters(w.page, w.kind),
     wildcard_constraints: page="|".join(PAGES)
     resources: seconds=12
     shell:
         "python -m simo.notebooks notebooks/{wildcards.page}.ipynb {output.notebook:q}"
-        " -p records_folder {params.records:q} -p recomputed {params.recomputed:q} > {log:q} 2>&1"
+        " {params.given} > {log:q} 2>&1"
 
 
 rule html:
@@ -254,6 +318,6 @@ rule html:
     output: BUILD + "/{kind}/_build/html/index.html"
     log: BUILD + "/logs/{kind}/html.log"
     message: "build the book"
-    params: executed=lambda w: f"{BUILD}/notebooks/{DATASETS[0]}/seed{SEEDS[0]}" if w.kind == "book" else ""
+    params: executed=lambda w: f"{BUILD}/notebooks/{STUDIES[0]}/seed{SEEDS[0]}" if w.kind == "book" else ""
     resources: seconds=15
     shell: "python tools/book.py build {BUILD}/{wildcards.kind} --executed={params.executed:q} > {log:q} 2>&1"

@@ -1,9 +1,10 @@
-"""Pretrain the miniature's encoder: a masked autoencoder (He et al., 2022) on unlabelled rendered rooms.
+"""Pretrain the miniature's encoder: a masked autoencoder (He et al., 2022) on unlabelled rendered scenes.
 
     python -m data_scripts.backbone --out simo/weights/miniature_vit.safetensors
 
 The encoder stands in for DINOv2 ViT-B/14, the paper's pretrained encoder: a common start for all experts
-that has seen no label. It is no DINOv2: 1.2 million parameters that know nothing but small rendered rooms.
+that has seen no label. It is no DINOv2: 1.2 million parameters that know nothing but small rendered rooms
+and streets. As in the paper, it is one start for all data sets.
 
 The renders and the state of an unfinished training lie in `--cache`, so that an interrupted run continues.
 """
@@ -29,8 +30,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from data_scripts import RENDERER
-from data_scripts.miniature import _start_worker, scene_seed
+from data_scripts.miniature import SIZES, scene_seed
+from data_scripts.preparing import start_worker
 from data_scripts.rooms import render_room
+from data_scripts.streets import render_street
 from simo.checkpoints import TensorFile, save_checkpoint
 from simo.errors import SimoError
 from simo.files import atomic_path
@@ -156,12 +159,27 @@ def pretrain(images, optimisation, learning_rate, mask, resume=None):
     return encoder, fit(model, reconstruct, rates, Renders(images), [Reconstruction()], optimisation, resume)
 
 
+def render_scene(number, seed):
+    """Render the image of a number `(H, W, 3)` uint8: even numbers are rooms, odd ones parts of streets.
+
+    Streets are as wide as in the miniature's Cityscapes, so that things have the same size there; of the
+    width, one of the parts that fit is kept.
+    """
+    scene = scene_seed(seed, "pretraining", number)
+    if number % 2 == 0:
+        image = render_room(scene, SIZE, SIZE)["image"]
+    else:
+        width = SIZES["cityscapes"][1]
+        left = number // 2 % (width - SIZE + 1)
+        image = render_street(scene, SIZE, width)["image"][:, left : left + SIZE]
+    return (255 * image).round().astype(np.uint8)
+
+
 def render_chunk(path, seed):
     """Render the images that the file's name counts, `<start>-<stop>.npy`, into it."""
     numbers = range(*map(int, path.stem.split("-")))
-    rooms = [render_room(scene_seed(seed, "pretraining", number), SIZE, SIZE)["image"] for number in numbers]
     with atomic_path(path) as temporary:
-        np.save(temporary, (255 * np.stack(rooms)).round().astype(np.uint8))
+        np.save(temporary, np.stack([render_scene(number, seed) for number in numbers]))
 
 
 def load_renders(folder, seed, count, workers):
@@ -174,10 +192,10 @@ def load_renders(folder, seed, count, workers):
     if workers == 1 or len(missing) < 2:
         deque(show(map(render, missing)), maxlen=0)
     else:
-        render_room(0, 8, 8)  # compiles the kernel into its cache once, for all workers
+        render_scene(0, seed), render_scene(1, seed)  # compile the kernel once, for all workers
         try:
             # spawned, not forked: a fork of a process that has used torch's threads may hang
-            with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn"), _start_worker) as pool:
+            with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn"), start_worker) as pool:
                 deque(show(pool.map(render, missing)), maxlen=0)
         except BrokenProcessPool as error:
             raise SimoError(
@@ -194,8 +212,8 @@ def parse(arguments):
     summary = __doc__.split("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m data_scripts.backbone", description=summary)
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--images", type=int, default=12000, help="unlabelled renders")
-    parser.add_argument("--epochs", type=float, default=32, help="passes over them")
+    parser.add_argument("--images", type=int, default=16000, help="unlabelled renders")
+    parser.add_argument("--epochs", type=float, default=24, help="passes over them")
     # for so little computation many small steps win: after 38,400 images the loss is .70, with 128 a step .83
     parser.add_argument("--batch-size", type=int, default=32, help="images a step")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate")
@@ -236,7 +254,7 @@ def run(options):
     recipe = {
         "script": "data_scripts.backbone",
         "stand_in_for": STAND_IN_FOR,
-        "method": "masked autoencoder on unlabelled rendered rooms",
+        "method": "masked autoencoder on unlabelled rendered rooms and streets",
         "model": MODEL,
         "arguments": what,
         "steps": optimisation.steps,

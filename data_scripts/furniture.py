@@ -10,18 +10,8 @@ import itertools
 import math
 from typing import NamedTuple
 
-from data_scripts.raycast import (
-    CANVAS,
-    CARPET,
-    OUTSIDE,
-    PLAID,
-    SCREEN,
-    SPINES,
-    STRIPES,
-    WOOD,
-    Item,
-    Paint,
-)
+from data_scripts.materials import CANVAS, CARPET, OUTSIDE, PLAID, SCREEN, SPINES, STRIPES, WOOD
+from data_scripts.raycast import Item, Paint
 
 CLASSES = (
     "bed",

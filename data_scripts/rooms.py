@@ -11,21 +11,9 @@ import numpy as np
 
 from data_scripts import RENDERER
 from data_scripts import furniture as f
-from data_scripts.raycast import (
-    CARPET,
-    PLAIN,
-    PLANKS,
-    STRIPES,
-    TILES,
-    Item,
-    Light,
-    Paint,
-    Scene,
-    look,
-    render,
-    trace_truth,
-    turned,
-)
+from data_scripts.kernel import trace_truth
+from data_scripts.materials import CARPET, PLAIN, PLANKS, STRIPES, TILES
+from data_scripts.raycast import Item, Light, Paint, Scene, look, render, turned
 
 __all__ = ["CLASSES", "RENDERER", "render_room"]
 

@@ -1,8 +1,13 @@
 """Reading prepared data sets, moving image and targets together, and batches that can be resumed.
 
-Prepared layout of NYUv2, real or rendered: `train|val/{image,label,depth,normal}/<i>.npy`, each
-`(H, W)` or `(H, W, C)`, and `splits/{train,val,test}.txt` with one `folder/i` a line. Folder `val` holds
-the official test images; our val and test are disjoint parts of it, as in the paper.
+Prepared layout, real or rendered: `<folder>/<field>/<i>.npy`, each `(H, W)` or `(H, W, C)`, where the fields
+are `image` and the tasks' folders, and `splits/{train,val,test}.txt` with one `folder/i` a line. Unsigned
+integers are fixed-point fractions: a uint8 stands for value / 255, a uint16 for value / 65535. Value 0 (in
+all channels) means no ground truth; where a field `mask_valid` exists, 0 there says so, for every task.
+
+The folders keep the data sets' own order, and the splits say what they are used for: NYUv2's `val` holds
+the official test images, of which the paper takes disjoint parts for val and test; Cityscapes' `train` is
+parted into train and val, and its `val` is the test split; Taskonomy is split by building.
 """
 
 from pathlib import Path
@@ -14,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from simo.errors import SimoError
 from simo.files import read_json
-from simo.tasks import tasks_of
+from simo.tasks import IGNORED_CLASS, tasks_of
 
 SPLITS = ("train", "val", "test")
 
@@ -52,6 +57,7 @@ class PreparedDataset(Dataset):
         self.scales, self.crop = scales, crop
         self.names = read_split(self.root, split)
         self.size = tuple(self._load("image", self.names[0]).shape[:2])
+        self.masked = self._path("mask_valid", self.names[0]).exists()
 
     def __len__(self):
         """Return the number of images in the split."""
@@ -77,7 +83,7 @@ class PreparedDataset(Dataset):
         return sample
 
     def _read(self, name):
-        image = torch.from_numpy(self._load("image", name)).float().movedim(-1, 0)
+        image = _as_values(self._load("image", name))
         path = self._path("image", name)
         if image.shape[0] != 3 or image.shape[1:] != self.size:
             raise SimoError(
@@ -89,23 +95,28 @@ class PreparedDataset(Dataset):
                 f"{path}: expected values in [0, 1], "
                 f"found {image.min().item():.3g} to {image.max().item():.3g}"
             )
-        sample = {"image": image}
-        for task in self.tasks:
-            target = torch.from_numpy(self._load(task.folder, name))
-            if task.is_segmentation and target.is_floating_point() and (target != target.round()).any():
-                raise SimoError(
-                    f"{self._path(task.folder, name)}: expected whole numbers as classes, found fractions"
-                )
-            target = target.long() if task.is_segmentation else target.float().movedim(-1, 0)
-            path = self._path(task.folder, name)
-            if target.shape[-2:] != self.size:
-                raise SimoError(
-                    f"{path}: expected a target of {self.size[0]}×{self.size[1]} like its image, "
-                    f"found {'×'.join(map(str, target.shape[-2:]))}"
-                )
-            task.check_target(target, path)
-            sample[task.name] = target
-        return sample
+        valid = torch.from_numpy(self._load("mask_valid", name) != 0) if self.masked else None
+        return {"image": image} | {task.name: self._read_target(task, name, valid) for task in self.tasks}
+
+    def _read_target(self, task, name, valid):
+        array, path = self._load(task.folder, name), self._path(task.folder, name)
+        if task.is_segmentation:
+            if np.issubdtype(array.dtype, np.floating) and (array != array.round()).any():
+                raise SimoError(f"{path}: expected whole numbers as classes, found fractions")
+            target = torch.from_numpy(array).long()
+        else:
+            target = _as_values(array)
+        if target.shape[-2:] != self.size:
+            raise SimoError(
+                f"{path}: expected a target of {self.size[0]}×{self.size[1]} like its image, "
+                f"found {'×'.join(map(str, target.shape[-2:]))}"
+            )
+        task.check_target(target, path)
+        # a centred fraction of odd denominator is never exactly 0, which would mean no ground truth
+        target = 2 * target - 1 if task.centred else target
+        if valid is not None:
+            target = target.masked_fill(~valid.view(self.size), IGNORED_CLASS if task.is_segmentation else 0)
+        return target
 
     def _path(self, modality, name):
         folder, number = name.split("/")
@@ -124,6 +135,12 @@ class PreparedDataset(Dataset):
             raise SimoError(
                 f"{path} cannot be read as an array ({error}): delete it and prepare again"
             ) from error
+
+
+def _as_values(array):
+    """An array `(H, W, C)` as a float tensor `(C, H, W)`, fixed-point fractions as what they stand for."""
+    values = torch.from_numpy(array.astype(np.float32)).movedim(-1, 0)
+    return values / np.iinfo(array.dtype).max if np.issubdtype(array.dtype, np.unsignedinteger) else values
 
 
 def read_split(root, split):
@@ -145,22 +162,28 @@ def read_split(root, split):
     return names
 
 
-def data_hash(root):
-    """Content hash of a prepared folder, from the `prepared.json` that its preparation wrote last."""
+def read_prepared(root):
+    """What the preparation of a folder wrote last, in `prepared.json`; SimoError if it did not get there.
+
+    Returns
+    -------
+    dict
+        Among others `sha256`, the hash of the content; `source`, the raw format it was made from; and
+        `fixture`, whether that was made-up test data.
+    """
     path = Path(root) / "prepared.json"
     if not path.is_file():
         raise SimoError(
             f"{path} does not exist: {root} was not prepared to the end; `make data` continues it"
         )
-    return read_json(path)["sha256"]
+    return read_json(path)
 
 
 def augment(sample, tasks, scales, crop, generator):
     """Enlarge, crop and flip image and targets together, as the paper does for NYUv2.
 
-    Depth is divided by the scale, because an enlarged image looks taken from nearer; the flip negates
-    the normals' x. Images are resized bilinearly, targets by nearest neighbour (`nearest-exact`, which stays
-    registered with the image).
+    What enlarging and mirroring do to a target's values is the task's `zoom` and `flips_x`. Images are
+    resized bilinearly, targets by nearest neighbour (`nearest-exact`, which stays registered with the image).
 
     Parameters
     ----------
@@ -203,9 +226,9 @@ def augment(sample, tasks, scales, crop, generator):
     moved = {"image": move(sample["image"], "bilinear")}
     for task in tasks:
         moved[task.name] = move(sample[task.name], "nearest-exact")
-        if task.name == "depth":
-            moved[task.name] = moved[task.name] / scale
-        elif task.name == "normals" and flip:
+        if task.zoom:
+            moved[task.name] = moved[task.name] * scale**task.zoom
+        if task.flips_x and flip:
             moved[task.name] = moved[task.name] * torch.tensor([-1.0, 1.0, 1.0]).view(3, 1, 1)
     return moved
 

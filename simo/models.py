@@ -13,6 +13,7 @@ from torch import nn
 
 from simo.checkpoints import TensorFile, load_into, load_recipe
 from simo.errors import SimoError
+from simo.heads import create_head
 from simo.tasks import tasks_of
 
 
@@ -31,33 +32,52 @@ class Features(NamedTuple):
     classes: torch.Tensor
 
 
+# mean and deviation of the channels, by which images in [0, 1] are shifted and scaled: "signed" gives
+# [-1, 1], as the paper does; "imagenet" is what DINOv2 was pretrained with, from which the paper deviates
+INPUT_SCALES = {
+    "signed": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
 class Encoder(nn.Module):
-    """A timm vision transformer as a dense feature extractor.
+    """A timm vision transformer as a dense feature extractor, for images of any size.
 
     Parameters
     ----------
     backbone : nn.Module
-        A timm `VisionTransformer` with one class token.
+        A timm `VisionTransformer` with one class token and learned positions.
     blocks : sequence of int
         Which blocks' outputs to return, counted from 1 as in the paper (3, 6, 9, 12).
+    input_scale : str
+        A key of `INPUT_SCALES`.
+
+    Raises
+    ------
+    SimoError
+        For a block that does not exist, or an unknown input scale.
     """
 
-    def __init__(self, backbone, blocks):
+    def __init__(self, backbone, blocks, input_scale="signed"):
         super().__init__()
         depth = len(backbone.blocks)
         if not blocks or list(blocks) != sorted({block for block in blocks if 1 <= block <= depth}):
             raise SimoError(
                 f"blocks {list(blocks)}: expected increasing numbers from 1 to {depth}, the depth"
             )
+        if input_scale not in INPUT_SCALES:
+            raise SimoError(f"unknown input_scale {input_scale!r}: expected one of {sorted(INPUT_SCALES)}")
         self.backbone, self.taps = backbone, [block - 1 for block in blocks]
-        self.patch = backbone.patch_embed.patch_size[0]
-        self.channels = 2 * len(blocks) * backbone.embed_dim
+        self.dim, self.patch = backbone.embed_dim, backbone.patch_embed.patch_size[0]
+        backbone.patch_embed.strict_img_size = False  # `add_positions` takes any grid
+        for name, values in zip(("mean", "deviation"), INPUT_SCALES[input_scale], strict=True):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, image):
         """Extract features.
 
-        Inputs are scaled to [-1, 1] as the paper does (not by ImageNet statistics), and zero-padded
-        symmetrically to multiples of the patch size.
+        Scaled images are zero-padded symmetrically to multiples of the patch size, the odd pixel at the
+        right or below.
 
         Parameters
         ----------
@@ -71,48 +91,48 @@ class Encoder(nn.Module):
         """
         bottom, right = (-image.shape[-2]) % self.patch, (-image.shape[-1]) % self.patch
         padding = (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2)
-        image = F.pad(2 * image - 1, padding)  # (B, 3, h·patch, w·patch)
-        outputs = self.backbone.forward_intermediates(
-            image, indices=self.taps, return_prefix_tokens=True, norm=False, intermediates_only=True
-        )
-        patches = torch.stack([patch for patch, _ in outputs], dim=1)  # (B, L, D, h, w)
-        classes = torch.stack([prefix[:, 0] for _, prefix in outputs], dim=1)  # (B, L, D)
-        return Features(patches, classes)
+        image = F.pad((image - self.mean) / self.deviation, padding)  # (B, 3, h·patch, w·patch)
+        grid = tuple(length // self.patch for length in image.shape[-2:])
+        vit = self.backbone
+        tokens = self.add_positions(vit.patch_embed(image), grid)  # (B, 1 + h·w, D)
+        tokens = vit.norm_pre(vit.patch_drop(vit.pos_drop(tokens)))
+        outputs = []
+        for number, block in enumerate(vit.blocks):
+            tokens = block(tokens)
+            if number in self.taps:
+                outputs.append(tokens)
+        tapped = torch.stack(outputs, dim=1)  # (B, L, 1 + h·w, D)
+        return Features(tapped[:, :, 1:].mT.unflatten(-1, grid), tapped[:, :, 0])
 
+    def add_positions(self, patches, grid):
+        """Put the class token before the patch tokens, and add the positions, interpolated to the grid.
 
-class LinearHead(nn.Module):
-    """The paper's linear head: patch and class tokens of all taps, joined, then one 1×1 convolution.
+        The position embedding stays one parameter of the pretrained size, so that task vectors of models
+        trained at different image sizes fit each other. As in DINOv2's code, other grids get it by bicubic
+        interpolation without antialiasing, at sampling positions that a scale enlarged by 0.1 patches gives
+        (`interpolate_offset`; it moves them by up to .1 / h of the grid, and the pretrained weights are
+        evaluated like this everywhere).
 
-    Classes and normals pass a batch norm first. Depth has none; its map is enlarged ×4 and clamped at 0
-    before the final resize. (The released code enlarges before the convolution; a 1×1 convolution and a
-    bilinear resize commute, and this order is 16 times cheaper.)
+        Parameters
+        ----------
+        patches : Tensor
+            `(B, h·w, D)`.
+        grid : (int, int)
+            h and w.
 
-    Parameters
-    ----------
-    task : Task
-        Gives the output channels.
-    channels : int
-        Input channels: 2 · taps · width.
-    expand : int
-        Predictions a patch along each side (pixel shuffle). 1 in the paper; the miniature's few, coarse
-        patches use more.
-    """
-
-    def __init__(self, task, channels, expand=1):
-        super().__init__()
-        self.non_negative = task.non_negative
-        self.norm = nn.Identity() if task.non_negative else nn.BatchNorm2d(channels)
-        self.project = nn.Conv2d(channels, task.channels * expand**2, kernel_size=1)
-        self.shuffle = nn.PixelShuffle(expand)
-
-    def forward(self, features, size):
-        """Predict `(B, C, *size)` from `Features`."""
-        classes = features.classes[..., None, None].expand_as(features.patches)
-        joined = torch.cat([features.patches, classes], dim=2).flatten(1, 2)  # (B, 2·L·D, h, w)
-        out = self.shuffle(self.project(self.norm(joined)))  # (B, C, h·expand, w·expand)
-        if self.non_negative:
-            out = F.interpolate(out, scale_factor=4, mode="bilinear", align_corners=False).relu()
-        return F.interpolate(out, tuple(size), mode="bilinear", align_corners=False)
+        Returns
+        -------
+        Tensor
+            `(B, 1 + h·w, D)`.
+        """
+        native, positions = self.backbone.patch_embed.grid_size, self.backbone.pos_embed  # (1, 1 + n, D)
+        if grid != tuple(native):
+            scale = [(new + 0.1) / old for new, old in zip(grid, native, strict=True)]
+            maps = positions[:, 1:].mT.unflatten(-1, native).float()  # bfloat16 would blur the grid
+            maps = F.interpolate(maps, scale_factor=scale, mode="bicubic")  # (1, D, h, w)
+            positions = torch.cat([positions[:, :1], maps.flatten(2).mT.to(positions.dtype)], dim=1)
+        classes = self.backbone.cls_token.expand(len(patches), -1, -1)
+        return torch.cat([classes, patches], dim=1) + positions
 
 
 class MultiTaskModel(nn.Module):
@@ -195,7 +215,7 @@ def add_adapters(encoder, rank):
     return [module.weight for block in adapted for module in (block.down, block.up)]
 
 
-def create_encoder(backbone, backbone_args, blocks, weights=None):
+def create_encoder(backbone, backbone_args, blocks, weights=None, input_scale="signed"):
     """Create an encoder over a timm backbone, without classifier.
 
     Parameters
@@ -203,8 +223,8 @@ def create_encoder(backbone, backbone_args, blocks, weights=None):
     backbone : str
         A timm model name.
     backbone_args : dict
-        Further arguments of `timm.create_model`, such as `img_size`.
-    blocks : sequence of int
+        Further arguments of `timm.create_model`, such as `img_size`, the size of the position embedding.
+    blocks, input_scale
         See `Encoder`.
     weights : str or Path, optional
         A safetensors file of the backbone's state; random weights if not given.
@@ -218,14 +238,15 @@ def create_encoder(backbone, backbone_args, blocks, weights=None):
         vit = timm.create_model(backbone, num_classes=0, **backbone_args)
     except (RuntimeError, TypeError) as error:
         raise SimoError(f"timm cannot create {backbone!r} with {backbone_args}: {error}") from error
-    if getattr(vit, "num_prefix_tokens", None) != 1:
-        raise SimoError(f"{backbone!r}: expected a ViT with exactly one class token")
+    known = isinstance(vit, timm.models.VisionTransformer) and vit.num_prefix_tokens == 1
+    if not known or vit.pos_embed is None or vit.no_embed_class:
+        raise SimoError(f"{backbone!r}: expected a ViT with exactly one class token and learned positions")
     if weights is not None:
         load_into(vit, TensorFile(weights), weights)
-    return Encoder(vit, blocks)
+    return Encoder(vit, blocks, input_scale)
 
 
-def create_model(tasks, seed, backbone, backbone_args, blocks, head_expand, weights=None):
+def create_model(tasks, seed, backbone, backbone_args, blocks, head, head_options, input_scale, weights=None):
     """Create a model with the pretrained encoder and fresh heads.
 
     Parameters
@@ -234,20 +255,27 @@ def create_model(tasks, seed, backbone, backbone_args, blocks, head_expand, weig
     seed : int
         A head's initial weights depend on it and on the task's name only, so that an expert and joint
         training start from the same head.
-    backbone, backbone_args, blocks, weights
+    backbone, backbone_args, blocks, input_scale, weights
         See `create_encoder`.
-    head_expand : int
-        See `LinearHead`.
+    head : str
+        A key of `simo.heads.HEADS`, the same for all tasks.
+    head_options : dict
+        See `simo.heads.create_head`.
 
     Returns
     -------
     MultiTaskModel
+
+    Raises
+    ------
+    SimoError
+        For a name or an option that is not known, or weights that do not fit.
     """
-    encoder = create_encoder(backbone, backbone_args, blocks, weights)
+    encoder = create_encoder(backbone, backbone_args, blocks, weights, input_scale)
     heads = {}
     for task in tasks:
         torch.manual_seed(seed * 1_000_003 + sum(map(ord, task.name)))
-        heads[task.name] = LinearHead(task, encoder.channels, head_expand)
+        heads[task.name] = create_head(head, task, len(blocks), encoder.dim, head_options)
     return MultiTaskModel(encoder, heads)
 
 
@@ -259,7 +287,8 @@ def load_model(path, settings, **expected):
     path : str or Path
         The `.safetensors` file; its recipe says which tasks' heads and which adapters it holds.
     settings : dict
-        `backbone`, `backbone_args`, `blocks`, `head_expand`: must be those it was made with.
+        `backbone`, `backbone_args`, `blocks`, `head`, `head_options`, `input_scale`: must be those it was
+        made with.
     **expected
         Further recipe entries to insist on, such as `dataset` or `tasks`.
 

@@ -12,7 +12,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from simo.metrics import normalised_performance
 from simo.tables import MODELS
-from simo.tasks import NYUV2_CLASSES
+from simo.tasks import CITYSCAPES_CLASSES, CITYSCAPES_PARTS, NYUV2_CLASSES
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 STYLES = [
@@ -22,11 +22,23 @@ STYLES = [
     ("#CC79A7", "-.", "D"),
     ("#56B4E9", "-", "v"),
 ]
-# thirteen colours that neighbours in a room tell apart
-CLASS_COLOURS = [
-    "#4c72b0", "#c44e52", "#e8e4da", "#dd8452", "#8c6d4f", "#e377c2", "#bcbd22",
-    "#ffd92f", "#8172b3", "#55a868", "#1b1b1b", "#b9c9d6", "#64b5cd",
-]  # fmt: skip
+CLASS_COLOURS = {
+    # thirteen colours that neighbours in a room tell apart
+    NYUV2_CLASSES: [
+        "#4c72b0", "#c44e52", "#e8e4da", "#dd8452", "#8c6d4f", "#e377c2", "#bcbd22",
+        "#ffd92f", "#8172b3", "#55a868", "#1b1b1b", "#b9c9d6", "#64b5cd",
+    ],
+    # the data set's own
+    CITYSCAPES_CLASSES: [
+        "#804080", "#f423e8", "#464646", "#66669c", "#be9999", "#999999", "#faaa1e", "#dcdc00", "#6b8e23",
+        "#98fb98", "#4682b4", "#dc143c", "#ff0000", "#00008e", "#000046", "#003c64", "#005064", "#0000e6",
+        "#770b20",
+    ],
+    CITYSCAPES_PARTS: [
+        "#e4e4e4", "#0072b2", "#f0e442", "#56b4e9", "#1b4f72", "#9fd8cb", "#333333", "#d55e00", "#cc79a7",
+        "#009e73",
+    ],
+}  # fmt: skip
 
 
 def set_style():
@@ -113,10 +125,16 @@ def delta_figure(frame, paper_deltas, models, recomputed=None):
         axes.plot(
             [values.min(), values.max()], [row, row], color=BLUE, lw=5, alpha=0.25, solid_capstyle="round"
         )
-        axes.plot(values, [row] * len(values), "o", color=BLUE, ms=5, label="miniature, one dot a seed")
+        axes.plot(values, [row] * len(values), "o", color=BLUE, ms=5, label="ours, one dot a seed")
         if model in paper_deltas:
             axes.plot(
-                paper_deltas[model], row, "D", color=ORANGE, mfc="white", ms=6, label="paper, DINOv2 on NYUv2"
+                paper_deltas[model],
+                row,
+                "D",
+                color=ORANGE,
+                mfc="white",
+                ms=6,
+                label="paper",
             )
         if recomputed is not None and model in recomputed.index.unique("model"):
             own = recomputed.loc[model].printed
@@ -175,15 +193,21 @@ def relationship_figure(curves, paper, tasks, paper_names=None):
         One panel a task vector; solid with a band is ours, thin with markers the paper's.
     """
     names = {task.name: (paper_names or {}).get(task.name, task.name) for task in tasks}
-    figure, panels = plt.subplots(
-        1, len(tasks), figsize=(2.75 * len(tasks), 3.2), sharey=True, layout="constrained"
-    )
+    columns = len(tasks) if len(tasks) < 4 else 3
+    lines = -(-len(tasks) // columns)
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(2.75 * columns, 2.4 * lines + 0.8), sharey=True, layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    panels = grid.flat[: len(tasks)]
+    for axes in grid.flat[len(tasks) :]:
+        axes.set_visible(False)
     for axes, primary in zip(panels, tasks, strict=True):
         for task, (colour, line, marker) in zip(tasks, STYLES[: len(tasks)], strict=True):
             x = [row["lambda"] for row in curves[0][primary.name]]
             ratios = np.array([_relative_curve(seed, primary, task) for seed in curves])  # (seeds, λ)
             axes.fill_between(x, ratios.min(0), ratios.max(0), color=colour, alpha=0.2, lw=0)
-            axes.plot(x, ratios.mean(0), color=colour, ls=line, lw=1.8, label=f"{task.name}, miniature")
+            axes.plot(x, ratios.mean(0), color=colour, ls=line, lw=1.8, label=f"{task.name}, ours")
             printed = paper[names[primary.name]][names[task.name]]
             axes.plot(
                 np.arange(len(printed)) / 10, printed, marker, color=colour, ms=3, mfc="white", lw=0,
@@ -191,7 +215,8 @@ def relationship_figure(curves, paper, tasks, paper_names=None):
             )  # fmt: skip
         axes.axvline(1, color="black", lw=0.6)
         axes.set(title=f"along τ of {primary.name}", xlabel="λ", ylim=(0, 1.12))
-    panels[0].set_ylabel("performance relative\nto the expert")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("performance relative\nto the expert")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(tasks))
     sns.despine(figure)
     return figure
@@ -243,24 +268,28 @@ def qualitative_figure(pictures, tasks, rows):
 
 
 def _show(axes, values, task, truth):
-    """Draw one map: classes by colour, depth on the truth's scale, normals as colours."""
+    """Draw one map: classes by colour, single values on the truth's scale, normals and colours as such."""
     if task.is_segmentation:
-        colours = ListedColormap([*CLASS_COLOURS, "#ffffff"])
+        colours = CLASS_COLOURS[task.classes]
         axes.imshow(
-            np.minimum(values, len(NYUV2_CLASSES)), cmap=colours, vmin=0, vmax=13, interpolation="nearest"
-        )
+            np.minimum(values, len(colours)), cmap=ListedColormap([*colours, "#ffffff"]),
+            vmin=0, vmax=len(colours), interpolation="nearest",
+        )  # fmt: skip
     elif task.channels == 1:
-        low, high = truth[truth > 0].min(), truth.max()
-        axes.imshow(values[..., 0], cmap="viridis_r", vmin=low, vmax=high)
+        known = truth[truth != 0].astype(np.float32)
+        shades = "gray" if task.centred else "viridis" if task.zoom > 0 else "viridis_r"
+        axes.imshow(values[..., 0].astype(np.float32), cmap=shades, vmin=known.min(), vmax=known.max())
     else:
-        length = np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-6)
-        axes.imshow(np.clip(values / length / 2 + 0.5, 0, 1))
+        values = values.astype(np.float32)
+        if task.flips_x:  # directions
+            values = values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-6)
+        axes.imshow(np.clip(values / 2 + 0.5, 0, 1))
 
 
-def class_legend():
-    """Draw the colours of the classes with their names; returns the Figure."""
-    figure, axes = plt.subplots(figsize=(7, 0.6), layout="constrained")
+def class_legend(task):
+    """Draw the colours of a segmentation task's classes with their names; returns the Figure."""
+    figure, axes = plt.subplots(figsize=(7, 0.3 + 0.2 * (len(task.classes) / 6)), layout="constrained")
     axes.axis("off")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in CLASS_COLOURS]
-    axes.legend(handles, NYUV2_CLASSES, ncols=7, loc="center", fontsize=8)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in CLASS_COLOURS[task.classes]]
+    axes.legend(handles, task.classes, ncols=7, loc="center", fontsize=8)
     return figure

@@ -23,14 +23,14 @@ import pandas as pd
 import torch
 
 from simo.checkpoints import load_recipe
-from simo.datasets import data_hash
+from simo.datasets import read_prepared
 from simo.errors import SimoError
 from simo.files import atomic_path, read_json, write_json
 from simo.notebooks import ROOT, code_hash, declared_parameters
-from simo.training import pick_device
+from simo.training import Optimisation, pick_device
 
 PACKAGES = ("simo", "torch", "timm", "torchvision", "numpy", "safetensors", "torchmetrics")
-MODEL = ("backbone", "backbone_args", "blocks", "head_expand")  # what the model is
+MODEL = ("backbone", "backbone_args", "blocks", "head", "head_options", "input_scale")  # what the model is
 PLACES = (
     "data",
     "checkpoints",
@@ -39,6 +39,7 @@ PLACES = (
     "device",
     "threads",
     "workers",
+    "compile_model",
 )  # where, not what, is computed
 
 
@@ -83,9 +84,10 @@ class Run:
         )
         if given["threads"]:
             torch.set_num_threads(given["threads"])
+        self.source = read_prepared(self.data)
         self.hashes = {
             "code": code_hash(notebook),
-            "data": data_hash(self.data),
+            "data": self.source["sha256"],
             "backbone": load_recipe(self.weights)["sha256"],
         }
         for name in inputs:
@@ -95,6 +97,13 @@ class Run:
             json.dumps([notebook, what, self.hashes], sort_keys=True).encode()
         ).hexdigest()
         self.partial = self.checkpoints / "partial" / f"{notebook}-{identity[:12]}"
+
+    def optimisation(self, steps, batch_size):
+        """The parameters that say how to train, for `simo.training`, with this number of steps."""
+        given = self.parameters
+        names = ("seed", "weight_decay", "warmup", "clip", "accumulate", "workers")
+        settings = {name: given[name] for name in names} | {"compile": given["compile_model"]}
+        return Optimisation(steps=steps, batch_size=batch_size, **settings, **self.where)
 
     def metrics(self, experiment, split):
         """Metrics of the first result of a finished experiment of this seed on a split, by task name."""
@@ -128,6 +137,8 @@ class Run:
                 "notebook": self.notebook,
                 "parameters": self.parameters,
                 "hashes": self.hashes,
+                "source": self.source["source"],
+                "fixture": self.source["fixture"],
                 "versions": versions(),
                 "device": device_name(self.where["device"]),
                 "started": self.started.isoformat(timespec="seconds"),
@@ -173,13 +184,13 @@ def peak_memory_mb():
 
 
 def save_pictures(path, images, rows, tasks):
-    """Store images and predictions for a figure as small integer arrays.
+    """Store images and predictions for a figure in few bytes.
 
     Parameters
     ----------
     path : str or Path
         An `.npz` file with `image` and `<row>/<task>` arrays: uint8 images, uint8 classes (255 is
-        ignored), int16 milli-units of values.
+        ignored), float16 values.
     images : Tensor
         `(B, 3, H, W)` in `[0, 1]`.
     rows : dict of str to dict of str to Tensor
@@ -194,19 +205,15 @@ def save_pictures(path, images, rows, tasks):
                 classes = values if values.ndim == 3 else values.argmax(1)
                 arrays[f"{row}/{task.name}"] = classes.to(torch.uint8).numpy()
             else:
-                arrays[f"{row}/{task.name}"] = (
-                    (1000 * values).clamp(-32768, 32767).short().movedim(1, -1).numpy()
-                )
+                arrays[f"{row}/{task.name}"] = values.half().movedim(1, -1).numpy()
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def load_pictures(path):
-    """Read what `save_pictures` stored, values back in their units."""
+    """Read what `save_pictures` stored: arrays by name."""
     with np.load(path, allow_pickle=False) as file:
-        return {
-            name: file[name] / 1000 if file[name].dtype == np.int16 else file[name] for name in file.files
-        }
+        return {name: file[name] for name in file.files}
 
 
 def load_records(folder):
@@ -285,6 +292,7 @@ def provenance_table(records):
                 "seconds": provenance["seconds"],
                 "peak MB": provenance["peak_memory_mb"],
                 "device": provenance["device"],
+                "data": "FIXTURE" if provenance["fixture"] else provenance["source"],
                 "versions": ", ".join(
                     f"{name} {version}" for name, version in provenance["versions"].items()
                 ),

@@ -7,6 +7,7 @@ from simo.metrics import delta_formula, delta_printed, normalised_performance
 from simo.tasks import tasks_of
 
 MODELS = {
+    "constant": "Constant prediction",
     "expert": "Experts",
     "joint": "Joint training",
     "average": "Average",
@@ -33,7 +34,7 @@ PAPER_ROWS = {
     "ties+heads": "TIES+head",
     "ties+representation": "TIES+repr",
 }
-PAPER_TABLES = {"nyuv2": "table1_nyuv2"}
+PAPER_TABLES = {"nyuv2": "table1_nyuv2", "cityscapes": "table2_cityscapes", "taskonomy": "table3_taskonomy"}
 
 
 def scores(results, dataset):
@@ -100,9 +101,11 @@ def table_of(frame, dataset, models=None):
         mean, spread = own.mean(), own.std(ddof=1) if len(own) > 1 else own.mean() * float("nan")
         row = {}
         for task in tasks_of(dataset):
-            digits = 2 if task.unit in "%°" else 4
+            digits = 2 if task.unit in ("%", "°") else 4
             text = _with_spread(mean[task.name], spread[task.name], digits)
-            row[task.name, f"{task.metric}, {task.unit}"] = f"{text} ({mean[f'{task.name} %']:.1f})"
+            row[task.name, f"{task.metric}, {task.unit}".rstrip(", ")] = (
+                f"{text} ({mean[f'{task.name} %']:.1f})"
+            )
         for definition, name in {"printed": "printed", "formula": "Eq. 2"}.items():
             text = _with_spread(mean[definition], spread[definition], 1, sign=True)
             row["Δ_MTL, %", name] = "" if model == "expert" else text
@@ -132,14 +135,15 @@ def paper_beside_ours(frame, dataset, paper):
     rows = {}
     for model, name in PAPER_ROWS.items():
         values = dict(zip(baseline, printed[name][:-1], strict=True))
-        row = {}
+        known = model in frame.index.unique("model")
+        ours, row = frame.loc[model].mean() if known else None, {}
         for task in tasks:
             theirs = 100 * normalised_performance(task, values[task.name], baseline[task.name])
             row[f"{task.name}, %", "paper"] = f"{theirs:.1f}"
-            row[f"{task.name}, %", "ours"] = f"{frame.loc[model][f'{task.name} %'].mean():.1f}"
+            row[f"{task.name}, %", "ours"] = f"{ours[f'{task.name} %']:.1f}" if known else "not run"
         if model != "expert":
             row["Δ_MTL, %", "paper"] = f"{printed[name][-1]:+.1f}"
-            row["Δ_MTL, %", "ours"] = f"{frame.loc[model].printed.mean():+.1f}"
+            row["Δ_MTL, %", "ours"] = f"{ours.printed:+.1f}" if known else "not run"
         rows[MODELS[model]] = row
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 

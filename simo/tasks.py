@@ -2,7 +2,7 @@
 
 A target is a map: class indices `(B, H, W)` int64 for segmentation, values `(B, C, H, W)` float otherwise.
 A prediction is always `(B, C, H, W)` float. Pixels without ground truth carry an ignored value and
-take part in neither loss nor metric: -1 for classes, 0 for depth, the zero vector for normals.
+take part in neither loss nor metric: -1 for classes, 0 (in all channels) for values.
 """
 
 from dataclasses import dataclass
@@ -84,6 +84,15 @@ class Task:
         Direction of the metric.
     non_negative : bool
         Whether predictions are clamped at 0 by the head (depth).
+    centred : bool
+        Whether targets, stored in [0, 1], are mapped to [-1, 1] when they are read (Taskonomy).
+    zoom : int
+        A target's values are multiplied by `s ** zoom` when the image is enlarged by s: an enlarged
+        image looks taken from nearer, so depth falls (-1) and disparity grows (1).
+    flips_x : bool
+        Whether channel 0 changes its sign when the image is mirrored (normals).
+    classes : tuple of str
+        Names of the classes of a segmentation.
     """
 
     name: str
@@ -94,6 +103,10 @@ class Task:
     unit: str
     higher_is_better: bool = False
     non_negative: bool = False
+    centred: bool = False
+    zoom: int = 0
+    flips_x: bool = False
+    classes: tuple = ()
 
     @property
     def is_segmentation(self):
@@ -165,12 +178,64 @@ NYUV2_CLASSES = (
     "window",
 )
 
+CITYSCAPES_CLASSES = (
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "fence",
+    "pole",
+    "traffic light",
+    "traffic sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+)
+CITYSCAPES_PARTS = (
+    "background",
+    "torso",
+    "head",
+    "arms",
+    "legs",
+    "windows",
+    "wheels",
+    "lights",
+    "licence plate",
+    "chassis",
+)
+
+# Taskonomy's normals are trained and scored by absolute error, as all its tasks are in the paper's Table 3:
+# under the paper's dot-product loss a prediction's length is free, and an absolute error would mean nothing.
 TASKS = {
     "nyuv2": (
-        Task("segmentation", "label", 13, "cross_entropy", "mIoU", "%", higher_is_better=True),
-        Task("depth", "depth", 1, "l1", "aErr", "m", non_negative=True),
-        Task("normals", "normal", 3, "cosine", "mDist", "°"),
+        Task("segmentation", "label", 13, "cross_entropy", "mIoU", "%", True, classes=NYUV2_CLASSES),
+        Task("depth", "depth", 1, "l1", "aErr", "m", non_negative=True, zoom=-1),
+        Task("normals", "normal", 3, "cosine", "mDist", "°", flips_x=True),
     ),
+    "cityscapes": (
+        Task("segmentation", "label_19", 19, "cross_entropy", "mIoU", "%", True, classes=CITYSCAPES_CLASSES),
+        Task("parts", "part_seg", 10, "cross_entropy", "mIoU", "%", True, classes=CITYSCAPES_PARTS),
+        Task("disparity", "depth", 1, "l1", "aErr", "", non_negative=True, zoom=1),
+    ),
+    "taskonomy": (
+        Task("autoencoder", "image", 3, "l1", "aErr", "", centred=True),
+        Task("depth", "depth_zbuffer", 1, "l1", "aErr", "", non_negative=True),
+        Task("normals", "normal", 3, "l1", "aErr", "", centred=True, flips_x=True),
+        Task("edges", "edge_texture", 1, "l1", "aErr", "", centred=True),
+        Task("keypoints", "keypoints2d", 1, "l1", "aErr", "", centred=True),
+    ),
+}
+# not in the paper's tables, but in its released code
+ADDITIONAL_TASKS = {
+    "taskonomy": (Task("semantics", "segment_semantic", 18, "cross_entropy", "mIoU", "%", True),),
 }
 
 
@@ -182,7 +247,7 @@ def tasks_of(dataset, names=None):
     dataset : str
         A key of `TASKS`.
     names : sequence of str, optional
-        Which tasks; all if not given.
+        Which tasks, additional ones among them; all of the paper's if not given.
 
     Returns
     -------
@@ -195,8 +260,8 @@ def tasks_of(dataset, names=None):
     """
     if dataset not in TASKS:
         raise SimoError(f"unknown data set {dataset!r}: expected one of {sorted(TASKS)}")
-    known = {task.name: task for task in TASKS[dataset]}
+    known = {task.name: task for task in TASKS[dataset] + ADDITIONAL_TASKS.get(dataset, ())}
     unknown = [name for name in names or () if name not in known]
     if unknown:
         raise SimoError(f"{dataset} has no task {unknown[0]!r}: expected one of {list(known)}")
-    return tuple(task for name, task in known.items() if names is None or name in names)
+    return TASKS[dataset] if names is None else tuple(t for name, t in known.items() if name in names)

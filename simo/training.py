@@ -2,6 +2,11 @@
 
 Everything random in a step (which images, their augmentation, dropout) is a function of seed and step,
 so a run that was interrupted and continued ends with the same weights as one that was not.
+
+Each step trains on `batch_size` images, in `accumulate` micro-batches of which only one is in memory at a
+time. The gradient is the mean of the micro-batches' gradients. It is that of the whole batch where all
+micro-batches have equally many valid pixels; where they differ, pixels of sparsely labelled images count a
+little more. Batch norm sees micro-batches, not batches.
 """
 
 import json
@@ -11,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from simo.checkpoints import TensorFile, load_into, save_tensors
@@ -31,8 +37,22 @@ class Optimisation:
     clip: float = 25.0  # largest norm of the gradient over all trained tensors: the paper's 25
     device: str = "cpu"  # where to train
     precision: str = "float32"  # "bfloat16" computes the forward pass in mixed precision
+    accumulate: int = 1  # micro-batches a step, for cards that are too small for all its images at once
+    compile: bool = False  # fuse the forward pass by torch.compile: a minute's start for faster steps
     workers: int = 0  # processes that load data; 0 loads in this one
     save_seconds: float = 20.0  # how much work an interruption may lose
+
+    def __post_init__(self):
+        """Refuse a batch that cannot be cut into equal micro-batches."""
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise SimoError(
+                f"accumulate is {self.accumulate}: expected a divisor of batch_size, {self.batch_size}"
+            )
+
+    @property
+    def micro_batch(self):
+        """Images that are in memory at a time."""
+        return self.batch_size // self.accumulate
 
 
 def one_cycle(step, steps, warmup):
@@ -91,18 +111,19 @@ def fit(model, predict, learning_rates, dataset, tasks, optimisation, resume=Non
     optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     trained = [parameter for parameters, _ in learning_rates for parameter in parameters]
     start, history = _load_state(resume, model, optimiser, trained)
-    batches = training_batches(
-        dataset, settings.batch_size, start, settings.steps, settings.seed, settings.workers
+    first, last = start * settings.accumulate, settings.steps * settings.accumulate  # in micro-batches
+    batches = iter(
+        training_batches(dataset, settings.micro_batch, first, last, settings.seed, settings.workers)
     )
+    predict = torch.compile(predict) if settings.compile else predict  # the model keeps its names
     interval = max(1, settings.steps // 100)
     sums, saved = 0, time.monotonic()
-    for step, batch in enumerate(progress(batches, start, settings.steps), start):
-        torch.manual_seed(settings.seed * 1_000_003 + step)  # dropout
-        batch = {name: value.to(settings.device, non_blocking=True) for name, value in batch.items()}
-        with autocast(settings.device, settings.precision):
-            predictions = predict(batch)
-        losses = torch.stack([task.compute_loss(predictions[task.name], batch[task.name]) for task in tasks])
-        losses.mean().backward()
+    for step in progress(range(start, settings.steps), start, settings.steps):
+        for part in range(settings.accumulate):
+            torch.manual_seed(settings.seed * 1_000_003 + step * settings.accumulate + part)  # dropout
+            losses = _losses(predict, next(batches), tasks, settings)
+            (losses.mean() / settings.accumulate).backward()
+            sums = sums + losses.detach() / settings.accumulate
         torch.nn.utils.clip_grad_norm_(trained, settings.clip)
         factor = one_cycle(step, settings.steps, settings.warmup)
         for group, (_, rate) in zip(optimiser.param_groups, learning_rates, strict=True):
@@ -110,7 +131,6 @@ def fit(model, predict, learning_rates, dataset, tasks, optimisation, resume=Non
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
-        sums = sums + losses.detach()
         if (step + 1) % interval == 0 or step + 1 == settings.steps:
             count = step % interval + 1
             row = {"step": step + 1, "learning_rate": factor}
@@ -152,10 +172,62 @@ def probe_then_finetune(model, dataset, tasks, probe, finetune, encoder_rate, he
         model.encoder.requires_grad_(phase == "finetune")
         model.train()
         state = resume and Path(resume) / f"{phase}.safetensors"
-        histories[phase] = fit(
-            model, lambda batch: model(batch["image"]), rates[phase], dataset, tasks, optimisation, state
-        )
+        plan = (model, lambda batch: model(batch["image"]), rates[phase], dataset, tasks, optimisation)
+        print(f"memory for {phase}: {memory_need(*plan)}")
+        histories[phase] = fit(*plan, state)
     return histories
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What training holds in memory, in bytes; as text, "about 5.3 GiB (weights 0.3, ...)"."""
+
+    weights: int  # of the model, buffers included
+    optimiser: int  # AdamW's two moments and its step count
+    gradients: int  # of what is trained
+    activations: int  # what the forward pass keeps for the backward pass
+    images: int  # that are in memory at a time
+
+    def __str__(self):
+        """Say it in the largest unit of which the total fills one."""
+        parts = {name: getattr(self, name) for name in ("weights", "optimiser", "gradients", "activations")}
+        total = sum(parts.values())
+        unit, name = next(x for x in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if total >= x[0])
+        details = ", ".join(f"{part} {value / unit:.1f}" for part, value in parts.items())
+        images = f"{self.images} image{'s' if self.images > 1 else ''}"
+        return f"about {total / unit:.1f} {name} ({details} for {images})"
+
+
+def memory_need(model, predict, learning_rates, dataset, tasks, optimisation):
+    """How much memory `fit` with these arguments will need, found without training and in little of it.
+
+    Weights, gradients and optimiser are counted. Activations are what the autograd graph keeps of forward
+    passes of 2 and of 3 copies of the first sample: they grow linearly with the images. What operations
+    need in passing, such as a convolution's workspace, comes on top.
+
+    Nothing that training depends on changes: random streams and batch norm statistics are put back.
+
+    Returns
+    -------
+    MemoryNeed
+    """
+    device = torch.device(optimisation.device)
+    trained = [parameter for parameters, _ in learning_rates for parameter in parameters]
+    sample = default_collate([dataset[0, 0]])
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        two, three = (_saved_bytes(predict, sample, copies, tasks, optimisation, own) for copies in (2, 3))
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    gradients = _bytes(trained)
+    return MemoryNeed(
+        weights=_bytes([*model.parameters(), *model.buffers()]),
+        optimiser=2 * gradients + 4 * len(trained),
+        gradients=gradients,
+        activations=max(0, two + (optimisation.micro_batch - 2) * (three - two)),
+        images=optimisation.micro_batch,
+    )
 
 
 def autocast(device, precision):
@@ -181,6 +253,33 @@ def pick_device(device="auto", precision="auto"):
 def progress(iterable, start=0, total=None, label=None):
     """Wrap an iterable in a progress bar with the time left."""
     return tqdm(iterable, label, initial=start, total=total, mininterval=1, dynamic_ncols=False, ncols=90)
+
+
+def _losses(predict, batch, tasks, settings):
+    """Losses of a batch by task, `(T,)`, computed on the device."""
+    batch = {name: value.to(settings.device, non_blocking=True) for name, value in batch.items()}
+    with autocast(settings.device, settings.precision):
+        predictions = predict(batch)
+    return torch.stack([task.compute_loss(predictions[task.name], batch[task.name]) for task in tasks])
+
+
+def _saved_bytes(predict, sample, copies, tasks, settings, without):
+    """Bytes that a forward pass of copies of a sample keeps, but for storages at the addresses `without`."""
+    kept = []  # the tensors themselves, so that no address is used twice
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    batch = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in sample.items()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _losses(predict, batch, tasks, settings)
+    storages = {storage.data_ptr(): storage.nbytes() for storage in map(torch.Tensor.untyped_storage, kept)}
+    return sum(size for address, size in storages.items() if address not in without)
+
+
+def _bytes(tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _mean_losses(tasks, means, step):

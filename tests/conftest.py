@@ -48,7 +48,7 @@ def write_nyuv2():
         (root / "splits").mkdir()
         for split, lines in names.items():
             (root / "splits" / f"{split}.txt").write_text("\n".join(lines) + "\n")
-        write_json(root / "prepared.json", {"sha256": "0" * 64})
+        write_json(root / "prepared.json", {"sha256": "0" * 64, "source": "random", "fixture": False})
         return root
 
     return write
@@ -74,7 +74,9 @@ def settings():
         "backbone": "vit_tiny_patch16_224",
         "backbone_args": args,
         "blocks": [1, 2],
-        "head_expand": 1,
+        "head": "linear",
+        "head_options": {"expand": 1},
+        "input_scale": "signed",
     }
 
 

@@ -19,7 +19,7 @@ def pages(tmp_path):
         "source": ["x = 1"],
     }
     cell |= {"outputs": [], "execution_count": 1}
-    for name in ("introduction", "nyuv2", "status"):
+    for name in ("introduction", "nyuv2", "cityscapes", "taskonomy", "model", "status"):
         (tmp_path / f"{name}.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}}))
     return tmp_path
 

@@ -10,13 +10,15 @@ import torch
 from simo.datasets import (
     PreparedDataset,
     ShuffledBatches,
+    _as_values,
     augment,
-    data_hash,
     evaluation_batches,
+    read_prepared,
     read_split,
     training_batches,
 )
 from simo.errors import SimoError
+from simo.tasks import tasks_of
 
 SCALES = (1.0, 1.2, 1.5)
 HEIGHT, WIDTH = 20, 24
@@ -128,8 +130,8 @@ def test_targets_are_never_interpolated(sample, tasks):
     for key in range(20):
         moved = augmented(sample, tasks, key, scales=(1.5,))
         assert moved["segmentation"].dtype == torch.int64
-        for name, divisor in {"segmentation": 1, "depth": 1.5, "normals": 1}.items():
-            original = (sample[name] / divisor).abs().unique()
+        for name, factor in {"segmentation": 1, "depth": 1.5**-1, "normals": 1}.items():
+            original = (sample[name] * factor).abs().unique()
             assert torch.isin(moved[name].abs(), original).all()
 
 
@@ -262,7 +264,7 @@ BAD = {
         r"image.1.npy: expected an image of 16×16×3 .*found 16×16",
     ),
     "bytes": (
-        lambda root: save(root / "val/image/1.npy", lambda x: (255 * x).astype(np.uint8)),
+        lambda root: save(root / "val/image/1.npy", lambda x: (255 * x).astype(np.int16)),
         r"image.1.npy: expected values in \[0, 1\], found .* to 25",
     ),
     "NaN in image": (lambda root: save(root / "val/image/1.npy", not_a_number), r"image.1.npy: .*\[0, 1\]"),
@@ -275,6 +277,76 @@ BAD = {
         r"normal.1.npy: task normals expects 3 channels, found 2",
     ),
 }
+
+
+def test_unsigned_integers_are_fractions(nyuv2, tmp_path):
+    """Protects the fixed-point rule: bytes stand for value / 255, whatever the data set."""
+    root = shutil.copytree(nyuv2, tmp_path / "copy")
+    numbers = np.arange(16 * 16 * 3, dtype=np.uint16).reshape(16, 16, 3)
+    save(root / "val/image/0.npy", lambda _: (numbers % 256).astype(np.uint8))
+    image = PreparedDataset(root, "nyuv2", "val")[0]["image"]
+    torch.testing.assert_close(image, torch.from_numpy(numbers % 256 / 255).movedim(-1, 0).float())
+
+
+@pytest.fixture
+def taskonomy(tmp_path):
+    """One prepared Taskonomy view of 2×2 pixels, the last of which has no ground truth."""
+    fields = {
+        "image": np.array([0, 51, 255], np.uint8),
+        "depth_zbuffer": np.array([13107], np.uint16),
+        "normal": np.array([255, 0, 51], np.uint8),
+        "edge_texture": np.array([0], np.uint16),
+        "keypoints2d": np.array([65535], np.uint16),
+    }
+    arrays = {name: np.broadcast_to(value, (2, 2, len(value))) for name, value in fields.items()}
+    arrays["segment_semantic"] = np.full((2, 2), 7, np.int8)
+    arrays["mask_valid"] = np.array([[1, 1], [1, 0]], np.uint8)
+    for name, array in arrays.items():
+        (tmp_path / "train" / name).mkdir(parents=True)
+        np.save(tmp_path / "train" / name / "0.npy", array)
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits/train.txt").write_text("train/0\n")
+    return tmp_path
+
+
+def test_taskonomy_ranges_and_mask(taskonomy):
+    """Protects the value ranges of Taskonomy, [-1, 1] but for depth, and its mask: 0 is not known."""
+    sample = PreparedDataset(taskonomy, "taskonomy", "train")[0]
+    expected = {
+        "autoencoder": [-1.0, -0.6, 1.0],
+        "depth": [0.2],
+        "normals": [1.0, -1.0, -0.6],
+        "edges": [-1.0],
+        "keypoints": [1.0],
+    }
+    assert sample.keys() == {"image", *expected}
+    for name, values in expected.items():
+        torch.testing.assert_close(sample[name][:, 0, 0], torch.tensor(values))
+        assert sample[name][:, 1, 1].tolist() == [0.0] * len(values)
+        assert (sample[name].flatten(1)[:, :3] != 0).any(dim=0).all()
+    torch.testing.assert_close(sample["image"][:, 1, 1], torch.tensor([0.0, 0.2, 1.0]))
+
+
+def test_additional_task_is_read_on_request(taskonomy):
+    """Protects the released code's semantic task: there by name, not among the paper's five."""
+    sample = PreparedDataset(taskonomy, "taskonomy", "train", ["semantics"])[0]
+    assert sample["semantics"].tolist() == [[7, 7], [7, -1]]
+
+
+def test_centred_fraction_is_never_taken_for_missing():
+    """No fixed-point fraction maps to exactly 0 in [-1, 1], where 0 means that there is no ground truth."""
+    for kind in (np.uint8, np.uint16):
+        every = np.arange(np.iinfo(kind).max + 1).astype(kind)[:, None, None]
+        assert (2 * _as_values(every) - 1 != 0).all()
+
+
+def test_disparity_grows_with_the_scale(sample, tasks):
+    """An image enlarged by 1.5 looks taken from nearer, so disparity, 1 / depth, is 1.5 times as large."""
+    (disparity,) = tasks_of("cityscapes", ["disparity"])
+    sample = {"image": sample["image"], "disparity": torch.full((1, HEIGHT, WIDTH), 0.25)}
+    generator = torch.Generator().manual_seed(0)
+    moved = augment(sample, [disparity], (1.5,), (HEIGHT, WIDTH), generator)
+    assert moved["disparity"].unique().tolist() == [0.375]
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -293,8 +365,8 @@ def test_unknown_split_is_refused(nyuv2):
         PreparedDataset(nyuv2, "nyuv2", "validation")
 
 
-def test_data_hash_needs_a_finished_preparation(nyuv2, tmp_path):
+def test_what_was_prepared_needs_a_finished_preparation(nyuv2, tmp_path):
     """Results are keyed by the hash that a preparation writes last, never by a half-written folder."""
-    assert data_hash(nyuv2) == "0" * 64
+    assert read_prepared(nyuv2)["sha256"] == "0" * 64
     with pytest.raises(SimoError, match="prepared.json does not exist.*not prepared to the end"):
-        data_hash(tmp_path)
+        read_prepared(tmp_path)

@@ -1,178 +1,158 @@
-"""data_scripts.miniature: what a run leaves on the disk, whatever interrupts it."""
+"""data_scripts.miniature: rendered scenes in the layouts of the real data sets."""
 
 import json
 import shutil
-import subprocess
-import sys
-import time
-from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
+from PIL import Image as Picture
 
-from data_scripts import rooms
-from data_scripts.miniature import main, scene_seed, write_nyuv2
+from data_scripts import cues
+from data_scripts.miniature import LAYOUTS, convert, main, plan, scene_seed, write
+from data_scripts.preparing import Image, committed_splits
+from simo.datasets import PreparedDataset
 from simo.errors import SimoError
+from simo.tasks import valid_pixels
 
-ROOT = Path(__file__).parents[1]
-SMALL = {"size": (12, 16), "train": 5, "val": 3, "test": 4, "workers": 1}
+SMALL = {"size": (16, 24), "train": 5, "val": 3, "test": 4, "workers": 1}
+DATASETS = sorted(LAYOUTS)
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    out = tmp_path_factory.mktemp("miniature") / "nyuv2"
-    return out, write_nyuv2(out, **SMALL)
+    """One small rendered folder a data set."""
+    root = tmp_path_factory.mktemp("miniature")
+    return {name: (root / name, write(name, root / name, **SMALL)) for name in DATASETS}
 
 
-def copy_of(prepared, tmp_path):
-    return shutil.copytree(prepared[0], tmp_path / "copy")
-
-
-def lines(path):
-    return path.read_text(encoding="utf-8").splitlines()
-
-
-def test_layout(prepared):
-    """Protects the prepared NYUv2 layout: names, types, shapes, and nothing besides."""
-    out, record = prepared
-    shapes = {"image": (12, 16, 3), "label": (12, 16), "depth": (12, 16, 1), "normal": (12, 16, 3)}
-    expected = {"request.json", "prepared.json", "splits/train.txt", "splits/val.txt", "splits/test.txt"}
-    for folder, count in (("train", 5), ("val", 7)):
-        for field, shape in shapes.items():
-            for index in range(count):
-                array = np.load(out / folder / field / f"{index}.npy", allow_pickle=False)
-                assert array.shape == shape
-                assert array.dtype == (np.int64 if field == "label" else np.float32)
-                expected.add(f"{folder}/{field}/{index}.npy")
-    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == expected
-    assert json.loads((out / "prepared.json").read_text()) == record
-    assert record["splits"] == {"train": 5, "val": 3, "test": 4}
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_has_the_layout_of_the_real_data(prepared, dataset):
+    """Protects the claim that rendered and real data are read by the same code: fields, types, ranges."""
+    out, record = prepared[dataset]
     assert record["source"] == "rendered"
+    assert record["fixture"] is False
+    assert record["splits"] == {"train": 5, "val": 3, "test": 4}
+    assert record["fields"].keys() == {field.name for field in LAYOUTS[dataset].fields}
+    for folder, field in {path.parent.relative_to(out).parts for path in out.glob("*/*/*.npy")}:
+        assert field in record["fields"]
+        assert folder in ("train", "val", "test")
 
 
-def test_splits_are_the_papers(prepared):
-    """Protects the split rule: val and test share out folder val by a permutation with seed 42."""
-    out, _ = prepared
-    order = torch.randperm(7, generator=torch.Generator().manual_seed(42)).tolist()
-    assert lines(out / "splits/train.txt") == [f"train/{index}" for index in range(5)]
-    assert lines(out / "splits/val.txt") == [f"val/{index}" for index in sorted(order[:3])]
-    assert lines(out / "splits/test.txt") == [f"val/{index}" for index in sorted(order[3:])]
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_is_read_with_all_targets(prepared, dataset):
+    """Every task of the paper finds its target, and nearly every pixel has ground truth but for the sky."""
+    for split, count in {"train": 5, "val": 3, "test": 4}.items():
+        data = PreparedDataset(prepared[dataset][0], dataset, split)
+        assert len(data) == count
+        for index in range(count):
+            sample = data[index]
+            for task in data.tasks:
+                assert valid_pixels(sample[task.name][None]).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("dataset", ["nyuv2", "cityscapes"])
+def test_splits_follow_the_real_ones(dataset):
+    """The rule that splits rendered scenes gives the committed splits for the real numbers of images."""
+    counts = {"nyuv2": (795, 400, 254), "cityscapes": (2380, 595, 500)}[dataset]
+    _, splits = plan(dataset, *counts)
+    assert splits == committed_splits(dataset)
 
 
 def test_scene_seeds_are_disjoint():
     """Protects the splits from sharing a scene with each other or with the pretraining renders."""
-    folders = ("train", "val", "pretraining", "preview")
-    seeds = [scene_seed(d, f, i) for d in (0, 1, 2**29 - 1) for f in folders for i in (0, 1, 2**32 - 1)]
+    folders = ("train", "val", "test", "pretraining", "preview")
+    seeds = [scene_seed(d, f, i) for d in (0, 1, 2**28 - 1) for f in folders for i in (0, 1, 2**32 - 1)]
     assert len(set(seeds)) == len(seeds)
     assert min(seeds) == 0
     assert max(seeds) < 2**63
-    with pytest.raises(SimoError, match="'test'"):
-        scene_seed(0, "test", 0)
+    with pytest.raises(SimoError, match="'validation'"):
+        scene_seed(0, "validation", 0)
 
 
-def test_complete_folder_is_left_alone(prepared, monkeypatch, capsys):
-    """Protects the reader's time: a second run renders nothing and says why."""
-    monkeypatch.setattr(rooms, "render_room", None)
-    assert write_nyuv2(prepared[0], **SMALL) == prepared[1]
-    assert "complete already" in capsys.readouterr().out
+def test_taskonomy_targets_are_those_of_the_room():
+    """Depth is logarithmic in steps of 1/512 m, and edges and keypoints come from the stored picture."""
+    image = Image("train", 0, "", scene_seed(1, "train", 0))
+    room, view = convert("nyuv2", (24, 24), image), convert("taskonomy", (24, 24), image)
+    np.testing.assert_array_equal(view["image"], (255 * room["image"]).round())
+    metres = np.expm1(view["depth_zbuffer"] / 65535 * np.log(2**16)) / 512
+    np.testing.assert_allclose(metres, room["depth"], rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(2 * (view["normal"] / 255) - 1, room["normal"], atol=1 / 255)
+    edges = cues.edge_texture(view["image"] / 255)
+    np.testing.assert_allclose(view["edge_texture"] / 65535, edges, atol=1e-5)
 
 
-def test_resumes_to_the_same_content(prepared, tmp_path):
-    """Protects a run that lost files: only these are rendered again, and the content is the same."""
-    out = copy_of(prepared, tmp_path)
-    kept = out / "train/image/0.npy"
-    before = kept.stat().st_mtime_ns
-    for name in ("prepared.json", "splits/val.txt", "train/depth/2.npy", "val/image/6.npy"):
-        (out / name).unlink()
-    (out / "val/image/.6.123.npy").write_bytes(b"half")
-    assert write_nyuv2(out, **SMALL) == prepared[1]
-    assert kept.stat().st_mtime_ns == before
-    assert not list(out.rglob(".*"))
+def test_edges_of_a_step():
+    """A step of brightness h gives h / (σ √(2π)) at its place, by hand, and nothing far away."""
+    image = np.zeros((21, 41, 3))
+    image[:, 20:] = 0.4
+    edges = cues.edge_texture(image)[10, :, 0] * cues.EDGE_FULL
+    peak = 0.4 / (cues.EDGE_SIGMA * np.sqrt(2 * np.pi))
+    # the step lies between two pixels, half a pixel from either
+    expected = peak * np.exp(-0.125 / cues.EDGE_SIGMA**2)
+    np.testing.assert_allclose(edges[19:21], expected, rtol=0.05)
+    assert edges[:8].max() < 1e-6
 
 
-def test_interrupted_run_is_not_complete(prepared, tmp_path, monkeypatch):
-    """Protects readers from half a dataset: `prepared.json` comes last, and a re-run finishes the work."""
-    render, out = rooms.render_room, tmp_path / "nyuv2"
-
-    def stop_at_val(seed, height, width):
-        if seed == scene_seed(0, "val", 1):
-            raise KeyboardInterrupt
-        return render(seed, height, width)
-
-    monkeypatch.setattr(rooms, "render_room", stop_at_val)
-    size = [f"--{name}={SMALL[name]}" for name in ("train", "val", "test", "workers")]
-    command = ["nyuv2", "--out", str(out), "--size", "12", "16", *size]
-    assert main(command) == 130
-    assert not (out / "prepared.json").exists()
-    monkeypatch.setattr(rooms, "render_room", render)
-    assert main(command) == 0
-    assert json.loads((out / "prepared.json").read_text()) == prepared[1]
+def test_keypoints_are_blobs_of_either_sign():
+    """Light and dark blobs answer alike, straight edges and flat parts not at all."""
+    y, x = np.mgrid[:31, :31] - 15
+    blob = 0.3 * np.exp(-(x**2 + y**2) / (2 * cues.KEYPOINT_SIGMA**2))
+    light, dark = (cues.keypoints2d(np.repeat((0.5 + s * blob)[..., None], 3, 2))[..., 0] for s in (1, -1))
+    np.testing.assert_allclose(light, dark, atol=5e-3)  # the filters are cut off at four sigma
+    assert np.unravel_index(light.argmax(), light.shape) == (15, 15)
+    edge = np.repeat(np.where(x > 0, 0.8, 0.2)[..., None], 3, 2)
+    assert 100 * cues.keypoints2d(edge).max() < light.max()
 
 
-def test_another_request_is_refused(prepared, capsys):
-    """Protects a dataset from being mixed with another one; both values are named, without a traceback."""
-    assert main(["nyuv2", "--out", str(prepared[0]), "--seed", "7"]) == 1
+def test_cues_do_not_depend_on_direction():
+    """A picture turned by a right angle has its edges and keypoints turned with it."""
+    image = np.random.default_rng(0).random((16, 16, 3))
+    for cue in (cues.edge_texture, cues.keypoints2d):
+        np.testing.assert_allclose(cue(np.rot90(image)), np.rot90(cue(image)), atol=1e-12)
+
+
+def test_another_request_is_refused_or_replaced(prepared, tmp_path, capsys):
+    """Protects a data set from being mixed with another one; `--replace` renders the new one instead."""
+    out = shutil.copytree(prepared["nyuv2"][0], tmp_path / "copy")
+    sizes = [word for name in ("train", "val", "test") for word in (f"--{name}", str(SMALL[name]))]
+    command = ["nyuv2", "--out", str(out), *sizes, "--size", "16", "24", "--workers", "1", "--seed", "7"]
+    assert main(command) == 1
     message = capsys.readouterr().err
     assert message.startswith("error: ")
-    assert "seed 0 there, 7 asked for" in message
-    assert "--out" in message
+    assert "'seed': 0" in message
+    assert "'seed': 7" in message
+    assert main([*command, "--replace"]) == 0
+    assert json.loads((out / "prepared.json").read_text())["sha256"] != prepared["nyuv2"][1]["sha256"]
 
 
-def test_foreign_folder_is_refused(tmp_path):
-    """Protects the user's own files from being taken for a dataset."""
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(SimoError, match=r"thesis\.tex"):
-        write_nyuv2(tmp_path, **SMALL)
-    with pytest.raises(SimoError, match="is a file"):
-        write_nyuv2(tmp_path / "thesis.tex", **SMALL)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_complete_folder_is_left_alone(prepared, dataset, capsys):
+    """Protects the reader's time: a second run renders nothing and says why."""
+    out, record = prepared[dataset]
+    assert write(dataset, out, **SMALL, replace=True) == record
+    assert "complete already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", [{"train": 0}, {"size": (4, 64)}, {"workers": -1}, {"seed": -1}])
 def test_impossible_requests_are_refused(tmp_path, wrong):
     """Protects from empty splits and from an error deep in the renderer; nothing is written."""
     with pytest.raises(SimoError):
-        write_nyuv2(tmp_path / "new", **(SMALL | wrong))
+        write("nyuv2", tmp_path / "new", **(SMALL | wrong))
     assert not (tmp_path / "new").exists()
-
-
-def test_full_disk_is_noticed_first(tmp_path, monkeypatch):
-    """Protects from a run that fails after an hour: the need is compared with the free space first."""
-    usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(SimoError, match="12 scenes of 12 x 16 need .* MB, the disk has 0 MB free"):
-        write_nyuv2(tmp_path / "new", **SMALL)
-    assert not list((tmp_path / "new").rglob("*.npy"))
 
 
 def test_workers_and_folder_do_not_matter(prepared, tmp_path):
     """Protects reproducibility: two processes and a path with a space write what one process writes."""
-    assert write_nyuv2(tmp_path / "a b" / "nyuv2", **(SMALL | {"workers": 2})) == prepared[1]
+    again = write("cityscapes", tmp_path / "a b" / "city", **(SMALL | {"workers": 2}))
+    assert again == prepared["cityscapes"][1]
 
 
-def test_killed_run_leaves_no_process_behind(tmp_path):
-    """Protects the machine and the next run: workers end with their parent."""
-    out = tmp_path / "nyuv2"
-    command = [sys.executable, "-m", "data_scripts.miniature", "nyuv2", "--out", str(out)]
-    command += ["--train", "9000", "--size", "8", "8", "--workers", "2"]
-    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not list(out.glob("train/normal/*.npy")):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    run.kill()
-    # Workers hold the other end of these pipes: reading them to their end takes until the last one is gone.
-    run.communicate(timeout=30)
-    assert not (out / "prepared.json").exists()
-
-
-def test_preview(tmp_path):
-    """Protects the picture: four rows, one column a scene."""
-    out = tmp_path / "rooms.png"
-    assert main(["preview", "--out", str(out), "--count", "2", "--size", "32", "40"]) == 0
-    with Image.open(out) as picture:
-        assert picture.size == (2 * 40 * 4, 4 * 32 * 4)
-    assert main(["preview", "--out", str(tmp_path / "rooms.unknown"), "--count", "1"]) == 1
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_preview(tmp_path, dataset):
+    """Protects the picture: a row a field, a column a scene."""
+    out = tmp_path / "scenes.png"
+    assert main(["preview", dataset, "--out", str(out), "--count", "2", "--size", "32", "40"]) == 0
+    with Picture.open(out) as picture:
+        assert picture.size == (2 * 40 * 4, len(LAYOUTS[dataset].fields) * 32 * 4)
+    assert main(["preview", dataset, "--out", str(Path(tmp_path) / "x.unknown"), "--count", "1"]) == 1

@@ -1,19 +1,15 @@
-"""simo.models: features, heads and adapters against hooks on timm's model, formulas, the paper's counts."""
+"""simo.models: features and adapters against hooks on timm's model, formulas, the paper's counts."""
 
 import itertools
 
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 
 from simo.checkpoints import save_checkpoint
 from simo.errors import SimoError
 from simo.models import (
     AdaptedBlock,
-    Encoder,
-    Features,
-    LinearHead,
     add_adapters,
     count_parameters,
     create_encoder,
@@ -22,7 +18,7 @@ from simo.models import (
 )
 from simo.tasks import TASKS
 
-SEGMENTATION, DEPTH, NORMALS = TASKS["nyuv2"]
+_, DEPTH, _ = TASKS["nyuv2"]
 
 
 @pytest.fixture
@@ -36,14 +32,6 @@ def record_outputs(modules):
     for module in modules:
         module.register_forward_hook(lambda *arguments: outputs.append(arguments[2].detach()))
     return outputs
-
-
-def random_features(blocks=2, width=4, size=(3, 5), batch=2):
-    generator = torch.Generator().manual_seed(0)
-    return Features(
-        torch.randn(batch, blocks, width, *size, generator=generator),
-        torch.randn(batch, blocks, width, generator=generator),
-    )
 
 
 @pytest.mark.parametrize("blocks", [[1], [2], [1, 2]])
@@ -76,6 +64,44 @@ def test_image_is_scaled_and_padded_symmetrically(settings):
     assert patches.shape[-2:] == (3, 4)
 
 
+def test_imagenet_scale_is_an_option(settings, image):
+    """The paper deviates from the statistics that DINOv2 was pretrained with; they can be had."""
+    args = (settings["backbone"], settings["backbone_args"], [1])
+    encoder = create_encoder(*args, input_scale="imagenet")
+    seen = []
+    encoder.backbone.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    encoder(image)
+    for channel, (mean, deviation) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
+        torch.testing.assert_close(seen[0][:, channel], (image[:, channel] - mean) / deviation)
+    with pytest.raises(SimoError, match=r"unknown input_scale 'none': expected .*'imagenet', 'signed'"):
+        create_encoder(*args, input_scale="none")
+
+
+def test_native_size_is_timms(settings, image):
+    """At the size of the position embedding, features are those of timm's own forward pass, bit for bit."""
+    encoder = create_encoder(settings["backbone"], settings["backbone_args"], [1, 2]).eval()
+    patches, classes = encoder(image)
+    theirs = encoder.backbone.forward_intermediates(
+        2 * image - 1, indices=[0, 1], return_prefix_tokens=True, norm=False, intermediates_only=True
+    )
+    for tap, (maps, prefix) in enumerate(theirs):
+        assert torch.equal(patches[:, tap], maps)
+        assert torch.equal(classes[:, tap], prefix[:, 0])
+
+
+def test_other_sizes_leave_the_positions_as_they_are(settings):
+    """Models trained at different sizes have task vectors of one shape, and the positions learn at each."""
+    encoder = create_encoder(settings["backbone"], settings["backbone_args"], [2])
+    names = encoder.state_dict().keys()
+    patches, classes = encoder(torch.rand(2, 3, 24, 41))
+    assert patches.shape == (2, 1, 16, 3, 6)
+    (patches.square().sum() + classes.square().sum()).backward()
+    positions = encoder.backbone.pos_embed
+    assert positions.shape == positions.grad.shape == (1, 1 + 2 * 2, 16)
+    assert (positions.grad != 0).any(dim=2).all()
+    assert encoder.state_dict().keys() == names == {f"backbone.{n}" for n in encoder.backbone.state_dict()}
+
+
 def test_whole_patches_are_not_padded(settings, image):
     """An image that fits is not touched at its border."""
     encoder = create_encoder(settings["backbone"], settings["backbone_args"], [1])
@@ -85,72 +111,16 @@ def test_whole_patches_are_not_padded(settings, image):
     torch.testing.assert_close(seen[0], 2 * image - 1)
 
 
-@pytest.mark.parametrize(
-    ("task", "count"), [(SEGMENTATION, 92_173), (DEPTH, 6_145), (NORMALS, 30_723)], ids=lambda x: str(x)[:20]
-)
-def test_linear_heads_have_the_papers_size(task, count):
-    """Protects the paper's linear heads: parameters on four taps of class and patch tokens of width 768."""
-    assert count_parameters(LinearHead(task, channels=6144).parameters()) == count
-
-
 def test_paper_encoder_and_adapters_have_the_papers_size():
-    """DINOv2 ViT-B/14 has 86.6 M parameters, rank-16 adapters on its blocks 0.3 M, its taps 6144 channels."""
+    """DINOv2 ViT-B/14 has 86.6 M parameters, counted by hand, and rank-16 adapters on its blocks 0.3 M."""
+    block = 4 * 768 + 769 * (3 * 768) + 769 * 768 + 769 * 3072 + 3073 * 768 + 2 * 768  # norms to LayerScale
+    patches, positions = (3 * 14 * 14 + 1) * 768, (1 + 37 * 37) * 768
     with torch.device("meta"):
         encoder = create_encoder("vit_base_patch14_dinov2", {}, [3, 6, 9, 12])
-        assert encoder.channels == 6144
-        assert round(count_parameters(encoder.parameters()) / 1e6, 1) == 86.6
+        total = count_parameters(encoder.parameters())
+        assert total == 12 * block + patches + 768 + positions + 2 * 768 == 86_579_712
+        assert round(total / 1e6, 1) == 86.6
         assert count_parameters(add_adapters(encoder, rank=16)) == 12 * 2 * 768 * 16 == 294_912
-
-
-@pytest.mark.parametrize("task", [SEGMENTATION, NORMALS], ids=lambda task: task.name)
-def test_linear_head_by_formula(task):
-    """Batch norm, at each patch one matrix on all taps' patch and class tokens, then a bilinear resize."""
-    features = random_features()
-    head = LinearHead(task, channels=16).eval()
-    with torch.no_grad():
-        head.norm.running_mean.normal_()
-        head.norm.running_var.uniform_(0.5, 2)
-        head.norm.weight.normal_()
-    tokens = [
-        part
-        for tap in range(2)
-        for part in (
-            features.patches[:, tap],
-            features.classes[:, tap, :, None, None] + torch.zeros(3, 5),
-        )
-    ]
-    x = F.batch_norm(
-        torch.cat(tokens, 1), head.norm.running_mean, head.norm.running_var, head.norm.weight, head.norm.bias
-    )
-    x = torch.einsum("oc,bchw->bohw", head.project.weight[:, :, 0, 0], x) + head.project.bias[:, None, None]
-    expected = F.interpolate(x, (24, 40), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(head(features, (24, 40)), expected)
-
-
-def test_depth_head_commutes_with_its_upsampling():
-    """Convolving before the ×4 enlargement, as here, equals the released code's convolving after it."""
-    features = random_features()
-    head = LinearHead(DEPTH, channels=16)
-    classes = features.classes[..., None, None].expand(-1, -1, -1, 3, 5)
-    joined = torch.cat([features.patches, classes], 2).reshape(2, 16, 3, 5)
-    large = F.interpolate(joined, scale_factor=4, mode="bilinear", align_corners=False)
-    expected = F.interpolate(head.project(large).relu(), (24, 40), mode="bilinear", align_corners=False)
-    prediction = head(features, (24, 40))
-    torch.testing.assert_close(prediction, expected, atol=1e-5, rtol=1e-5)
-    assert prediction.min() >= 0
-    assert (prediction == 0).any()
-    assert (prediction > 0).any()
-    assert isinstance(head.norm, torch.nn.Identity)
-
-
-def test_expanded_head_shuffles_pixels():
-    """With `expand`, each patch predicts a square of values, row by row, next to each other."""
-    features = random_features(size=(1, 1), batch=1)
-    head = LinearHead(SEGMENTATION, channels=16, expand=2).eval()
-    values = head.project(
-        head.norm(torch.cat([features.patches[..., 0, 0], features.classes], 2).view(1, 16, 1, 1))
-    )
-    torch.testing.assert_close(head(features, (2, 2)), values.view(1, 13, 2, 2))
 
 
 def test_one_encoder_pass_serves_all_heads(model, tasks, image):
@@ -165,8 +135,7 @@ def test_one_encoder_pass_serves_all_heads(model, tasks, image):
 
 def test_prediction_has_the_images_size(tasks, settings):
     """Padding leaves no trace in the output's size."""
-    args = {**settings["backbone_args"], "img_size": (24, 32)}
-    model = create_model(tasks, seed=0, **{**settings, "backbone_args": args})
+    model = create_model(tasks, seed=0, **settings)
     assert {x.shape[-2:] for x in model(torch.rand(1, 3, 20, 27)).values()} == {(20, 27)}
 
 
@@ -236,6 +205,8 @@ def test_block_that_does_not_exist_is_refused(settings, blocks):
         ("vit_tiny_patch17", {}, "timm cannot create 'vit_tiny_patch17'"),
         ("vit_tiny_patch16_224", {"depht": 3}, "timm cannot create .*depht"),
         ("resnet18", {}, "'resnet18': expected a ViT with exactly one class token"),
+        ("eva02_tiny_patch14_224", {"depth": 1}, "expected a ViT with exactly one class token"),
+        ("vit_tiny_patch16_224", {"depth": 1, "pos_embed": "none"}, "and learned positions"),
         ("vit_tiny_patch16_224", {"depth": 1, "embed_dim": 12, "reg_tokens": 4}, "exactly one class token"),
     ],
 )
@@ -300,9 +271,3 @@ def test_checkpoint_of_another_kind_is_refused(
     save_checkpoint(tmp_path / "m.safetensors", model.state_dict(), recipe)
     with pytest.raises(SimoError, match=f"m.safetensors {message}"):
         load_model(tmp_path / "m.safetensors", {**settings, **settings_change}, **expected)
-
-
-def test_encoder_channels_count_patch_and_class_tokens(settings):
-    """What heads are sized by: two tokens of each tap."""
-    backbone = timm.create_model(settings["backbone"], num_classes=0, **settings["backbone_args"])
-    assert [Encoder(backbone, blocks).channels for blocks in ([1], [1, 2])] == [32, 64]

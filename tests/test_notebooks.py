@@ -18,9 +18,11 @@ from simo.notebooks import (
     read_parameters,
     run_notebook,
 )
+from simo.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PARAMS = ROOT / "notebooks" / "params"
 PARAMETERS = """
 name = "a"
 rate = 0.5
@@ -291,22 +293,23 @@ def test_source_notebook_is_clean(path):
             else:
                 assert cell["execution_count"] is None
                 assert cell["outputs"] == []
-    assert checked <= (path.stem == "nyuv2")
+    assert checked == (path.stem in ("nyuv2", "cityscapes", "taskonomy"))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_source_notebook_is_readable(path):
-    """A title, one parameters cell at the top of the code, and no cell longer than a screen."""
+    """A title, any parameters cell at the top of the code, and no cell longer than a screen."""
     cells = cells_of(path)
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert cells[0]["cell_type"] == "markdown"
     assert "".join(cells[0]["source"]).startswith("# ")
     tagged = ["parameters" in cell["metadata"].get("tags", ()) for cell in code]
-    assert tagged == [True] + [False] * (len(code) - 1)
+    assert tagged[0] == bool(declared_parameters(path))
+    assert not any(tagged[1:])
     too_long = [
         source.splitlines()[0]
-        for source in ("".join(cell["source"]) for cell in code[1:])
-        if len(source.splitlines()) > 25
+        for source, parameters in zip(("".join(cell["source"]) for cell in code), tagged, strict=True)
+        if len(source.splitlines()) > 25 and not parameters
     ]
     assert not too_long
 
@@ -331,22 +334,39 @@ def test_every_parameter_has_a_value_in_the_profile():
 
 def test_profiles_have_the_same_keys():
     """Only values differ between profiles, so that what the smoke test runs is what the book runs."""
-    folders = [ROOT / "notebooks" / "params" / profile for profile in ("miniature", "smoke")]
-    names = [{path.name for path in folder.glob("*.yaml")} for folder in folders]
-    assert names[0] == names[1]
-    for name in names[0]:
-        miniature, smoke = (yaml.safe_load((folder / name).read_text(encoding="utf-8")) for folder in folders)
-        assert list(miniature) == list(smoke)
+    folders = {name: PARAMS / name for name in ("miniature", "smoke", "paper")}
+    names = {profile: {path.name for path in folder.glob("*.yaml")} for profile, folder in folders.items()}
+    assert names["miniature"] == names["smoke"]
+    assert names["paper"] == {"nyuv2.yaml", "cityscapes.yaml", "taskonomy.yaml"}
+    for profile, name in [(p, name) for p, own in names.items() for name in own]:
+        miniature, other = (yaml.safe_load((folders[p] / name).read_text()) for p in ("miniature", profile))
+        assert list(miniature) == list(other)
         for key, value in miniature.items():
-            assert type(smoke[key]) is type(value), key
-            if isinstance(value, dict):
-                assert value.keys() == smoke[key].keys(), key
+            assert type(other[key]) is type(value), (profile, name, key)
+            if isinstance(value, dict) and key not in ("backbone_args", "head_options"):
+                assert value.keys() == other[key].keys(), (profile, name, key)
 
 
-@pytest.mark.parametrize("profile", ["miniature", "smoke"])
-def test_profile_knows_its_name(profile):
-    """Records say which profile made them."""
-    assert read_parameters(ROOT / "notebooks" / "params" / profile / "nyuv2.yaml")["profile"] == profile
+@pytest.mark.parametrize("path", sorted(PARAMS.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_parameter_file_knows_its_name(path):
+    """Records say which profile and data set made them."""
+    if path.stem == "data":
+        assert yaml.safe_load(path.read_text()).keys() == TASKS.keys()
+    else:
+        values = read_parameters(path)
+        assert (values["profile"], values["dataset"]) == (path.parent.name, path.stem.split("_")[0])
+
+
+def test_every_value_of_the_paper_has_a_source():
+    """What the report or its code says is told from what we had to choose, value by value."""
+    for path in (PARAMS / "paper").glob("*.yaml"):
+        model, machine = path.read_text().split("# model")[1].split("# the machine")
+        for line in model.splitlines():
+            own = ("backbone_args", "backbone_weights", "alphas", "method_options", "images")
+            if re.match(r" *[a-z_]+:", line) and not line.strip().startswith(own):
+                fixed = line.strip() in ("pretrained: [0.0]", "average: [1.0]")
+                assert fixed or re.search(r"# \[(paper|code|count|open)\]", line), (path.name, line)
+        assert "device: auto" in machine
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)

@@ -1,12 +1,15 @@
 """simo.realignment: what may change, what may not, and that nothing depends on chance or company."""
 
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from simo import training
-from simo.models import add_adapters, create_model
+from simo import realignment, training
+from simo.errors import SimoError
+from simo.models import Features, add_adapters, create_model
 from simo.realignment import FeatureDataset, realign_heads, realign_representation
 from simo.training import Optimisation
 
@@ -50,21 +53,91 @@ def test_head_realignment_trains_heads_only(model, val, tasks, same):
     assert not realigned.training
 
 
-def test_cached_features_predict_what_the_model_predicts(model, val):
-    """Heads are trained on just what they will see: features in memory equal those of a full pass."""
-    features = FeatureDataset(model.encoder, val, batch_size=3)
+def test_cached_features_predict_what_the_model_predicts(model, val, tasks, tmp_path):
+    """Heads are trained on just what they will see: features in files equal those of a full pass."""
+    features = FeatureDataset(model.encoder, val, tmp_path, batch_size=3)
     assert len(features) == 4
     for index in range(4):
         item, sample = features[index, 99], val[index]
         with torch.no_grad():
             expected = model(sample["image"][None])
-            ours = model.predict(
-                type(model.encoder(sample["image"][None]))(item["patches"][None], item["classes"][None]),
-                features.size,
-            )
-        for name, prediction in expected.items():
-            torch.testing.assert_close(ours[name], prediction)
-            assert torch.equal(item[name], sample[name])
+            seen = Features(item["patches"][None], item["classes"][None])
+            ours = model.predict(seen, features.size)
+        for task in tasks:
+            torch.testing.assert_close(ours[task.name], expected[task.name])
+            assert torch.equal(item[task.name], sample[task.name])
+            assert features.of(task)[index, 0].keys() == {"patches", "classes", task.name}
+
+
+def test_features_are_files(model, val, tmp_path):
+    """Features of a large split are on disk: the files are as large as the tensors, and hold their values."""
+    features = FeatureDataset(model.encoder, val, tmp_path, batch_size=3)
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert sizes["patches"] == 4 * 2 * 16 * 2 * 2 * 4  # images, taps, width, grid, bytes
+    assert sizes == {name: tensor.nbytes for name, tensor in features.tensors.items()}
+    stored = np.fromfile(tmp_path / "patches", np.float32).reshape(4, 2, 16, 2, 2)
+    np.testing.assert_array_equal(stored[3], features[3, 0]["patches"])
+
+
+def test_features_of_mixed_precision_take_half_the_room(model, val, tmp_path):
+    """In bfloat16 they are stored as that: the values of single precision to two digits in half the bytes."""
+    for name in ("full", "half"):
+        (tmp_path / name).mkdir()
+    full = FeatureDataset(model.encoder, val, tmp_path / "full", 3)
+    half = FeatureDataset(model.encoder, val, tmp_path / "half", 3, precision="bfloat16")
+    assert half[0, 0]["patches"].dtype == half[0, 0]["classes"].dtype == torch.bfloat16
+    assert half[0, 0]["depth"].dtype == torch.float32
+    torch.testing.assert_close(half[0, 0]["patches"].float(), full[0, 0]["patches"], atol=0.05, rtol=0.05)
+    assert half.tensors["patches"].nbytes * 2 == full.tensors["patches"].nbytes
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_features_are_deleted(model, val, tasks, tmp_path, monkeypatch, given):
+    """Gigabytes of features do not outlive the realignment, its failure, or the next run after a kill."""
+    monkeypatch.setattr(realignment.tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    folder = tmp_path / "resume" if given else None
+    left = tmp_path / "resume" / "features" / "patches"  # of a run that was killed
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a file")
+    seen = []
+    files = realignment._map_files
+    monkeypatch.setattr(realignment, "_map_files", lambda *a: seen.append(a[0]) or files(*a))
+    realign_heads(model, val, tasks, BUDGET, 0.01, folder)
+    monkeypatch.setattr(realignment, "fit", lambda *a: (_ for _ in ()).throw(Interrupted))
+    with pytest.raises(Interrupted):
+        realign_heads(model, val, tasks, BUDGET, 0.01, folder)
+    assert len(seen) == 2
+    assert all((folder or tmp_path / "elsewhere") in path.parents for path in seen)
+    assert not any(path.exists() for path in seen)
+    assert left.exists() != given
+
+
+def test_full_disk_is_found_before_features_are_written(model, val, tmp_path, monkeypatch):
+    """Writing to a mapped file on a full disk kills the process; instead the need and the room are named."""
+    monkeypatch.setattr(realignment.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 8, 1))
+    message = "needs 0.0 GiB for the features of 4 images, but its disk has 0.0 GiB left: free some space"
+    with pytest.raises(SimoError, match=message):
+        FeatureDataset(model.encoder, val, tmp_path, batch_size=3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_change_nothing(model, val, tasks, same):
+    """Features may be loaded by other processes: the realigned heads are the same to the last bit."""
+    expected, _ = realign_heads(model, val, tasks[1:2], BUDGET, 0.01)
+    loaded, _ = realign_heads(model, val, tasks[1:2], replace(BUDGET, workers=1), 0.01)
+    assert same(expected.state_dict(), loaded.state_dict())
+
+
+def test_mixed_precision_trains_heads(model, val, tasks, same):
+    """Features in bfloat16 reach every kind of loss; heads stay in single precision and move."""
+    realigned, histories = realign_heads(model, val, tasks, replace(BUDGET, precision="bfloat16"), 0.01)
+    exact, exact_histories = realign_heads(model, val, tasks, BUDGET, 0.01)
+    for task in tasks:
+        assert realigned.heads[task.name].project.weight.dtype == torch.float32
+        first, expected = histories[task.name][0], exact_histories[task.name][0]
+        assert first[task.name] == pytest.approx(expected[task.name], rel=0.05)
+    assert not same(realigned.heads.state_dict(), model.heads.state_dict())
 
 
 def test_encoder_runs_once_an_image(model, val, tasks):

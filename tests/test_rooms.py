@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data_scripts import furniture
-from data_scripts.raycast import Item, Light, Paint, Scene, look, render, trace_truth
+from data_scripts.kernel import trace_truth
+from data_scripts.raycast import Item, Light, Paint, Scene, look, render
 from data_scripts.rooms import CLASSES, choose_view, furnish, render_room
 
 GREY = Paint((0.5, 0.5, 0.5))

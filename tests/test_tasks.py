@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from simo.errors import SimoError
-from simo.tasks import NYUV2_CLASSES, TASKS, tasks_of, valid_pixels
+from simo.tasks import TASKS, tasks_of, valid_pixels
 
 SEGMENTATION, DEPTH, NORMALS = TASKS["nyuv2"]
 
@@ -24,7 +24,20 @@ def test_tasks_are_the_papers():
         ("depth", 1, "aErr", False),
         ("normals", 3, "mDist", False),
     ]
-    assert len(set(NYUV2_CLASSES)) == SEGMENTATION.channels
+    assert [(t.name, t.channels, t.metric, t.higher_is_better) for t in TASKS["cityscapes"]] == [
+        ("segmentation", 19, "mIoU", True),
+        ("parts", 10, "mIoU", True),
+        ("disparity", 1, "aErr", False),
+    ]
+    assert [(t.name, t.channels, t.metric, t.higher_is_better) for t in TASKS["taskonomy"]] == [
+        ("autoencoder", 3, "aErr", False),
+        ("depth", 1, "aErr", False),
+        ("normals", 3, "aErr", False),
+        ("edges", 1, "aErr", False),
+        ("keypoints", 1, "aErr", False),
+    ]
+    for task in TASKS["nyuv2"] + TASKS["cityscapes"]:
+        assert len(set(task.classes)) == (task.channels if task.is_segmentation else 0)
     assert [t.is_segmentation for t in TASKS["nyuv2"]] == [True, False, False]
 
 

@@ -72,7 +72,7 @@ def test_environment_yml_agrees_with_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *conda, pip = environment["dependencies"]
     assert environment["name"] == PROJECT["name"]
-    assert pip == {"pip": ["-c constraints.txt", "-e .[book,test]"]}
+    assert pip == {"pip": ["-c constraints.txt", "-e .[book,data,test]"]}
     assert {"book", "test"} <= PROJECT["optional-dependencies"].keys()
     versions = [line.removeprefix("python=") for line in conda if line.startswith("python=")]
     oldest = PROJECT["requires-python"].removeprefix(">=")
@@ -183,17 +183,24 @@ def test_make_help_lists_every_target(tmp_path):
     assert shown == make(folder, "help")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE).group(1).split()
-    assert re.findall(r"^  ([a-z]+) +\S", shown, re.MULTILINE) == targets
+    assert re.findall(r"^  ([a-z0-9]+) +\S", shown, re.MULTILINE) == targets
     variables = re.findall(r"^([A-Z]+) =", makefile, re.MULTILINE)
     assert all(f"{variable}=" in shown for variable in variables)
 
 
 def test_make_hands_its_variables_to_the_pipeline():
-    """PROFILE, SEEDS, DATA and CORES reach Snakemake, spaces included; what is not given is left out."""
-    assert re.search(r'pipeline.py book --config "profile=miniature" "seeds=0" *\n', make(ROOT, "-n", "book"))
+    """PROFILE, SEEDS, DATA and the rest reach Snakemake, spaces included; what is not given is left out."""
+    plain = r'pipeline.py book --config "profile=miniature" "seeds=0" +"build=build/miniature" *\n'
+    assert re.search(plain, make(ROOT, "-n", "book"))
     given = make(ROOT, "-n", "book", "PROFILE=paper", "SEEDS=0 1", "DATA=/a b", "CORES=2")
-    assert 'pipeline.py book --config "profile=paper" "seeds=0 1" "data=/a b" --cores "2"\n' in given
+    words = re.search(r"pipeline.py (.*)", given).group(1).split()
+    expected = 'book --config "profile=paper" "seeds=0 1" "data=/a b" "build=build/paper" --cores "2"'
+    assert words == expected.split()
     assert '"seeds=0 1 2"' in make(ROOT, "-n", "records")
+    assert '"seeds=0" "studies=taskonomy"' in make(ROOT, "-n", "taskonomy")
+    given = make(ROOT, "-n", "book", "SET={clip: 2.0, scales: [1.0]}", "WEIGHTS=a.pth", "BUILD=b")
+    assert '"weights=a.pth" "set={clip: 2.0, scales: [1.0]}"' in given
+    assert '"build=b"' in given
 
 
 def test_readers_and_ci_run_the_same_commands():
@@ -220,6 +227,6 @@ def test_workflows_ask_for_little(path):
 def test_the_published_page_is_the_one_that_make_names():
     """The workflow uploads the folder in which `make book` says the book is."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    page = re.search(r"^page = (.*)$", makefile, re.MULTILINE).group(1).replace("$(PROFILE)", "miniature")
+    page = re.search(r"^page = (.*)$", makefile, re.MULTILINE).group(1).replace("$(BUILD)", "build/miniature")
     workflow = (ROOT / ".github" / "workflows" / "book.yml").read_text(encoding="utf-8")
     assert workflow.count(f"path: {Path(page).parent}\n") == 2

@@ -17,7 +17,15 @@ from simo.checkpoints import TensorFile
 from simo.datasets import PreparedDataset
 from simo.errors import SimoError
 from simo.tasks import TASKS
-from simo.training import Optimisation, fit, one_cycle, pick_device, probe_then_finetune
+from simo.training import (
+    MemoryNeed,
+    Optimisation,
+    fit,
+    memory_need,
+    one_cycle,
+    pick_device,
+    probe_then_finetune,
+)
 
 DEPTH = TASKS["nyuv2"][1]
 BUDGET = Optimisation(steps=7, batch_size=2, seed=3, weight_decay=0.01, warmup=0.3, save_seconds=0)
@@ -62,16 +70,20 @@ def train(resume=None, budget=BUDGET, stop=None, kill=None, rates=(0.01, 0.05)):
 
     def predict(batch):
         nonlocal calls
-        if stop is not None and start + calls == stop:
+        if stop is not None and start + calls // budget.accumulate == stop:
             if kill:
                 signal.raise_signal(kill)
             raise Interrupted
         calls += 1
         return {"depth": model(batch["image"])}
 
-    groups = [(list(model[:2].parameters()), rates[0]), (list(model[5].parameters()), rates[1])]
-    history = fit(model, predict, groups, Ramps(), [DEPTH], budget, resume)
+    history = fit(model, predict, groups_of(model, rates), Ramps(), [DEPTH], budget, resume)
     return model.state_dict(), history
+
+
+def groups_of(model, rates=(0.01, 0.05)):
+    """What is trained of a small model, each with its learning rate."""
+    return [(list(model[:2].parameters()), rates[0]), (list(model[5].parameters()), rates[1])]
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1000, 0.05), (200, 0.1), (700, 0.5)])
@@ -194,18 +206,19 @@ def test_objective_is_the_mean_of_the_losses():
     torch.testing.assert_close(*weights)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("stop", range(1, 8))
-def test_resumed_equals_uninterrupted(tmp_path, same, stop):
+def test_resumed_equals_uninterrupted(tmp_path, same, stop, accumulate):
     """Interrupted at any step, a training goes on to the same bits: weights, batch norm and history."""
-    path = tmp_path / "state.safetensors"
-    expected = train()
+    path, budget = tmp_path / "state.safetensors", replace(BUDGET, accumulate=accumulate)
+    expected = train(budget=budget)
     if stop < 7:
         with pytest.raises(Interrupted):
-            train(path, stop=stop)
+            train(path, budget, stop=stop)
     else:
-        train(path)
+        train(path, budget)
     assert int(TensorFile(path).metadata["step"]) == stop
-    state, history = train(path)
+    state, history = train(path, budget)
     assert same(state, expected[0])
     assert history == expected[1]
 
@@ -304,6 +317,165 @@ def test_loss_that_is_not_finite_stops_training(tmp_path, value):
     assert int(TensorFile(tmp_path / "s.safetensors").metadata["step"]) == 2
 
 
+class Sparse(torch.utils.data.Dataset):
+    """Four images of random depth; of image i only the first `valid[i]` of 16 pixels are valid."""
+
+    def __init__(self, valid):
+        self.valid = valid
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, item):
+        index, _ = item
+        image, depth = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(index))
+        return {"image": image, "depth": (depth + 1) * (torch.arange(16).view(1, 4, 4) < self.valid[index])}
+
+
+def first_gradient(accumulate, valid):
+    """Gradient of the first step on all four images, and the order in which they came, in micro-batches."""
+    torch.manual_seed(0)
+    model = nn.Conv2d(1, 1, 3, padding=1)
+    gradients, batches = [], []
+
+    def predict(batch):
+        batches.append(batch)
+        return {"depth": model(batch["image"])}
+
+    optimiser = torch.optim.AdamW.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.optim.AdamW,
+            "step",
+            lambda self: gradients.append(model.weight.grad.clone()) or optimiser(self),
+        )
+        budget = Optimisation(steps=1, batch_size=4, seed=0, clip=1e9, accumulate=accumulate)
+        history = fit(model, predict, [(list(model.parameters()), 0.0)], Sparse(valid), [DEPTH], budget)
+    return model, gradients[0], batches, history[0]["depth"]
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulated_gradient_is_the_batchs(accumulate):
+    """With equally many valid pixels everywhere, micro-batches give the whole batch's gradient and loss."""
+    _, expected, (whole,), loss = first_gradient(1, [7, 7, 7, 7])
+    _, gradient, parts, accumulated_loss = first_gradient(accumulate, [7, 7, 7, 7])
+    assert torch.equal(torch.cat([part["image"] for part in parts]), whole["image"])
+    assert {len(part["image"]) for part in parts} == {4 // accumulate}
+    torch.testing.assert_close(gradient, expected)
+    assert accumulated_loss == pytest.approx(loss)
+
+
+def test_accumulated_gradient_is_the_mean_of_micro_batches():
+    """With unequal numbers of valid pixels it is the micro-batches' mean, as documented: not the batch's."""
+    valid = [1, 16, 5, 9]
+    model, gradient, parts, loss = first_gradient(2, valid)
+    losses = [DEPTH.compute_loss(model(part["image"]), part["depth"]) for part in parts]
+    (expected,) = torch.autograd.grad(sum(losses) / 2, [model.weight])
+    torch.testing.assert_close(gradient, expected)
+    assert loss == pytest.approx((sum(losses) / 2).item())
+    assert not torch.allclose(gradient, first_gradient(1, valid)[1], rtol=0.01)
+
+
+@pytest.mark.parametrize("accumulate", [0, 3, 32])
+def test_batch_must_be_divisible(accumulate):
+    """A batch is not silently shortened to what micro-batches can make up."""
+    with pytest.raises(SimoError, match=f"accumulate is {accumulate}: expected a divisor of batch_size, 16"):
+        Optimisation(steps=1, batch_size=16, seed=0, accumulate=accumulate)
+
+
+def test_compiled_training_is_the_same(model, nyuv2, monkeypatch):
+    """torch.compile changes neither names nor, but for rounding, results (here it fuses nothing)."""
+    dataset, calls = PreparedDataset(nyuv2, "nyuv2", "train", ["depth"], scales=(1.0,), crop=(16, 16)), []
+    del model.heads["segmentation"], model.heads["normals"]
+    compile_, states = torch.compile, []
+    monkeypatch.setattr(
+        torch, "compile", lambda function: calls.append(function) or compile_(function, backend="eager")
+    )
+    for compiled in (False, True):
+        copy = deepcopy(model)
+        budget = replace(BUDGET, steps=2, compile=compiled)
+        probe_then_finetune(copy, dataset, [DEPTH], budget, budget, 0.001, 0.01)
+        states.append(copy.state_dict())
+    assert len(calls) == 2
+    assert list(states[0]) == list(states[1]) == list(model.state_dict())
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], atol=1e-5, rtol=1e-4)
+
+
+def need_of(model, budget=BUDGET, predict=None):
+    predict = predict or (lambda batch: {"depth": model(batch["image"])})
+    return memory_need(model, predict, groups_of(model), Ramps(), [DEPTH], budget)
+
+
+def test_memory_of_weights_is_exact():
+    """Weights, gradients and optimiser are what a training holds after its first step, byte for byte."""
+    held, step = {}, torch.optim.AdamW.step
+
+    def watched(optimiser):
+        step(optimiser)
+        trained = [p for group in optimiser.param_groups for p in group["params"]]
+        held["gradients"] = sum(p.grad.nbytes for p in trained)
+        held["optimiser"] = sum(x.nbytes for state in optimiser.state.values() for x in state.values())
+
+    model = small_model()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", watched)
+        predict = lambda batch: {"depth": model(batch["image"])}  # noqa: E731
+        fit(model, predict, groups_of(model), Ramps(), [DEPTH], replace(BUDGET, steps=1))
+    need = need_of(model)
+    assert {"gradients": need.gradients, "optimiser": need.optimiser} == held
+    assert need.weights == sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_memory_of_activations_by_hand(batch_size):
+    """Two convolutions keep their inputs (the ReLU is one of them), the L1 loss its error and mask."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1))
+    rates = [(list(model.parameters()), 0.1)]
+    budget = replace(BUDGET, batch_size=batch_size)
+    predict = lambda batch: {"depth": model(batch["image"])}  # noqa: E731
+    need = memory_need(model, predict, rates, Ramps(), [DEPTH], budget)
+    image = 16 * 4  # bytes of a channel of 4×4 floats
+    mask, divisor = 16, 8  # a byte a pixel; the number of valid pixels, an integer
+    assert need.activations == batch_size * (image + 4 * image + image + mask) + divisor
+    assert need.images == batch_size
+
+
+def test_memory_grows_with_the_micro_batch():
+    """What a step needs depends on the images in memory, not on all of the step's."""
+    needs = [need_of(small_model(), replace(BUDGET, batch_size=b, accumulate=a)) for b, a in [(4, 1), (8, 2)]]
+    assert needs[0] == needs[1]
+
+
+def test_memory_is_measured_without_a_trace(state_of, same):
+    """Batch norm statistics, gradients and the stream of random numbers are as if nothing had been run."""
+    model, calls = small_model(), []
+
+    def predict(batch):
+        calls.append(len(batch["image"]))
+        return {"depth": model(batch["image"])}
+
+    before = state_of(model)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    need_of(model, predict=predict)
+    assert calls == [2, 3]
+    assert torch.equal(torch.rand(3), expected)
+    assert same(model.state_dict(), before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_memory_need_reads_well():
+    """The line that a reader sees before a long training, in a unit that fits."""
+    gib = 2**30
+    need = MemoryNeed(int(0.4 * gib), int(0.7 * gib), int(0.3 * gib), int(3.9 * gib), 16)
+    parts = "weights 0.4, optimiser 0.7, gradients 0.3, activations 3.9 for 16 images"
+    assert str(need) == f"about 5.3 GiB ({parts})"
+    assert str(MemoryNeed(0, 0, 512, 1024, 1)).startswith("about 1.5 KiB (weights 0.0, ")
+    assert str(MemoryNeed(0, 0, 512, 1024, 1)).endswith("activations 1.0 for 1 image)")
+
+
 def test_probe_leaves_the_encoder_alone(model, nyuv2, tasks, tmp_path, state_of, same):
     """The first phase trains heads only, to the last bit; the second trains the encoder, too."""
     dataset = PreparedDataset(nyuv2, "nyuv2", "train", scales=(1.0,), crop=(16, 16))
@@ -329,19 +501,19 @@ def test_expert_resumes_in_either_phase(model, nyuv2, tmp_path, monkeypatch, sam
     probe, finetune = replace(BUDGET, steps=3), replace(BUDGET, steps=4)
 
     def expert(folder=None, stop=None):
-        copy, steps = deepcopy(model), 0
+        copy, steps, one_cycle = deepcopy(model), 0, training.one_cycle
         del copy.heads["segmentation"], copy.heads["normals"]
-        forward = copy.forward
 
-        def counted(image):
+        def counted(*arguments):
             nonlocal steps
             steps += 1
             if steps == stop:
                 raise Interrupted
-            return forward(image)
+            return one_cycle(*arguments)
 
-        copy.forward = counted
-        history = probe_then_finetune(copy, dataset, [DEPTH], probe, finetune, 0.01, 0.02, folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "one_cycle", counted)
+            history = probe_then_finetune(copy, dataset, [DEPTH], probe, finetune, 0.01, 0.02, folder)
         return copy.state_dict(), history
 
     expected = expert()

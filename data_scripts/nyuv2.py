@@ -1,0 +1,264 @@
+"""Prepare NYUv2 from the community's arrays, their Hugging Face copy, or the official labelled file.
+
+Usage
+-----
+    python -m data_scripts.nyuv2 --raw DIR --out DIR [--workers N] [--download] [--revision R] [--source S]
+    python -m data_scripts.nyuv2 --check --out DIR
+
+`--raw` holds one of three sources; which one is found out.
+
+npy
+    The folder that the repositories of auto-lambda and MTAN release: `train|val/{image,label,depth,normal}/
+    <i>.npy`, 288 x 384. Numbers are kept.
+parquet
+    The copy `tanganke/nyuv2` on the Hugging Face Hub; `--download` fetches it. Rows are numbered in the order
+    of the shards; whether that is the order of the arrays above is not known.
+mat
+    The official `nyu_depth_v2_labeled.mat` with its `splits.mat` and the mapping to 13 classes, see
+    `data_scripts.nyuv2_official`. Images are numbered in the order of the official list.
+
+The first two are the same arrays, but how they were made was never published, and their normals are another
+estimate than ours from the third: compare numbers only between models of the same source, which
+`prepared.json` names. Normals are copied in the frame in which they come (only x, which is mirrored with the
+image, matters to training); ours is x right, y up, z towards the viewer.
+
+In all three, folder `val` is the official test set of 654 images, which the paper parts into 400 for
+validation and 254 for test by a permutation with seed 42.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from data_scripts.nyuv2_official import MAT_FILES, open_mat, read_labelled
+from data_scripts.nyuv2_parquet import (
+    DOWNLOAD_BYTES,
+    REPOSITORY,
+    REVISION,
+    download,
+    list_rows,
+    read_row,
+    shards,
+)
+from data_scripts.preparing import (
+    Broken,
+    Field,
+    Image,
+    Layout,
+    RawData,
+    committed_splits,
+    is_fixture,
+    main,
+    random_parts,
+)
+from simo.errors import SimoError
+from simo.files import read_json
+from simo.tasks import NYUV2_CLASSES
+
+LAYOUT = Layout(
+    "nyuv2",
+    (288, 384),
+    (
+        Field("image", "float32", 3, 0, 1),
+        Field("label", "int8", None, -1, len(NYUV2_CLASSES) - 1, len(NYUV2_CLASSES)),
+        Field("depth", "float32", 1, 0, 20),  # twice the sensor's range; millimetres would show
+        Field("normal", "float32", 3, -1, 1),
+    ),
+    {"train": 795, "val": 400, "test": 254},
+)
+COUNTS = {"train": 795, "val": 654}  # of the folders
+
+INSTRUCTIONS = f"""Put one of these into --raw:
+(a) npy: the folder with train/ and val/ that https://github.com/lorenmt/auto-lambda links to (Dropbox
+    sh/86nssgwm6hm3vkb, about 9 GB), extracted. No registration; research use, as of the original data.
+(b) parquet: the 14 shards of https://huggingface.co/datasets/{REPOSITORY}, revision {REVISION[:7]},
+    {DOWNLOAD_BYTES / 1e9:.2f} GB. No registration; research use, as of the original data.
+    `python -m data_scripts.nyuv2 --download --raw DIR --out DIR` fetches them.
+(c) mat: nyu_depth_v2_labeled.mat (about 2.8 GB) from
+    https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html, splits.mat from
+    http://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/splits.mat, and classMapping40.mat and
+    class13Mapping.mat (a few kB) from https://github.com/ankurhanda/nyuv2-meta-data. No registration; the
+    terms of use are those of that page; cite Silberman et al., ECCV 2012."""
+
+
+# Finding the source
+
+
+def open_nyuv2(raw, fetch=False, revision=REVISION, source=None):
+    """Locate the raw data of NYUv2.
+
+    Parameters
+    ----------
+    raw : str or Path
+        The folder.
+    fetch : bool
+        Fetch the Hugging Face copy into it first.
+    revision : str
+        Of the Hugging Face copy.
+    source : str, optional
+        'npy', 'parquet' or 'mat'; needed only where the folder holds more than one.
+
+    Returns
+    -------
+    RawData
+
+    Raises
+    ------
+    SimoError
+        If no source, several, or an incomplete one is there, with where to get what is missing.
+    """
+    raw = Path(raw)
+    if fetch:
+        download(raw, revision)
+    found = _sources(raw)
+    if source is None and len(found) > 1:
+        raise SimoError(f"{raw} holds several sources of NYUv2 ({', '.join(found)}): choose one by --source")
+    source = source or (found[0] if found else None)
+    if source not in found:
+        what = "none of the sources of NYUv2" if source is None else f"no source {source!r} of NYUv2"
+        raise SimoError(f"{raw} holds {what}.\n{INSTRUCTIONS}")
+    open_source, convert = {
+        "npy": (_open_npy, convert_npy),
+        "parquet": (_open_parquet, convert_parquet),
+        "mat": (open_mat, convert_mat),
+    }[source]
+    images, options = open_source(raw), {}
+    if source == "parquet":
+        known = raw / "revision.json"
+        options = {"revision": read_json(known)["revision"] if known.is_file() else None}
+    fixture = is_fixture(raw)
+    counts = {folder: sum(image.folder == folder for image in images) for folder in COUNTS}
+    if not fixture and counts != COUNTS:
+        raise SimoError(f"{raw}: expected {COUNTS} images ({source}), found {counts}.\n{INSTRUCTIONS}")
+    splits = _fixture_splits(**counts) if fixture else committed_splits("nyuv2")
+    return RawData(LAYOUT, source, images, splits, convert, options, fixture)
+
+
+def _sources(raw):
+    """Names of the sources of which at least a part is in the folder."""
+    found = {
+        "npy": (raw / "train" / "image").is_dir() or (raw / "val" / "image").is_dir(),
+        "parquet": bool(shards(raw, "train") or shards(raw, "val")),
+        "mat": (raw / MAT_FILES[0]).is_file(),
+    }
+    return [name for name, there in found.items() if there]
+
+
+def _fixture_splits(train, val):
+    """The rule of the paper at the size of a fixture: the same shares, at least one image each."""
+    if min(train, val - 1) < 1:
+        raise SimoError(f"a fixture needs 1 image in train and 2 in val, found {train} and {val}")
+    first = min(max(1, round(val * LAYOUT.counts["val"] / COUNTS["val"])), val - 1)
+    parts = random_parts(val, first)
+    return {"train": [f"train/{i}" for i in range(train)]} | {
+        name: [f"val/{i}" for i in part] for name, part in zip(("val", "test"), parts, strict=True)
+    }
+
+
+def tidy(name, image, label, depth, normal):
+    """Bring the arrays of one image to the types of the prepared layout.
+
+    Parameters
+    ----------
+    name : str
+        The image's name, for messages.
+    image : ndarray
+        (H, W, 3), values in [0, 1].
+    label : ndarray
+        (H, W) whole numbers of any type: 0 to 12, -1 not labelled.
+    depth : ndarray
+        (H, W) or (H, W, 1), metres; 0 not measured.
+    normal : ndarray
+        (H, W, 3); vectors of any length become unit vectors, zero vectors stay.
+
+    Returns
+    -------
+    dict of str to ndarray
+        The fields of `LAYOUT`.
+
+    Raises
+    ------
+    Broken
+        If a label is not a whole number in the range of int8.
+    """
+    whole = label.astype(np.int8)
+    if not np.array_equal(whole, label):
+        raise Broken(f"{name}: expected whole numbers from -1 to 12 as labels, found others")
+    normal = normal.astype(np.float64)
+    length = np.linalg.norm(normal, axis=-1, keepdims=True)
+    normal = np.divide(normal, length, out=np.zeros_like(normal), where=length > 1e-6)
+    return {
+        "image": image.astype(np.float32),
+        "label": whole,
+        "depth": depth.astype(np.float32).reshape(*depth.shape[:2], 1),
+        "normal": normal.astype(np.float32),
+    }
+
+
+# (a) the community's arrays
+
+
+def _open_npy(raw):
+    images = []
+    for folder in COUNTS:
+        numbers = {
+            field.name: {path.stem for path in (raw / folder / field.name).glob("*.npy")}
+            for field in LAYOUT.fields
+        }
+        everywhere = {str(i) for i in range(len(numbers["image"]))}
+        for name, found in numbers.items():
+            lacking = sorted(everywhere - found, key=int) or sorted(found - everywhere)
+            if lacking:
+                raise SimoError(
+                    f"{raw / folder / name}: expected 0.npy to {len(everywhere) - 1}.npy like the images, "
+                    f"but {lacking[0]}.npy is {'missing' if lacking[0] in everywhere else 'there too'}.\n"
+                    f"{INSTRUCTIONS}"
+                )
+        images += [Image(folder, i, f"{folder}/{i}.npy", str(raw)) for i in range(len(everywhere))]
+    return images
+
+
+def convert_npy(image):
+    """Arrays of an image of the community's folder; `Broken` if a file cannot be read."""
+    arrays = {}
+    for field in LAYOUT.fields:
+        path = Path(image.source) / image.folder / field.name / f"{image.index}.npy"
+        try:
+            arrays[field.name] = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise Broken(f"{path} cannot be read as an array ({error}): download it again") from error
+    return tidy(image.name, **arrays)
+
+
+# (b) and (c)
+
+
+def _open_parquet(raw):
+    return [
+        Image(folder, i, f"{Path(path).name}:{row}", (path, row))
+        for folder in COUNTS
+        for i, (path, row) in enumerate(list_rows(raw, folder))
+    ]
+
+
+def convert_parquet(image):
+    """Arrays of a row of the Hugging Face copy; `Broken` if it cannot be read."""
+    return tidy(image.name, **read_row(*image.source))
+
+
+def convert_mat(image):
+    """Arrays of an image of the official file; `Broken` if it cannot be read."""
+    return tidy(image.name, **read_labelled(*image.source))
+
+
+def _add_options(parser):
+    parser.add_argument(
+        "--download", dest="fetch", action="store_true", help="fetch the Hugging Face copy (2.97 GB) first"
+    )
+    parser.add_argument("--revision", default=REVISION, help="commit of the Hugging Face copy")
+    parser.add_argument("--source", choices=("npy", "parquet", "mat"), help="if --raw holds several")
+
+
+if __name__ == "__main__":
+    sys.exit(main(LAYOUT, open_nyuv2, __doc__, add_options=_add_options))

@@ -1,0 +1,471 @@
+"""From raw data to the prepared layout: what the scripts of all data sets share.
+
+The script of a data set describes its raw data as a `RawData` and its result as a `Layout`; `main` is its
+command line. A prepared folder holds
+
+    request.json                       what was asked for, written first
+    train|val|test/<field>/<i>.npy     one array a file; which folders exist depends on the data set
+    splits/{train,val,test}.txt        one `folder/i` a line, ascending
+    ids.txt                            `folder/i<TAB>original name` of every image that is there
+    dropped.txt                        `original name<TAB>reason` of every image that was left out
+    prepared.json                      what is there, with its content hash, written last
+
+Images are uint8 or float in [0, 1]. Unsigned integers are fixed-point fractions: value / 255 for uint8,
+value / 65535 for uint16. Class maps are int8, -1 ignored. In value maps a pixel whose channels are all 0
+has no ground truth, unless the data set has a field `mask_valid`.
+
+A run that is interrupted continues where it stopped when the same command is given again.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+import numpy as np
+
+from simo.errors import SimoError
+from simo.files import atomic_path, read_json, write_json
+
+SPLIT_SEED = 42  # the paper's
+SPLITS = ("train", "val", "test")
+
+
+class Broken(SimoError):
+    """A raw file that cannot be used; the image is dropped where the layout allows it."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image of the raw data with all that belongs to it.
+
+    Attributes
+    ----------
+    folder : str
+        `train`, `val` or `test`.
+    index : int
+        Its number in that folder: the position in the planned order, also where others are dropped.
+    name : str
+        What the original data set calls it.
+    source : object
+        Whatever the data set's `convert` needs to find the files; must be picklable.
+    """
+
+    folder: str
+    index: int
+    name: str
+    source: object = None
+
+    @property
+    def id(self):
+        """`folder/index`, as in splits and id map."""
+        return f"{self.folder}/{self.index}"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One kind of array of a prepared data set.
+
+    Attributes
+    ----------
+    name : str
+        Its folder.
+    dtype : str
+        NumPy's name of the type as stored.
+    channels : int or None
+        Last axis of `(H, W, channels)`; None for `(H, W)`, a class map.
+    low, high : float
+        Allowed range of the stored values, both inclusive.
+    classes : int or None
+        Number of classes; None for values.
+    optional : bool
+        Whether raw data may come without it.
+    """
+
+    name: str
+    dtype: str
+    channels: int | None
+    low: float
+    high: float
+    classes: int | None = None
+    optional: bool = False
+
+    def shape(self, size):
+        """Shape of an array at image size `(H, W)`."""
+        return (*size,) if self.channels is None else (*size, self.channels)
+
+    def problem(self, array, size):
+        """What is wrong with an array, in words; None if nothing is."""
+        expected = f"{self.dtype} {self.shape(size)}"
+        if f"{array.dtype} {array.shape}" != expected:
+            return f"expected {expected}, found {array.dtype} {array.shape}"
+        low, high = array.min(), array.max()
+        if not (low >= self.low and high <= self.high):  # also refuses NaN
+            return f"expected values from {self.low:g} to {self.high:g}, found {low:g} to {high:g}"
+        return None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the prepared form of a data set must be.
+
+    Attributes
+    ----------
+    dataset : str
+        Its name, as in `simo.tasks.TASKS`.
+    size : (int, int)
+        Height and width of every array.
+    fields : tuple of Field
+        What each image has.
+    counts : dict of str to int
+        Images in each split of the official data.
+    may_drop : bool
+        Whether images with a broken file are left out; `counts` is then what there is at most.
+    """
+
+    dataset: str
+    size: tuple
+    fields: tuple
+    counts: dict
+    may_drop: bool = False
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Raw data of which every file has been located, none of it decoded.
+
+    Attributes
+    ----------
+    layout : Layout
+        What becomes of it.
+    source : str
+        Name of the raw format.
+    images : list of Image
+        In the order of the id map.
+    splits : dict of str to list of str
+        Split to its `folder/i`.
+    convert : callable
+        Module-level function from an Image to a dict of field name to array; raises `Broken`.
+    options : dict
+        What else decides the result, for `request.json`.
+    fixture : bool
+        Whether it is made-up test data.
+    """
+
+    layout: Layout
+    source: str
+    images: list
+    splits: dict
+    convert: Callable
+    options: dict = field(default_factory=dict)
+    fixture: bool = False
+
+
+def is_fixture(raw):
+    """Whether a raw folder holds made-up test data, which a file FIXTURE.txt says."""
+    return (Path(raw) / "FIXTURE.txt").is_file()
+
+
+def random_parts(count, first):
+    """Split `range(count)` as the paper does: the first `first` of torch's permutation with seed 42.
+
+    Returns
+    -------
+    (list of int, list of int)
+        The first and the rest, each ascending.
+    """
+    import torch
+
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    return sorted(order[:first]), sorted(order[first:])
+
+
+def fixture_parts(count, share):
+    """`random_parts` of made-up data: the first `share` of them, at least one on each side.
+
+    Parameters
+    ----------
+    count : int
+        Number of images, at least 2.
+    share : float
+        Share of the first part in the official data.
+
+    Raises
+    ------
+    SimoError
+        If there are not enough images.
+    """
+    if count < 2:
+        raise SimoError(f"made-up data need at least 2 images to split, found {count}: write more of them")
+    return random_parts(count, min(max(round(count * share), 1), count - 1))
+
+
+def committed_splits(dataset):
+    """The splits of the official data, from `data_scripts/splits/<dataset>/`: split to its `folder/i`."""
+    folder = Path(__file__).parent / "splits" / dataset
+    return {name: (folder / f"{name}.txt").read_text(encoding="utf-8").split() for name in SPLITS}
+
+
+def prepare(raw, out, workers=None):
+    """Convert raw data to the prepared layout, or what an earlier run left to convert.
+
+    Parameters
+    ----------
+    raw : RawData
+        What to convert.
+    out : str or Path
+        The folder, new or begun by the same request.
+    workers : int, optional
+        Processes; by default one for each processor. The result does not depend on it.
+
+    Returns
+    -------
+    dict
+        The contents of `prepared.json`.
+
+    Raises
+    ------
+    SimoError
+        If `out` holds something else, the disk is too small, or a file is broken and may not be dropped.
+    """
+    out, layout = Path(out), raw.layout
+    workers = workers or os.cpu_count() or 1
+    ids = "".join(f"{image.id}\t{image.name}\n" for image in raw.images)
+    request = {"dataset": layout.dataset, "source": raw.source, "fixture": raw.fixture}
+    request |= {"image_size": list(layout.size), "fields": [f.name for f in layout.fields]}
+    request |= {"options": raw.options}
+    request |= {"images": len(raw.images), "ids_sha256": hashlib.sha256(ids.encode()).hexdigest()}
+    _claim(out, request)
+    missing = _missing(out, raw)
+    prepared = out / "prepared.json"
+    if prepared.exists():
+        dropped = {line.split("\t")[0] for line in lines_of(out / "dropped.txt")}
+        if all(image.name in dropped for image in missing):
+            print(f"{out} is complete already: {len(raw.images) - len(missing)} images")
+            return read_json(prepared)
+        prepared.unlink()
+    _check_disk(out, len(missing), layout)
+    dropped = _write_images(out, raw, missing, workers)
+    _write_lists(out, raw, dropped)
+    record = {key: request[key] for key in ("dataset", "source", "fixture", "image_size")}
+    record["splits"] = {name: len(lines_of(out / "splits" / f"{name}.txt")) for name in raw.splits}
+    record["fields"] = {
+        f.name: {"dtype": f.dtype, "shape": list(f.shape(layout.size))} for f in layout.fields
+    }
+    record |= {"dropped": len(dropped), "sha256": content_hash(out)}
+    write_json(prepared, record)
+    print(f"{out} is complete: {len(raw.images) - len(dropped)} images, {len(dropped)} dropped")
+    return record
+
+
+def content_hash(out):
+    """SHA-256 over splits and arrays, sorted by relative path, each path before its bytes."""
+    digest = hashlib.sha256()
+    for path in prepared_files(out):
+        digest.update(path.encode() + b"\0")
+        digest.update((Path(out) / path).read_bytes())
+    return digest.hexdigest()
+
+
+def prepared_files(out):
+    """Relative paths of all files in the folders for arrays and splits, sorted."""
+    found = []
+    for folder in (*SPLITS, "splits"):
+        for parent, _, names in os.walk(Path(out) / folder):
+            found += [(Path(parent) / name).relative_to(out).as_posix() for name in names]
+    return sorted(found)
+
+
+def _claim(out, request):
+    """Write `request.json` into a new folder; refuse a folder that holds something else."""
+    marker = out / "request.json"
+    if out.exists() and not out.is_dir():
+        raise SimoError(f"{out} is a file; give --out a folder")
+    if marker.exists():
+        found = read_json(marker)
+        if found != request:
+            differing = [key for key in request if found.get(key) != request[key]]
+            what = "; ".join(f"{key} {found.get(key)} there, {request[key]} asked for" for key in differing)
+            raise SimoError(
+                f"{out} was begun by another request ({what}): give --out another folder, or delete this one"
+            )
+        for stray in out.glob("*/*/.*.npy"):  # half-written when an earlier run was killed
+            if re.fullmatch(r"\.\d+\.\d+\.npy", stray.name):
+                stray.unlink()
+        return
+    # A run killed while it wrote the marker leaves the marker's temporary file, which is nobody's.
+    names = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    foreign = [name for name in names if not name.startswith(".request.")]
+    if foreign:
+        raise SimoError(
+            f"{out} holds {foreign[0]!r} and no request.json of this command: expected a new or empty "
+            "folder; give --out another one, or delete this one"
+        )
+    write_json(marker, request)
+
+
+def _missing(out, raw):
+    """Return the images of which at least one file is not there."""
+    there = {}
+    for folder in {image.folder for image in raw.images}:
+        places = [out / folder / f.name for f in raw.layout.fields]
+        there[folder] = set.intersection(*(set(os.listdir(at)) if at.is_dir() else set() for at in places))
+    return [image for image in raw.images if f"{image.index}.npy" not in there[image.folder]]
+
+
+def _check_disk(out, images, layout):
+    # 128 bytes of header a file, and half a block of 4 kB lost at the end of each.
+    sizes = [np.dtype(f.dtype).itemsize * np.prod(f.shape(layout.size)) + 128 + 2048 for f in layout.fields]
+    needed, free = images * int(sum(sizes)), shutil.disk_usage(out).free
+    if needed > free:
+        raise SimoError(
+            f"{out}: {images} images need {needed / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB free: "
+            "free some space, or choose another --out"
+        )
+
+
+def _write_images(out, raw, images, workers):
+    """Convert `images`; return the reasons, by name, for those that were dropped."""
+    from tqdm import tqdm
+
+    write = partial(_write_image, out, raw.layout, raw.convert)
+    dropped = {}
+    bar = tqdm(total=len(raw.images), initial=len(raw.images) - len(images), desc="preparing", unit="image")
+    with bar:
+        for image, reason in zip(images, in_parallel(write, images, workers), strict=True):
+            if reason:
+                dropped[image.name] = reason
+            bar.update()
+    return dropped
+
+
+def in_parallel(function, work, workers):
+    """Yield what `function` returns for each item of `work`, in order, from several processes."""
+    if workers == 1 or len(work) < 2:
+        yield from map(function, work)
+        return
+    try:
+        # Spawned, not forked: a fork of a process that has used torch's threads may hang.
+        context = get_context("spawn")
+        with ProcessPoolExecutor(min(workers, len(work)), context, initializer=start_worker) as pool:
+            yield from pool.map(function, work, chunksize=4)
+    except BrokenProcessPool as error:
+        raise SimoError(
+            "a worker process died, perhaps for want of memory: "
+            "give the same command again to continue, with fewer --workers"
+        ) from error
+
+
+def start_worker():
+    """Begin a worker: leave Ctrl-C to the parent, the processors to the others, end when the parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["NUMBA_NUM_THREADS"] = "1"
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent():
+    """Without this, the workers of a parent that was killed would wait for work for ever."""
+    parent_process().join()
+    os._exit(1)
+
+
+def _write_image(out, layout, convert, image):
+    """Write the arrays of one image; return why it was dropped, or None."""
+    try:
+        arrays = convert(image)
+        for f in layout.fields:
+            problem = f.problem(arrays[f.name], layout.size)
+            if problem:
+                raise Broken(f"{image.name}: {f.name}: {problem}")
+    except Broken as error:
+        if not layout.may_drop:
+            raise
+        return " ".join(str(error).split())  # one line without tabs
+    for f in layout.fields:
+        with atomic_path(out / image.folder / f.name / f"{image.index}.npy") as temporary:
+            np.save(temporary, arrays[f.name])
+    return None
+
+
+def _write_lists(out, raw, dropped):
+    kept = [image for image in raw.images if image.name not in dropped]
+    ids = {image.id for image in kept}
+    lists = {"ids": [f"{image.id}\t{image.name}" for image in kept]}
+    lists["dropped"] = [f"{name}\t{reason}" for name, reason in dropped.items()]
+    lists |= {f"splits/{name}": [id for id in members if id in ids] for name, members in raw.splits.items()}
+    for name, lines in lists.items():
+        with atomic_path(out / f"{name}.txt") as temporary:
+            temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def lines_of(path):
+    """Lines of a text file; none if it does not exist."""
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+# The command line
+
+
+def main(layout, open_raw, about, arguments=None, add_options=None):
+    """Run the command line of a data set's script.
+
+    Parameters
+    ----------
+    layout : Layout
+        What the prepared data must be.
+    open_raw : callable
+        Function from the raw folder's Path, and the values of added options by name, to a RawData. Raises
+        SimoError, with all that a user needs to know to get the data, if something is missing.
+    about : str
+        The script's docstring; its first line describes the command.
+    arguments : list of str, optional
+        Instead of those of the process.
+    add_options : callable, optional
+        Adds options to the parser it is given.
+
+    Returns
+    -------
+    int
+        Exit status: 0, 1 for an error or a failed check, 130 for Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m data_scripts.{layout.dataset}", description=about.split("\n")[0]
+    )
+    parser.add_argument("--raw", type=Path, help="folder of the raw data (not for --check)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the prepared data")
+    parser.add_argument("--workers", type=int, help="processes (default: one a processor)")
+    parser.add_argument("--check", action="store_true", help="verify what was prepared, one line a finding")
+    if add_options:
+        add_options(parser)
+    options = vars(parser.parse_args(arguments))
+    raw, out, workers, checking = (options.pop(name) for name in ("raw", "out", "workers", "check"))
+    if not checking and raw is None:
+        parser.error("--raw is needed to prepare")
+    if workers is not None and workers < 1:
+        parser.error(f"--workers must be at least 1, found {workers}")
+    try:
+        if checking:
+            from data_scripts.checking import check
+
+            findings = check(out, layout)
+            print("\n".join(findings))
+            return int(any(finding.startswith("FAIL") for finding in findings))
+        prepare(open_raw(raw, **options), out, workers)
+    except SimoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: give the same command again to continue", file=sys.stderr)
+        return 130
+    return 0

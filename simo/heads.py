@@ -1,0 +1,232 @@
+"""Heads g_t: from the encoder's tapped blocks to a map of predictions, by the name a profile gives them.
+
+`linear` is the paper's head for NYUv2, `dpt` the small dense prediction transformer (Ranftl et al., 2021)
+of its Cityscapes and Taskonomy experiments. Where the paper is silent, details follow the released code.
+"""
+
+import inspect
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from simo.errors import SimoError
+
+
+class LinearHead(nn.Module):
+    """The paper's linear head: patch and class tokens of all taps, joined, then one 1×1 convolution.
+
+    Maps that may be negative (classes' scores, normals, edges ...) pass a batch norm first. Depth and
+    disparity have none; theirs is enlarged ×4 and clamped at 0 before the final resize. (The released code
+    enlarges before the convolution; a 1×1 convolution and a bilinear resize commute, and this order is 16
+    times cheaper.)
+
+    Parameters
+    ----------
+    task : Task
+        Gives the output channels, and whether they are non-negative.
+    taps, dim : int
+        Number of tapped blocks, and the encoder's width: 2 · taps · dim input channels.
+    expand : int
+        Predictions a patch along each side (pixel shuffle). 1 in the paper; the miniature's few, coarse
+        patches use more.
+
+    Raises
+    ------
+    SimoError
+        If `expand` is not a whole number above 0.
+    """
+
+    def __init__(self, task, taps, dim, expand=1):
+        super().__init__()
+        _check_sizes("linear", "expand", [expand])
+        channels = 2 * taps * dim
+        self.non_negative = task.non_negative
+        self.norm = nn.Identity() if task.non_negative else nn.BatchNorm2d(channels)
+        self.project = nn.Conv2d(channels, task.channels * expand**2, kernel_size=1)
+        self.shuffle = nn.PixelShuffle(expand)
+
+    def forward(self, features, size):
+        """Predict `(B, C, *size)` from `Features`."""
+        classes = features.classes[..., None, None].expand_as(features.patches)
+        joined = torch.cat([features.patches, classes], dim=2).flatten(1, 2)  # (B, 2·L·D, h, w)
+        out = self.shuffle(self.project(self.norm(joined)))  # (B, C, h·expand, w·expand)
+        if self.non_negative:
+            out = F.interpolate(out, scale_factor=4, mode="bilinear", align_corners=False).relu()
+        return F.interpolate(out, tuple(size), mode="bilinear", align_corners=False)
+
+
+class DPTHead(nn.Module):
+    """The paper's small DPT with additive readout: four taps become a pyramid, fused from coarse to fine.
+
+    Each tap's patch tokens plus its class token are projected to `channels` and brought to 4, 2, 1 and ½
+    times the patch grid, then to a common `width`. Four fusions lead from the coarsest to the finest map
+    and on to 8 times the grid, where the output convolutions follow: one branch for maps that may be
+    negative, one for depth and disparity.
+
+    The defaults are the paper's: 3,412,337 parameters for depth, 3,467,760 + 129 C for C other channels.
+
+    Parameters
+    ----------
+    task : Task
+        Gives the output channels, and whether they are non-negative.
+    taps, dim : int
+        Number of tapped blocks, which must be 4, and the encoder's width.
+    channels : sequence of int
+        Of the reassembled taps, finest first.
+    width : int
+        Channels of the fusions; the depth branch goes on with a half and a quarter of them.
+
+    Raises
+    ------
+    SimoError
+        If there are not four taps and channels, or a size is not a whole number large enough.
+    """
+
+    def __init__(self, task, taps, dim, channels=(24, 48, 96, 192), width=128):
+        super().__init__()
+        if taps != 4 or len(channels) != 4:
+            raise SimoError(
+                f"head dpt: expected 4 blocks and 4 channels, found {taps} blocks and channels {channels}"
+            )
+        _check_sizes("dpt", "channels", channels)
+        _check_sizes("dpt", "width", [width], least=4)
+        a, b, c, d = channels
+        self.projects = nn.ModuleList(nn.Conv2d(dim, n, kernel_size=1) for n in channels)
+        self.resizes = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(a, a, kernel_size=4, stride=4),
+                nn.ConvTranspose2d(b, b, kernel_size=2, stride=2),
+                nn.Identity(),
+                nn.Conv2d(d, d, kernel_size=3, stride=2, padding=1),
+            ]
+        )
+        self.widen = nn.ModuleList(_convolution(n, width, bias=False) for n in channels)
+        self.fusions = nn.ModuleList(Fusion(width, first) for first in (True, False, False, False))
+        self.smooth = _convolution(width, width)
+        output = depth_branch if task.non_negative else map_branch
+        self.output = output(width, task.channels)
+
+    def forward(self, features, size):
+        """Predict `(B, C, *size)` from `Features` of four taps."""
+        taps = (features.patches + features.classes[..., None, None]).unbind(1)  # 4 · (B, D, h, w)
+        levels = zip(taps, self.projects, self.resizes, self.widen, strict=True)
+        maps = [widen(resize(project(tap))) for tap, project, resize, widen in levels]
+        h, w = maps[0].shape[-2:]
+        sizes = [(2 * h, 2 * w), *(level.shape[-2:] for level in maps[:-1])]  # what each is enlarged to
+        path = 0
+        for fusion, level, target in zip(self.fusions, maps[::-1], sizes[::-1], strict=True):
+            path = fusion(path, level, target)
+        out = self.output(self.smooth(path).relu())  # (B, C, 8·h, 8·w), depth twice that
+        return F.interpolate(out, tuple(size), mode="bilinear", align_corners=False)
+
+
+class Fusion(nn.Module):
+    """Add a finer level to the path from the coarser ones, refine the sum, and enlarge it.
+
+    The enlarging comes after the 1×1 projection, with which it commutes, so that the projection costs a
+    quarter. It goes to the size of the next level instead of ×2: the same where the grid is even, and where
+    it is odd (10×19 patches) that level fits without the resize that the released code gives it.
+
+    Parameters
+    ----------
+    width : int
+        Channels.
+    first : bool
+        Whether nothing coarser precedes; then the level enters without a residual unit of its own.
+    """
+
+    def __init__(self, width, first):
+        super().__init__()
+        self.enter = nn.Identity() if first else ResidualUnit(width)
+        self.refine = ResidualUnit(width)
+        self.project = nn.Conv2d(width, width, kernel_size=1)
+
+    def forward(self, path, level, size):
+        """From path (0 at first) and level, both `(B, W, h, w)`, to `(B, W, *size)`."""
+        out = self.project(self.refine(path + self.enter(level)))
+        return F.interpolate(out, tuple(size), mode="bilinear", align_corners=True)
+
+
+class ResidualUnit(nn.Module):
+    """Two 3×3 convolutions without bias, each after a ReLU, beside the identity: maps `(B, W, h, w)`."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first = _convolution(width, width, bias=False)
+        self.second = _convolution(width, width, bias=False)
+
+    def forward(self, x):
+        """Return x + conv(relu(conv(relu(x))))."""
+        return x + self.second(self.first(x.relu()).relu())
+
+
+def map_branch(width, channels):
+    """Output of the DPT head for maps that may be negative: classes' scores, normals, edges, colours."""
+    return nn.Sequential(
+        _convolution(width, width, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.Conv2d(width, channels, kernel_size=1),
+    )
+
+
+def depth_branch(width, channels):
+    """Output of the DPT head for maps that are at least 0: depth, disparity. Twice the input's size."""
+    predict = nn.Conv2d(width // 4, channels, kernel_size=1)
+    # fresh weights vary little over an image: an offset below 0 would clamp all of it, without a gradient
+    nn.init.constant_(predict.bias, 0.1)
+    return nn.Sequential(
+        _convolution(width, width // 2),
+        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+        _convolution(width // 2, width // 4),  # 32 in the paper
+        nn.ReLU(),
+        predict,
+        nn.ReLU(),
+    )
+
+
+HEADS = {"linear": LinearHead, "dpt": DPTHead}
+
+
+def create_head(head, task, taps, dim, options):
+    """Create a head with fresh weights from the process's random numbers.
+
+    Parameters
+    ----------
+    head : str
+        A key of `HEADS`.
+    task : Task
+    taps, dim : int
+        Number of the encoder's tapped blocks, and its width.
+    options : dict
+        Further arguments of the head: `expand` of `linear`; `channels` and `width` of `dpt`.
+
+    Returns
+    -------
+    nn.Module
+        `head(features, size)` predicts `(B, C, *size)`.
+
+    Raises
+    ------
+    SimoError
+        For an unknown head or option, or a value that the head refuses.
+    """
+    if head not in HEADS:
+        raise SimoError(f"unknown head {head!r}: expected one of {sorted(HEADS)}")
+    known = list(inspect.signature(HEADS[head]).parameters)[3:]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise SimoError(f"head {head} has no option {unknown[0]!r}: expected some of {known} in head_options")
+    return HEADS[head](task, taps, dim, **options)
+
+
+def _convolution(inputs, outputs, bias=True):
+    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=bias)
+
+
+def _check_sizes(head, option, values, least=1):
+    for value in values:
+        if not isinstance(value, int) or value < least:
+            raise SimoError(f"head {head}: {option} is {value!r}, expected a whole number, at least {least}")
