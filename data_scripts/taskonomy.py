@@ -19,8 +19,8 @@ paper's code:
 - `image`, `normal`: the 8-bit values; the loader maps them to [-1, 1].
 - `depth_zbuffer`: log(1 + d) / log(2^16) of the 16-bit value d, whose unit is 1/512 m.
 - `edge_texture`, `keypoints2d`: the 16-bit value, clipped at 11041 and 3129, over that limit.
-- `segment_semantic`, if the raw folder has it: classes 1 (background) to 17; 0, "uncertain" (README of the data
-  set), becomes -1, which is ignored.
+- `segment_semantic`, if the raw folder has it: classes 1 (background) to 17; 0, "uncertain" (README of the
+  data set), becomes -1, which is ignored.
 - `mask_valid`: 1 where the scanned building has a surface. Without a folder of masks: where the depth is
   neither 0 nor 65535, its largest value, which stands for none.
 

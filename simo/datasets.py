@@ -280,5 +280,11 @@ def training_batches(dataset, batch_size, start, stop, seed, workers=0):
 
 
 def evaluation_batches(dataset, batch_size, workers=0):
-    """A loader of the split in order, as stored."""
-    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
+    """A loader of the split in order, as stored; its workers stay for the next pass over it."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

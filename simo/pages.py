@@ -120,9 +120,12 @@ class Page:
         return values
 
     def show(self, table, **options):
-        """Display a table, every row of a fixture marked."""
-        if self.fixture:
+        """Display a table, every row of a fixture marked, in the index or, if it is hidden, the first column."""
+        if self.fixture and options.get("index", True):
             table = table.rename(index=lambda name: f"{name} [{FIXTURE}]")
+        elif self.fixture:
+            first = table.columns[0]
+            table = table.assign(**{first: table[first] + f" [{FIXTURE}]"})
         display(HTML(table.to_html(**options)))
 
     def table(self):
@@ -145,8 +148,8 @@ class Page:
     def claims(self):
         """Display every claim with the number that decides it on each seed."""
         if self:
-            table = claims.judge(self.frame).set_index("claim").rename_axis(None)
-            self.show(table, classes="claims", float_format="{:+.1f}".format)
+            table = claims.judge(self.frame)
+            self.show(table, index=False, classes="claims", float_format="{:+.1f}".format)
 
     def print_numbers(self):
         """Print table and verdicts as text: what the tests compare with the committed notebook."""

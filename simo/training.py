@@ -192,7 +192,8 @@ class MemoryNeed:
         """Say it in the largest unit of which the total fills one."""
         parts = {name: getattr(self, name) for name in ("weights", "optimiser", "gradients", "activations")}
         total = sum(parts.values())
-        unit, name = next(x for x in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if total >= x[0])
+        units = ((2**30, "GiB"), (2**20, "MiB"))
+        unit, name = next((unit for unit in units if total >= unit[0]), (2**10, "KiB"))
         details = ", ".join(f"{part} {value / unit:.1f}" for part, value in parts.items())
         images = f"{self.images} image{'s' if self.images > 1 else ''}"
         return f"about {total / unit:.1f} {name} ({details} for {images})"

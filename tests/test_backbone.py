@@ -31,6 +31,7 @@ def noise(monkeypatch):
         return {"image": np.random.default_rng(seed).random((height, width, 3), dtype=np.float32)}
 
     monkeypatch.setattr(backbone, "render_room", render)
+    monkeypatch.setattr(backbone, "render_street", render)
     return seeds
 
 
@@ -121,6 +122,21 @@ def test_script_writes_a_checkpoint_that_loads(tmp_path, noise):
     assert features.patches.shape == (1, 2, 128, 8, 8)
     assert torch.isfinite(features.patches).all()
     assert not list((tmp_path / "cache").glob("state*"))
+
+
+def test_rooms_and_streets_take_turns(monkeypatch):
+    """Protects the mixture, and the size at which things are seen: a street's part is as wide as 64 of 96."""
+    whole = np.random.default_rng(0).random((64, 96, 3), dtype=np.float32)
+    sizes = []
+    monkeypatch.setattr(backbone, "render_room", lambda seed, *size: {"image": whole[:, :64]})
+    monkeypatch.setattr(backbone, "render_street", lambda seed, *size: sizes.append(size) or {"image": whole})
+    room, first, second = (backbone.render_scene(number, 0) for number in (0, 1, 67))
+    expected = (255 * whole).round().astype(np.uint8)
+    assert np.array_equal(room, expected[:, :64])
+    assert np.array_equal(first, expected[:, :64])
+    assert np.array_equal(second, expected[:, 0:64])
+    assert np.array_equal(backbone.render_scene(9, 0), expected[:, 4:68])
+    assert set(sizes) == {(64, 96)}
 
 
 def test_renders_are_resumed_by_chunks(tmp_path, noise, monkeypatch):

@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from simo.tasks import TASKS
+
 ROOT = Path(__file__).resolve().parents[1]
+# one study a data set, with linear and with DPT heads; Cityscapes' page is then drawn without records
+STUDIES = {"nyuv2": "nyuv2", "cityscapes_dpt": "cityscapes", "taskonomy": "taskonomy"}
+CONFIG = ["--config", "profile=smoke", f"studies={' '.join(STUDIES)}"]
 EXPERIMENTS = {"joint", "control", "relationships", "qualitative"}
-EXPERIMENTS |= {f"expert_{task}" for task in ("segmentation", "depth", "normals")}
 EXPERIMENTS |= {f"merge_{method}" for method in ("pretrained", "average", "task_arithmetic", "ties")}
 EXPERIMENTS |= {f"realign_{method}" for method in ("pretrained", "task_arithmetic", "ties")}
 
@@ -24,9 +28,9 @@ def run(project, *command):
     )
 
 
-def planned(project, profile="smoke"):
+def planned(project):
     """Names of the rules that Snakemake would run now, targets and the book itself left out."""
-    done = run(project, "-m", "snakemake", "-n", "book", "--cores", "2", "--config", f"profile={profile}")
+    done = run(project, "-m", "snakemake", "-n", "book", "--cores", "2", *CONFIG)
     assert done.returncode == 0, done.stdout
     table = re.findall(r"^(\w+) +\d+$", done.stdout, re.MULTILINE)  # "job  count"
     return set(table) - {"total", "book", "page", "html"}
@@ -40,20 +44,20 @@ def project(tmp_path_factory):
         ".git", ".venv", "build", ".snakemake", "__pycache__", "*.egg-info", ".explore"
     )
     shutil.copytree(ROOT, folder, ignore=ignored)
-    done = run(folder, "tools/pipeline.py", "book", "--config", "profile=smoke")
+    done = run(folder, "tools/pipeline.py", "book", *CONFIG)
     assert done.returncode == 0, done.stdout
     return folder
 
 
 def test_every_experiment_leaves_a_record_with_its_provenance(project):
     """One command from nothing writes all records, each with hashes, versions, device and time."""
-    records = {
-        path.stem: json.loads(path.read_text()) for path in project.glob("build/smoke/records/**/*.json")
-    }
-    assert records.keys() == EXPERIMENTS
-    for record in records.values():
-        assert record["provenance"]["hashes"].keys() >= {"code", "data", "backbone"}
-        assert record["provenance"]["seconds"] > 0
+    for study, dataset in STUDIES.items():
+        paths = (project / "build/smoke/records" / study).glob("seed0/*.json")
+        records = {path.stem: json.loads(path.read_text()) for path in paths}
+        assert records.keys() == EXPERIMENTS | {f"expert_{task.name}" for task in TASKS[dataset]}
+        for record in records.values():
+            assert record["provenance"]["hashes"].keys() >= {"code", "data", "backbone"}
+            assert record["provenance"]["seconds"] > 0
 
 
 def test_every_page_of_the_contents_is_built(project):
@@ -67,7 +71,7 @@ def test_every_page_of_the_contents_is_built(project):
 
 def test_second_run_does_nothing(project):
     """What is up to date is not run again."""
-    done = run(project, "tools/pipeline.py", "book", "--config", "profile=smoke")
+    done = run(project, "tools/pipeline.py", "book", *CONFIG)
     assert done.returncode == 0
     assert "nothing to be done" in done.stdout
 
@@ -108,11 +112,28 @@ def test_misspelt_parameter_stops_before_anything_runs(project):
     before = path.read_text()
     path.write_text(before + "finetune_step: 5\n")
     try:
-        done = run(project, "tools/pipeline.py", "book", "--config", "profile=smoke")
+        done = run(project, "tools/pipeline.py", "book", *CONFIG)
     finally:
         path.write_text(before)
     assert done.returncode != 0
     assert "no notebook has a parameter 'finetune_step'" in done.stdout
+
+
+def test_page_without_records_is_built(project):
+    """A data set that was not run has its page, which says so, instead of breaking the book."""
+    page = (project / "build/smoke/book/_build/html/notebooks/cityscapes.html").read_text(encoding="utf-8")
+    assert page.count("Not run: there are no records of cityscapes at this scale.") > 5
+
+
+def test_real_data_that_are_missing_stop_the_run_at_once(project):
+    """Without data the paper's profile says which it needs, and which is missing."""
+    done = run(project, "tools/pipeline.py", "book", "--config", "profile=paper")
+    assert done.returncode != 0
+    assert "make book PROFILE=paper DATA=folder" in done.stdout
+    assert all(f"folder/{dataset} (" in done.stdout for dataset in TASKS)
+    done = run(project, "tools/pipeline.py", "book", "--config", "profile=paper", "data=records")
+    assert done.returncode != 0
+    assert "records/cityscapes does not exist: expected cityscapes there, prepared or raw" in done.stdout
 
 
 def test_redraw_needs_committed_records_only(project):

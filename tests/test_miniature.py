@@ -97,7 +97,7 @@ def test_edges_of_a_step():
 def test_keypoints_are_blobs_of_either_sign():
     """Light and dark blobs answer alike, straight edges and flat parts not at all."""
     y, x = np.mgrid[:31, :31] - 15
-    blob = 0.3 * np.exp(-(x**2 + y**2) / (2 * cues.KEYPOINT_SIGMA**2))
+    blob = 0.05 * np.exp(-(x**2 + y**2) / (2 * cues.KEYPOINT_SIGMA**2))
     light, dark = (cues.keypoints2d(np.repeat((0.5 + s * blob)[..., None], 3, 2))[..., 0] for s in (1, -1))
     np.testing.assert_allclose(light, dark, atol=5e-3)  # the filters are cut off at four sigma
     assert np.unravel_index(light.argmax(), light.shape) == (15, 15)

@@ -473,6 +473,7 @@ def test_memory_need_reads_well():
     parts = "weights 0.4, optimiser 0.7, gradients 0.3, activations 3.9 for 16 images"
     assert str(need) == f"about 5.3 GiB ({parts})"
     assert str(MemoryNeed(0, 0, 512, 1024, 1)).startswith("about 1.5 KiB (weights 0.0, ")
+    assert str(MemoryNeed(0, 0, 0, 0, 1)).startswith("about 0.0 KiB")
     assert str(MemoryNeed(0, 0, 512, 1024, 1)).endswith("activations 1.0 for 1 image)")
 
 
