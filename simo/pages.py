@@ -120,7 +120,7 @@ class Page:
         return values
 
     def show(self, table, **options):
-        """Display a table, every row of a fixture marked, in the index or, if it is hidden, the first column."""
+        """Display a table, every row of a fixture marked, in its index or, if hidden, its first column."""
         if self.fixture and options.get("index", True):
             table = table.rename(index=lambda name: f"{name} [{FIXTURE}]")
         elif self.fixture:

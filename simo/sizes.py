@@ -10,10 +10,10 @@ MODEL = ("backbone", "backbone_args", "blocks", "head", "head_options", "input_s
 # Table 4 of the report (Taskonomy), in millions; an expert's is the encoder with one head
 PAPER = pd.DataFrame(
     {
-        "Table 4": ["expert", "joint training", "head realignment", "representation realignment"],
         "trained parameters": ["90.1 M", "103.9 M", "17.3 M", "17.6 M"],
         "which is": ["encoder + a head", "encoder + five heads", "five heads", "five heads + adapters"],
-    }
+    },
+    index=["expert", "joint training", "head realignment", "representation realignment"],
 )
 
 
@@ -39,11 +39,16 @@ def count_model(values):
 
 
 def parameter_table(profiles):
-    """Counts of several parameter files as a table: data set, part, parameters."""
-    rows = []
+    """Counts of several parameter files as a table of text: one row a data set."""
+    rows = {}
     for values in profiles:
         counts = count_model(values)
-        total = sum(counts.values()) - counts["adapters"] - counts["encoder"]
-        counts = counts | {"all heads": total, "encoder + all heads": total + counts["encoder"]}
-        rows += [{"data set": values["dataset"], "part": part, "parameters": n} for part, n in counts.items()]
-    return pd.DataFrame(rows)
+        encoder, adapters = counts.pop("encoder"), counts.pop("adapters")
+        rows[values["dataset"]] = {
+            "encoder": f"{encoder:,}",
+            "heads": ", ".join(f"{name} {n:,}" for name, n in counts.items()),
+            "all heads": f"{sum(counts.values()):,}",
+            "encoder + all heads": f"{encoder + sum(counts.values()):,}",
+            "adapters": f"{adapters:,}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
