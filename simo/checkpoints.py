@@ -143,6 +143,7 @@ def save_tensors(path, tensors, metadata=None):
         save_file(copies, path, metadata=metadata)
     except SafetensorError as error:  # a full disk arrives as this, not as OSError
         raise OSError(None, str(error)) from error
+    Path(path).chmod(0o644)  # safetensors lets nobody else read it
 
 
 def _sha256(path):
