@@ -85,7 +85,8 @@ def prepared(wildcards):
 
 def weights(wildcards):
     """The pretrained encoder: a file of the repository, or one that is converted for this build."""
-    return str(VALUES[wildcards.study]["backbone_weights"] or WEIGHTS)
+    given = VALUES[wildcards.study]["backbone_weights"]
+    return WEIGHTS if given == "dinov2" else given
 
 
 def experts(wildcards):
@@ -176,9 +177,13 @@ rule weights:
     output: WEIGHTS
     log: BUILD + "/logs/weights.log"
     message: "bring DINOv2's weights into one file"
-    params: source=config.get("weights") or "timm"
+    params:
+        source=config.get("weights") or "timm",
+        size=json.dumps(VALUES[STUDIES[0]]["backbone_args"]),  # of random weights
     resources: seconds=60
-    shell: "python -m data_scripts.dinov2 --out {output:q} --weights {params.source:q} > {log:q} 2>&1"
+    shell:
+        "python -m data_scripts.dinov2 --out {output:q} --weights {params.source:q}"
+        " --backbone-args {params.size:q} > {log:q} 2>&1"
 
 
 rule joint:

@@ -10,6 +10,7 @@ under the Apache licence 2.0 (github.com/facebookresearch/dinov2).
 
 import argparse
 import hashlib
+import json
 import pickle
 import re
 import sys
@@ -118,7 +119,7 @@ def download(vit):
     return filled.state_dict()
 
 
-def load_weights(weights, seed):
+def load_weights(weights, seed, backbone_args=None):
     """Load the encoder from one of its sources.
 
     Parameters
@@ -127,6 +128,8 @@ def load_weights(weights, seed):
         `timm`, `random`, or the path of a `.safetensors` or `.pth` file.
     seed : int
         Of random weights.
+    backbone_args : dict, optional
+        What is smaller than in ViT-B/14, for tests of the pipeline; random weights only.
 
     Returns
     -------
@@ -135,7 +138,7 @@ def load_weights(weights, seed):
         None otherwise), and `seed` of random weights.
     """
     torch.manual_seed(seed)
-    vit = create_encoder(**MODEL, blocks=[1]).backbone
+    vit = create_encoder(MODEL["backbone"], backbone_args or MODEL["backbone_args"], blocks=[1]).backbone
     if weights == "random":
         print("random weights: for rehearsals only, they have seen no image")
         return vit, {"source": "random", "source_sha256": None, "seed": seed}
@@ -165,9 +168,17 @@ def parse(arguments):
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--weights", required=True, help="timm, random, or a .safetensors or .pth file")
     parser.add_argument("--seed", type=int, default=0, help="of random weights")
+    parser.add_argument(
+        "--backbone-args", type=json.loads, default={}, help="of random weights: a smaller model, as JSON"
+    )
     options = parser.parse_args(arguments)
     if options.out.suffix != ".safetensors":
         raise SimoError(f"--out {options.out}: expected a name that ends in .safetensors")
+    if options.backbone_args and options.weights != "random":
+        raise SimoError(
+            f"--backbone-args {options.backbone_args}: only random weights can be of another size than "
+            f"{MODEL['backbone']}"
+        )
     known = options.weights in ("timm", "random")
     if not known and Path(options.weights).suffix not in (".safetensors", ".pth"):
         raise SimoError(f"--weights {options.weights}: expected timm, random, or a .safetensors or .pth file")
@@ -176,8 +187,9 @@ def parse(arguments):
 
 def run(options):
     """Load the weights, and write them with their recipe."""
-    vit, source = load_weights(options.weights, options.seed)
-    recipe = {"kind": "backbone", "script": "data_scripts.dinov2", "model": MODEL, **source}
+    vit, source = load_weights(options.weights, options.seed, options.backbone_args)
+    model = {**MODEL, "backbone_args": options.backbone_args}
+    recipe = {"kind": "backbone", "script": "data_scripts.dinov2", "model": model, **source}
     recipe |= {"parameters": count_parameters(vit.parameters()), "versions": versions()}
     save_checkpoint(options.out, vit.state_dict(), recipe)
     print(f"{options.out}: {recipe['parameters']:,} parameters from {source['source']}")

@@ -17,9 +17,9 @@ class LinearHead(nn.Module):
     """The paper's linear head: patch and class tokens of all taps, joined, then one 1×1 convolution.
 
     Maps that may be negative (classes' scores, normals, edges ...) pass a batch norm first. Depth and
-    disparity have none; theirs is enlarged ×4 and clamped at 0 before the final resize. (The released code
-    enlarges before the convolution; a 1×1 convolution and a bilinear resize commute, and this order is 16
-    times cheaper.)
+    disparity have none; theirs starts as a small constant, and is enlarged ×4 and clamped at 0 before the
+    final resize. (The released code enlarges before the convolution; a 1×1 convolution and a bilinear resize
+    commute, and this order is 16 times cheaper.)
 
     Parameters
     ----------
@@ -45,6 +45,9 @@ class LinearHead(nn.Module):
         self.norm = nn.Identity() if task.non_negative else nn.BatchNorm2d(channels)
         self.project = nn.Conv2d(channels, task.channels * expand**2, kernel_size=1)
         self.shuffle = nn.PixelShuffle(expand)
+        if self.non_negative:  # a random map may be negative everywhere, where the clamp has no gradient
+            nn.init.zeros_(self.project.weight)
+            nn.init.constant_(self.project.bias, 0.1)
 
     def forward(self, features, size):
         """Predict `(B, C, *size)` from `Features`."""

@@ -153,7 +153,9 @@ class Page:
 
     def print_numbers(self):
         """Print table and verdicts as text: what the tests compare with the committed notebook."""
-        if self:
+        if not self.records:
+            print("not run")
+        else:
             print(tables.table_of(self.frame, self.dataset).to_string())
             print(claims.judge(self.frame).verdict.to_string())
 

@@ -315,6 +315,17 @@ def test_models_with_registers_are_refused(tiny_state, tmp_path, capsys):
     assert "it has 'register_tokens', which this model lacks" in capsys.readouterr().err
 
 
+def test_only_random_weights_have_another_size(tiny_state, tmp_path, capsys):
+    """A small model is for tests of the pipeline; pretrained weights are those of ViT-B/14."""
+    small = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+    state, recipe = written(tmp_path, "--weights", "random", "--backbone-args", json.dumps(small))
+    assert state["pos_embed"].shape == (1, 1 + 37**2, 24)
+    assert recipe["model"]["backbone_args"] == small
+    arguments = ["--out", "x.safetensors", "--weights", "timm", "--backbone-args", '{"depth": 2}']
+    assert dinov2.main(arguments) == 1
+    assert "only random weights can be of another size" in capsys.readouterr().err
+
+
 def test_output_must_be_safetensors(tmp_path, capsys):
     """The suffix is what the rest of the project reads."""
     assert dinov2.main(["--out", str(tmp_path / "vit.pth"), "--weights", "random"]) == 1
