@@ -134,10 +134,22 @@ def test_linear_head_by_formula(task):
     torch.testing.assert_close(head(features, (24, 40)), expected)
 
 
+def test_depth_head_is_never_born_dead():
+    """A clamped map that starts below 0 has no gradient and never learns; whatever the seed, this one has."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        head = LinearHead(DEPTH, taps=2, dim=4)
+        prediction = head(random_features(), (24, 40))
+        prediction.sum().backward()
+        assert (prediction > 0).all()
+        assert head.project.weight.grad.abs().sum() > 0
+
+
 def test_depth_head_commutes_with_its_upsampling():
     """Convolving before the ×4 enlargement, as here, equals the released code's convolving after it."""
     features = random_features()
     head = LinearHead(DEPTH, taps=2, dim=4)
+    torch.nn.init.normal_(head.project.weight)
     classes = features.classes[..., None, None].expand(-1, -1, -1, 3, 5)
     joined = torch.cat([features.patches, classes], 2).reshape(2, 16, 3, 5)
     large = F.interpolate(joined, scale_factor=4, mode="bilinear", align_corners=False)

@@ -18,7 +18,7 @@ from simo.models import (
 )
 from simo.tasks import TASKS
 
-_, DEPTH, _ = TASKS["nyuv2"]
+_, _, NORMALS = TASKS["nyuv2"]
 
 
 @pytest.fixture
@@ -143,12 +143,12 @@ def test_head_init_depends_on_seed_and_task_only(tasks, settings, model):
     """An expert and joint training start from the same head; another seed is another start."""
 
     def weight(tasks, seed):
-        return create_model(tasks, seed, **settings).heads["depth"].project.weight
+        return create_model(tasks, seed, **settings).heads["normals"].project.weight
 
-    alone = weight([DEPTH], 0)
+    alone = weight([NORMALS], 0)
     assert torch.equal(alone, weight(tasks, 0))
-    assert not torch.equal(alone, weight([DEPTH], 1))
-    assert not torch.equal(alone[0], model.heads["normals"].project.weight[0])
+    assert not torch.equal(alone, weight([NORMALS], 1))
+    assert not torch.equal(alone[0], model.heads["segmentation"].project.weight[0])
 
 
 def test_new_adapters_change_nothing(model, image):
