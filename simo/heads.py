@@ -17,9 +17,9 @@ class LinearHead(nn.Module):
     """The paper's linear head: patch and class tokens of all taps, joined, then one 1×1 convolution.
 
     Maps that may be negative (classes' scores, normals, edges ...) pass a batch norm first. Depth and
-    disparity have none; theirs starts as a small constant, and is enlarged ×4 and clamped at 0 before the
-    final resize. (The released code enlarges before the convolution; a 1×1 convolution and a bilinear resize
-    commute, and this order is 16 times cheaper.)
+    disparity have none; theirs is enlarged ×4 and clamped at 0 (`clamp_low`) before the final resize. (The
+    released code enlarges before the convolution; a 1×1 convolution and a bilinear resize commute, and this
+    order is 16 times cheaper.)
 
     Parameters
     ----------
@@ -45,9 +45,6 @@ class LinearHead(nn.Module):
         self.norm = nn.Identity() if task.non_negative else nn.BatchNorm2d(channels)
         self.project = nn.Conv2d(channels, task.channels * expand**2, kernel_size=1)
         self.shuffle = nn.PixelShuffle(expand)
-        if self.non_negative:  # a random map may be negative everywhere, where the clamp has no gradient
-            nn.init.zeros_(self.project.weight)
-            nn.init.constant_(self.project.bias, 0.1)
 
     def forward(self, features, size):
         """Predict `(B, C, *size)` from `Features`."""
@@ -55,7 +52,7 @@ class LinearHead(nn.Module):
         joined = torch.cat([features.patches, classes], dim=2).flatten(1, 2)  # (B, 2·L·D, h, w)
         out = self.shuffle(self.project(self.norm(joined)))  # (B, C, h·expand, w·expand)
         if self.non_negative:
-            out = F.interpolate(out, scale_factor=4, mode="bilinear", align_corners=False).relu()
+            out = clamp_low(F.interpolate(out, scale_factor=4, mode="bilinear", align_corners=False))
         return F.interpolate(out, tuple(size), mode="bilinear", align_corners=False)
 
 
@@ -107,6 +104,7 @@ class DPTHead(nn.Module):
         self.widen = nn.ModuleList(_convolution(n, width, bias=False) for n in channels)
         self.fusions = nn.ModuleList(Fusion(width, first) for first in (True, False, False, False))
         self.smooth = _convolution(width, width)
+        self.non_negative = task.non_negative
         output = depth_branch if task.non_negative else map_branch
         self.output = output(width, task.channels)
 
@@ -121,6 +119,7 @@ class DPTHead(nn.Module):
         for fusion, level, target in zip(self.fusions, maps[::-1], sizes[::-1], strict=True):
             path = fusion(path, level, target)
         out = self.output(self.smooth(path).relu())  # (B, C, 8·h, 8·w), depth twice that
+        out = clamp_low(out) if self.non_negative else out
         return F.interpolate(out, tuple(size), mode="bilinear", align_corners=False)
 
 
@@ -177,17 +176,23 @@ def map_branch(width, channels):
 
 def depth_branch(width, channels):
     """Output of the DPT head for maps that are at least 0: depth, disparity. Twice the input's size."""
-    predict = nn.Conv2d(width // 4, channels, kernel_size=1)
-    # fresh weights vary little over an image: an offset below 0 would clamp all of it, without a gradient
-    nn.init.constant_(predict.bias, 0.1)
     return nn.Sequential(
         _convolution(width, width // 2),
         nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
         _convolution(width // 2, width // 4),  # 32 in the paper
         nn.ReLU(),
-        predict,
-        nn.ReLU(),
+        nn.Conv2d(width // 4, channels, kernel_size=1),
     )
+
+
+def clamp_low(x):
+    """Clamp a map at 0, as depth and disparity need, but let the gradient pass.
+
+    The paper's code has a ReLU there. Where its argument falls below 0, be it everywhere at the start or in
+    a region during training, a ReLU has no gradient, and what is 0 stays 0: small disparities, an expert's
+    whole map on some seeds. The forward pass is the same.
+    """
+    return x + (x.relu() - x).detach()
 
 
 HEADS = {"linear": LinearHead, "dpt": DPTHead}
