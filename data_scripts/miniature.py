@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from data_scripts import RENDERER, cityscapes, nyuv2, taskonomy
-from data_scripts.preparing import Image, RawData, prepare, random_parts
+from data_scripts.layouts import Image, RawData
+from data_scripts.preparing import prepare, random_parts
 from simo.errors import SimoError
 from simo.files import atomic_path, read_json
 

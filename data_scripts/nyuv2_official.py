@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_scripts.preparing import Broken, Image
+from data_scripts.layouts import Broken, Image
 from simo.errors import SimoError
 
 MAT_FILES = ("nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat", "class13Mapping.mat")

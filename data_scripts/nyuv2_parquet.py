@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_scripts.preparing import Broken
+from data_scripts.layouts import Broken
 from simo.errors import SimoError
 from simo.files import write_json
 

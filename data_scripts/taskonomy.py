@@ -36,7 +36,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_scripts.preparing import Broken, Field, Image, Layout, RawData, is_fixture, main
+from data_scripts.layouts import Broken, Field, Image, Layout, RawData
+from data_scripts.preparing import is_fixture, main
 from simo.errors import SimoError
 
 SIZE = (256, 256)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_scripts import preparing
+from data_scripts import layouts
 from data_scripts.checking import check
 from data_scripts.cityscapes import (
     LAYOUT,
@@ -18,7 +18,8 @@ from data_scripts.cityscapes import (
     train_classes,
 )
 from data_scripts.fixtures import write_cityscapes
-from data_scripts.preparing import Broken, committed_splits, main, prepare, random_parts
+from data_scripts.layouts import Broken
+from data_scripts.preparing import committed_splits, main, prepare, random_parts
 from simo.errors import SimoError
 
 SUFFIXES = {
@@ -109,7 +110,7 @@ def test_official_size(tmp_path):
         path = tmp_path / f"frame{SUFFIXES[package]}"
         Image.fromarray(picture.astype(types.get(package, np.uint8))).save(path)
         source.append((None, str(path)))
-    arrays = convert(preparing.Image("train", 0, "frame", tuple(source)))
+    arrays = convert(layouts.Image("train", 0, "frame", tuple(source)))
     i, j = np.arange(128)[:, None], np.arange(256)[None]
     assert np.array_equal(arrays["image"][..., 0], np.broadcast_to(i % 251, (128, 256)))
     assert np.array_equal(arrays["image"][..., 1], np.broadcast_to(j, (128, 256)))

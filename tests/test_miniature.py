@@ -9,8 +9,9 @@ import pytest
 from PIL import Image as Picture
 
 from data_scripts import cues
+from data_scripts.layouts import Image
 from data_scripts.miniature import LAYOUTS, convert, main, plan, scene_seed, write
-from data_scripts.preparing import Image, committed_splits
+from data_scripts.preparing import committed_splits
 from simo.datasets import PreparedDataset
 from simo.errors import SimoError
 from simo.tasks import valid_pixels

@@ -13,10 +13,11 @@ from scipy.io import loadmat, savemat
 from data_scripts import nyuv2_parquet
 from data_scripts.checking import check
 from data_scripts.fixtures import draw_room, write_nyuv2_mat, write_nyuv2_npy, write_nyuv2_parquet
+from data_scripts.layouts import Broken, Image
 from data_scripts.normals import normals_from_depth
 from data_scripts.nyuv2 import LAYOUT, REVISION, convert_npy, convert_parquet, main, open_nyuv2, tidy
 from data_scripts.nyuv2_official import class_table, nearest, read_labelled, shrink
-from data_scripts.preparing import Broken, Image, committed_splits, prepare
+from data_scripts.preparing import committed_splits, prepare
 from data_scripts.rooms import choose_view, furnish, render_room
 from simo.datasets import PreparedDataset, training_batches
 from simo.errors import SimoError

@@ -14,17 +14,8 @@ import pytest
 
 from data_scripts import preparing
 from data_scripts.checking import check
-from data_scripts.preparing import (
-    Broken,
-    Field,
-    Image,
-    Layout,
-    RawData,
-    fixture_parts,
-    main,
-    prepare,
-    random_parts,
-)
+from data_scripts.layouts import Broken, Field, Image, Layout, RawData
+from data_scripts.preparing import fixture_parts, main, prepare, random_parts
 from simo.errors import SimoError
 from simo.files import read_json, write_json
 

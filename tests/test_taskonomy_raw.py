@@ -11,7 +11,8 @@ from PIL import Image as Pictures
 from data_scripts import taskonomy
 from data_scripts.checking import check
 from data_scripts.fixtures import write_taskonomy
-from data_scripts.preparing import Broken, Image, prepare
+from data_scripts.layouts import Broken, Image
+from data_scripts.preparing import prepare
 from data_scripts.taskonomy import FILES, LAYOUT, convert, main, open_taskonomy, read_buildings
 from simo.datasets import PreparedDataset, training_batches
 from simo.errors import SimoError
