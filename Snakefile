@@ -17,6 +17,16 @@ from simo.errors import SimoError
 from simo.notebooks import code_hash, declared_parameters, read_parameters
 from simo.tasks import tasks_of
 
+
+def typed(value):
+    """Numbers, lists and so on of a YAML value, of which Snakemake's command line makes text throughout."""
+    if isinstance(value, dict):
+        return {name: typed(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [typed(each) for each in value]
+    return yaml.safe_load(value) if isinstance(value, str) else value
+
+
 PROFILE = config.get("profile", "miniature")
 SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split()]
 # a study is a data set with one way to treat it, and has a parameter file of its name
@@ -28,7 +38,7 @@ PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "model", "status"]
 
 BUILD = str(config.get("build") or f"build/{PROFILE}")
 # parameters of all studies, as a YAML mapping: set="{finetune_steps: 10, realign_steps: 5}"
-CHANGED = config.get("set") or {}  # Snakemake has parsed it
+CHANGED = typed(config.get("set") or {})
 VALUES = {study: read_parameters(f"notebooks/params/{PROFILE}/{study}.yaml") | CHANGED for study in STUDIES}
 RENDERED = Path(f"notebooks/params/{PROFILE}/data.yaml")
 DATASETS = sorted({values["dataset"] for values in VALUES.values()})
