@@ -87,6 +87,7 @@ class AngularError(PooledMean):
         return torch.rad2deg(torch.acos(cosines.clamp(-1, 1)))
 
 
+SMALLEST = 1e-6  # what divides or is divided at least, in the metric's unit
 METRICS = {"mIoU": MeanIoU, "aErr": AbsoluteError, "mDist": AngularError}
 
 
@@ -103,20 +104,15 @@ def normalised_performance(task, value, baseline):
     task : Task
         Gives the direction.
     value, baseline : float
-        The metric of the model and of the task's expert.
+        The metric of the model and of the task's expert. Below `SMALLEST`, they count as that: a model
+        after one step of training may get no pixel right.
 
     Returns
     -------
     float
-        In `[0, inf)`; the paper prints it in per cent.
-
-    Raises
-    ------
-    SimoError
-        If the divisor is 0.
+        In `(0, inf)`; the paper prints it in per cent.
     """
-    if (baseline if task.higher_is_better else value) == 0:
-        raise SimoError(f"task {task.name}: performance relative to {task.metric} = 0 is not defined")
+    value, baseline = max(value, SMALLEST), max(baseline, SMALLEST)
     return value / baseline if task.higher_is_better else baseline / value
 
 
@@ -147,7 +143,8 @@ def delta_formula(tasks, values, baselines):
         Metric by task name, of the model and of the experts.
     """
     changes = [
-        (1 if task.higher_is_better else -1) * (values[task.name] / baselines[task.name] - 1)
+        (1 if task.higher_is_better else -1)
+        * (max(values[task.name], SMALLEST) / max(baselines[task.name], SMALLEST) - 1)
         for task in tasks
     ]
     return 100 * sum(changes) / len(changes)

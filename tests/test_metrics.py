@@ -150,6 +150,16 @@ def test_normalised_performance_by_hand():
     assert normalised(DEPTH, 0.4, 0.1) == pytest.approx(0.25)
 
 
+def test_performance_relative_to_nothing_is_finite():
+    """A rehearsal's expert may get no pixel right: 0 relative to 0 is 1, and more is more, not an error."""
+    values, baselines = by_task([0.0, 0.1, 18.0]), by_task([0.0, 0.1, 18.0])
+    assert normalised(SEGMENTATION, 0.0, 0.0) == 1
+    assert normalised(SEGMENTATION, 1e-5, 0.0) == pytest.approx(10)
+    assert normalised(DEPTH, 0.0, 0.5) > 1e5
+    assert delta_printed(TASKS["nyuv2"], values, baselines) == 0
+    assert delta_formula(TASKS["nyuv2"], values, baselines) == 0
+
+
 def test_both_deltas_by_hand():
     """Half the mIoU, four times the error, no change: -41.7 as printed, -116.7 by the formula."""
     values = by_task([30.0, 0.4, 18.0])
