@@ -10,42 +10,9 @@ from data_scripts.furniture import shaded, tint
 from data_scripts.materials import CARPET, PLAID, STRIPES
 from data_scripts.raycast import Item, Paint
 
-CLASSES = (
-    "road",
-    "sidewalk",
-    "building",
-    "wall",
-    "fence",
-    "pole",
-    "traffic light",
-    "traffic sign",
-    "vegetation",
-    "terrain",
-    "sky",
-    "person",
-    "rider",
-    "car",
-    "truck",
-    "bus",
-    "train",
-    "motorcycle",
-    "bicycle",
-)
+# places in CITYSCAPES_CLASSES and CITYSCAPES_PARTS of simo.tasks
 (ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, TRAFFIC_LIGHT, TRAFFIC_SIGN, VEGETATION, TERRAIN) = range(10)
 (SKY_CLASS, PERSON, RIDER, CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE) = range(10, 19)
-
-PARTS = (
-    "background",
-    "torso",
-    "head",
-    "arms",
-    "legs",
-    "windows",
-    "wheels",
-    "lights",
-    "licence plate",
-    "chassis",
-)
 (BACKGROUND, TORSO, HEAD, ARMS, LEGS, WINDOWS, WHEELS, LIGHTS, PLATE, CHASSIS) = range(10)
 
 RUBBER = Paint((0.02, 0.02, 0.022))

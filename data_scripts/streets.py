@@ -15,9 +15,7 @@ from data_scripts.furniture import shaded
 from data_scripts.materials import STRIPES, TILES
 from data_scripts.raycast import Item, Paint, look, render
 from data_scripts.streetlife import (
-    CLASSES,
     METAL,
-    PARTS,
     ROAD,
     SIDEWALK,
     SKY_CLASS,
@@ -28,6 +26,8 @@ from data_scripts.streetlife import (
     turned_any_way,
 )
 from data_scripts.streetplan import KERB, REACH, Street
+from simo.tasks import CITYSCAPES_CLASSES as CLASSES
+from simo.tasks import CITYSCAPES_PARTS as PARTS
 
 __all__ = ["CLASSES", "PARTS", "disparity", "render_street"]
 
