@@ -108,7 +108,7 @@ def fit(model, predict, learning_rates, dataset, tasks, optimisation, resume=Non
     """
     settings = optimisation
     groups = [{"params": parameters, "lr": rate} for parameters, rate in learning_rates]
-    optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     trained = [parameter for parameters, _ in learning_rates for parameter in parameters]
     start, history = _load_state(resume, model, optimiser, trained)
     first, last = start * settings.accumulate, settings.steps * settings.accumulate  # in micro-batches
