@@ -31,7 +31,7 @@ PROFILE = config.get("profile", "miniature")
 SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split()]
 # a study is a data set with one way to treat it, and has a parameter file of its name
 STUDIES = str(config.get("studies") or "nyuv2 cityscapes taskonomy").split()
-METHODS = ["pretrained", "average", "task_arithmetic", "ties"]
+METHODS = ["pretrained", "average", "task_arithmetic", "ties", "ties_untrimmed"]
 REALIGNED = ["pretrained", "task_arithmetic", "ties"]  # pretrained: the control without any merging
 # notebooks that draw; they read records only
 PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "model", "status"]
@@ -50,6 +50,7 @@ if not RENDERED.exists() and not config.get("data"):
 DATA = {name: data_folder(config.get("data"), name, BUILD) for name in DATASETS}
 # expected seconds of a step on one core, for the time left, which corrects itself as steps end
 SECONDS = {"expert": 120, "joint": 150, "merge": 20, "realign": 50, "control": 80, "relationships": 70}
+SECONDS |= {"masks": 40, "adamerging": 50, "released": 40, "subsets": 160}
 
 CHECKPOINTS = BUILD + "/checkpoints/{study}/seed{seed}"
 RECORDS = BUILD + "/records/{study}/seed{seed}"
@@ -109,7 +110,8 @@ def experiments(study):
         [f"expert_{task}" for task in task_names(study)]
         + [f"merge_{method}" for method in METHODS]
         + [f"realign_{method}" for method in REALIGNED]
-        + ["joint", "control", "relationships", "qualitative"]
+        + ["joint", "control", "relationships", "qualitative", "masks", "adamerging", "released"]
+        + ["subsets"] * ("subset_alphas" in VALUES[study])  # Figure 1 is about Taskonomy
     )
 
 
@@ -203,6 +205,7 @@ rule joint:
     output:
         notebook=EXECUTED + "/joint.ipynb",
         record=RECORDS + "/joint.json",
+        model=CHECKPOINTS + "/joint.safetensors",
     log: LOGS + "/joint.log"
     message: "joint training on {wildcards.study}, seed {wildcards.seed}"
     params: **compute("joint")
@@ -278,11 +281,56 @@ use rule control as relationships with:
     resources: seconds=seconds("relationships")
 
 
+use rule control as masks with:
+    output:
+        notebook=EXECUTED + "/masks.ipynb",
+        record=RECORDS + "/masks.json",
+    log: LOGS + "/masks.log"
+    message: "an encoder a task by masks on {wildcards.study}, seed {wildcards.seed}"
+    params: **compute("masks")
+    resources: seconds=seconds("masks")
+
+
+use rule control as adamerging with:
+    output:
+        notebook=EXECUTED + "/adamerging.ipynb",
+        record=RECORDS + "/adamerging.json",
+    log: LOGS + "/adamerging.log"
+    message: "layer-wise AdaMerging on {wildcards.study}, seed {wildcards.seed}"
+    params: **compute("adamerging")
+    resources: seconds=seconds("adamerging")
+
+
+use rule control as subsets with:
+    output:
+        notebook=EXECUTED + "/subsets.ipynb",
+        record=RECORDS + "/subsets.json",
+    log: LOGS + "/subsets.log"
+    message: "every subset of the tasks on {wildcards.study}, seed {wildcards.seed}"
+    params: **compute("subsets")
+    resources: seconds=seconds("subsets")
+
+
+use rule joint as released with:
+    input:
+        data=prepared,
+        weights=weights,
+        model=expand(rules.merge.output.model, method="task_arithmetic", allow_missing=True),
+    output:
+        notebook=EXECUTED + "/released.ipynb",
+        record=RECORDS + "/released.json",
+    log: LOGS + "/released.log"
+    message: "the released code's adapter on {wildcards.study}, seed {wildcards.seed}"
+    params: **compute("released")
+    resources: seconds=seconds("released")
+
+
 use rule joint as qualitative with:
     input:
         data=prepared,
         weights=weights,
         experts=experts,
+        joint=rules.joint.output.model,
         realigned=expand(rules.realign.output.heads, method="task_arithmetic", allow_missing=True),
     output:
         notebook=EXECUTED + "/qualitative.ipynb",

@@ -210,7 +210,18 @@ def _magnitude_threshold(vector, density):
     return float(np.partition(magnitudes, magnitudes.size - kept)[magnitudes.size - kept])
 
 
-METHODS = {"pretrained": pretrained, "average": average, "task_arithmetic": task_arithmetic, "ties": ties}
+def ties_untrimmed(task_vectors):
+    """TIES without its trimming: the default of the paper's released code."""
+    return ties(task_vectors, density=1.0)
+
+
+METHODS = {
+    "pretrained": pretrained,
+    "average": average,
+    "task_arithmetic": task_arithmetic,
+    "ties": ties,
+    "ties_untrimmed": ties_untrimmed,
+}
 
 
 def merge(method, task_vectors, **options):
@@ -235,3 +246,64 @@ def merge(method, task_vectors, **options):
     if not task_vectors:
         raise SimoError("nothing to merge: expected at least one task vector")
     return METHODS[method](list(task_vectors), **options)
+
+
+def tall_mask(task_vectors, index, scale):
+    """Σ τ where one expert's change outweighs the others': |τ_t| > λ |Σ τ − τ_t| (Wang et al., 2024).
+
+    Applied with α = 1 it is an encoder for that task alone: all tasks need as many encoder passes as tasks.
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+    index : int
+        Which expert is t.
+    scale : float
+        λ; the larger, the fewer entries are kept.
+    """
+    total, own = task_arithmetic(task_vectors), task_vectors[index]
+
+    def keep(name):
+        return total[name] * (own[name].abs() > scale * (total[name] - own[name]).abs())
+
+    return TaskVector(total, keep)
+
+
+def magnitude_mask(task_vectors, index, density):
+    """Σ τ where one expert's change is among its `density` largest; an encoder for that task alone.
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+    index : int
+        Which expert.
+    density : float
+        Fraction of entries to keep, in (0, 1]; the released code's is 0.1.
+    """
+    total, own = task_arithmetic(task_vectors), task_vectors[index]
+    least = _magnitude_threshold(own, density)
+    return TaskVector(total, lambda name: total[name] * (own[name].abs() >= least))
+
+
+def consensus(task_vectors, scales, least=2):
+    """Σ τ where the TALL masks of at least `least` experts agree: one encoder again (Wang et al., 2024).
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+    scales : sequence of float
+        λ of each expert's mask.
+    least : int
+        0 keeps everything: task arithmetic.
+    """
+    total = task_arithmetic(task_vectors)
+
+    def keep(name):
+        whole = total[name]
+        votes = sum(
+            (own[name].abs() > scale * (whole - own[name]).abs()).int()
+            for own, scale in zip(task_vectors, scales, strict=True)
+        )
+        return whole * (votes >= least)
+
+    return TaskVector(total, keep)

@@ -168,6 +168,10 @@ class MultiTaskModel(nn.Module):
         """Predict every task from features computed before."""
         return {name: head(features, size) for name, head in self.heads.items()}
 
+    def only(self, names):
+        """Return a model with the same encoder and the heads named, which spares computing the others."""
+        return MultiTaskModel(self.encoder, {name: self.heads[name] for name in names})
+
 
 class AdaptedBlock(nn.Module):
     """A transformer block with the paper's low-rank adapter beside it: f(x) + B A x.
@@ -193,8 +197,20 @@ class AdaptedBlock(nn.Module):
         return self.block(x, **options) + self.up(self.down(x))
 
 
-def add_adapters(encoder, rank):
-    """Wrap every block of the encoder, in place, in an `AdaptedBlock`; return the adapters' parameters.
+class ReleasedAdapter(AdaptedBlock):
+    """The adapter of the paper's released code, at the block's output h = f(x): h − B relu(A h)."""
+
+    def forward(self, x, **options):
+        """Apply block, then adapter, to tokens `(B, N, D)`."""
+        out = self.block(x, **options)
+        return out - self.up(F.relu(self.down(out)))
+
+
+ADAPTERS = {"paper": AdaptedBlock, "released": ReleasedAdapter}
+
+
+def add_adapters(encoder, rank, adapter="paper"):
+    """Wrap every block of the encoder, in place, in an adapter; return the adapters' parameters.
 
     Parameters
     ----------
@@ -202,6 +218,8 @@ def add_adapters(encoder, rank):
         All its own parameters are frozen.
     rank : int
         16 in the paper: 2 · 16 · D parameters a block.
+    adapter : str
+        A key of `ADAPTERS`.
 
     Returns
     -------
@@ -210,7 +228,7 @@ def add_adapters(encoder, rank):
     """
     encoder.requires_grad_(False)
     width = encoder.backbone.embed_dim
-    adapted = [AdaptedBlock(block, width, rank) for block in encoder.backbone.blocks]
+    adapted = [ADAPTERS[adapter](block, width, rank) for block in encoder.backbone.blocks]
     encoder.backbone.blocks = nn.Sequential(*adapted)
     return [module.weight for block in adapted for module in (block.down, block.up)]
 

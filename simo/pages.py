@@ -38,6 +38,7 @@ PAPER_FIGURES = {
 PICTURED = {
     "truth": "truth",
     "expert": "expert",
+    "joint": "joint",
     "merged": "merged",
     "heads": "+ heads",
     "representation": "+ repr.",
@@ -173,7 +174,9 @@ class Page:
         if self:
             printed = self.paper[tables.PAPER_TABLES[self.dataset]]
             deltas = {
-                model: printed[row][-1] for model, row in tables.PAPER_ROWS.items() if model != "expert"
+                model: printed[row][-1]
+                for model, row in tables.PAPER_ROWS.items()
+                if model != "expert" and row in printed
             }
             self._mark(plotting.delta_figure(self.frame, deltas, self.models, self.fresh))
 
@@ -203,6 +206,32 @@ class Page:
                 if task.is_segmentation:
                     plotting.class_legend(task)
 
+    def subsets(self):
+        """Draw Figure 1: performance against the number of merged tasks."""
+        if self._has("subsets"):
+            points = tables.subset_scores(self._all("subsets"), self.frame, self.dataset)
+            self._mark(plotting.subset_figure(points, self.paper["fig1"]))
+
+    def coefficients(self):
+        """Draw Figure 2: the coefficients that layer-wise AdaMerging learned."""
+        if self._has("adamerging"):
+            found = [record["details"]["coefficients"] for record in self._all("adamerging")]
+            self._mark(plotting.coefficient_figure(found))
+
+    def efficiency(self):
+        """Display Table 4: steps, trained parameters, images and time; the paper's is Taskonomy's."""
+        if self:
+            paper = self.paper["table4_efficiency_taskonomy"] if self.dataset == "taskonomy" else None
+            self.show(tables.efficiency(self.records, paper))
+
+    def _has(self, experiment):
+        """Whether there are records of an experiment; says so if not."""
+        if not self._all(experiment):
+            display(
+                Markdown(f"*Not run: there are no records of {experiment} of {self.study} at this scale.*")
+            )
+        return bool(self._all(experiment))
+
     def _all(self, experiment):
         return [record for record in self.records if record["experiment"] == experiment]
 
@@ -225,7 +254,7 @@ def overview(pages):
     """
     rows = {}
     for model, name in tables.PAPER_ROWS.items():
-        if model == "expert":
+        if model in ("expert", "tall_mask"):
             continue
         row = {}
         for page in pages:

@@ -6,6 +6,7 @@ figures survive greyscale.
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyBboxPatch
@@ -148,6 +149,82 @@ def delta_figure(frame, paper_deltas, models, recomputed=None):
     axes.invert_yaxis()
     sns.despine(figure)
     return figure
+
+
+def subset_figure(points, paper):
+    """Figure 1: performance against the number of merged tasks, every subset a dot, the paper's beside.
+
+    Parameters
+    ----------
+    points : DataFrame
+        See `simo.tables.subset_scores`.
+    paper : dict
+        `taskonomy_mean`, `taskonomy_points` and `clip_8` of `paper_numbers.json`.
+
+    Returns
+    -------
+    Figure
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    dots = points.groupby(["tasks", "size"]).performance.mean().reset_index()
+    axes.plot(dots["size"] - 0.08, dots.performance, "o", color=BLUE, ms=3.5, alpha=0.45, lw=0)
+    mean = points.groupby("size").performance.mean()
+    axes.plot(
+        [1, *mean.index], [1, *mean], "-o", color=BLUE, lw=1.8, label="ours, mean over subsets and seeds"
+    )
+    for size, values in paper["taskonomy_points"].items():
+        axes.plot([int(size) + 0.08] * len(values), values, "s", color=ORANGE, ms=3, mfc="white", alpha=0.6)
+    for name, label, style in (
+        ("taskonomy_mean", "paper, Taskonomy", (ORANGE, "--", "s")),
+        ("clip_8", "paper, CLIP: an input a task", (GREY, ":", "^")),
+    ):
+        sizes, values = zip(*((int(size), value) for size, value in paper[name].items()), strict=True)
+        colour, line, marker = style
+        axes.plot(sizes, values, ls=line, marker=marker, color=colour, mfc="white", lw=1.6, label=label)
+    axes.set(xlabel="merged tasks", ylabel="performance relative\nto the experts", ylim=(0, 1.05))
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.72))
+    sns.despine(figure)
+    return figure
+
+
+def coefficient_figure(coefficients):
+    """Figure 2: coefficients of layer-wise AdaMerging, one panel a task, blocks from left to right.
+
+    Parameters
+    ----------
+    coefficients : list of dict of str to dict of str to float
+        One a seed: by task and tensor name. Shown is the mean over seeds of the tensors inside blocks.
+
+    Returns
+    -------
+    Figure
+    """
+    tasks = list(coefficients[0])
+    grids = {task: _block_grid([seed[task] for seed in coefficients]) for task in tasks}
+    kinds, blocks = grids[tasks[0]].shape
+    figure, panels = plt.subplots(
+        1,
+        len(tasks),
+        figsize=(1.6 + 1.75 * len(tasks), 0.19 * kinds + 1.1),
+        sharey=True,
+        layout="constrained",
+    )
+    for axes, task in zip(panels, tasks, strict=True):
+        picture = axes.imshow(grids[task], vmin=0, vmax=1, cmap="Greys", aspect="auto")
+        axes.set(title=task, xlabel="block", xticks=range(0, blocks, max(1, blocks // 6)))
+        axes.set_yticks(range(kinds), grids[task].index, fontsize=8)
+        axes.grid(False)
+    figure.colorbar(picture, ax=panels, label="coefficient")
+    return figure
+
+
+def _block_grid(seeds):
+    """Mean over seeds as a DataFrame: one row a kind of tensor, one column a block."""
+    mean = pd.DataFrame(seeds).mean()
+    found = mean.index.str.extract(r"blocks\.(\d+)\.(.+)$").set_index(mean.index)
+    inside = found.dropna().assign(value=mean)
+    grid = inside.assign(block=inside[0].astype(int)).pivot(index=1, columns="block", values="value")
+    return grid.reindex(inside[1].unique())
 
 
 def alpha_figure(scans):

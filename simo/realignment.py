@@ -129,7 +129,9 @@ def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=Non
     return model.eval(), histories
 
 
-def realign_representation(model, dataset, tasks, optimisation, rank, adapter_rate, head_rate, resume=None):
+def realign_representation(
+    model, dataset, tasks, optimisation, rank, adapter_rate, head_rate, resume=None, adapter="paper"
+):
     """Add an adapter to every block and train adapters and heads jointly; the encoder stays frozen.
 
     Parameters
@@ -143,21 +145,27 @@ def realign_representation(model, dataset, tasks, optimisation, rank, adapter_ra
     rank : int
         Of the adapters; the paper's is 16.
     adapter_rate, head_rate : float
-        Peak learning rates.
+        Peak learning rates. Without a `head_rate`, None, heads stay as they are, as in the released code.
     resume : str or Path, optional
         Folder for the state of unfinished training.
+    adapter : str
+        A key of `simo.models.ADAPTERS`.
 
     Returns
     -------
     (MultiTaskModel, list of dict)
-        A realigned copy whose blocks are `AdaptedBlock`s, and the loss history.
+        A realigned copy with adapted blocks, and the loss history.
     """
     model = copy.deepcopy(model)
     torch.manual_seed(optimisation.seed)  # of the adapters, so that a resumed run begins with the same
-    adapters = add_adapters(model.encoder, rank)
-    model.to(optimisation.device).encoder.eval()
-    heads = list(model.heads.train().requires_grad_(True).parameters())
-    rates = [(adapters, adapter_rate), (heads, head_rate)]
+    adapters = add_adapters(model.encoder, rank, adapter)
+    model.to(optimisation.device).eval().requires_grad_(False)
+    rates = [(adapters, adapter_rate)]
+    if head_rate is not None:
+        rates.append((list(model.heads.train().parameters()), head_rate))
+    for parameters, _ in rates:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
     plan = (model, lambda batch: model(batch["image"]), rates, dataset, tasks, optimisation)
     print(f"memory for representation: {memory_need(*plan)}")
     history = fit(*plan, resume and Path(resume) / "representation.safetensors")

@@ -15,6 +15,7 @@ import platform
 import shutil
 import sys
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -68,6 +69,10 @@ class Run:
     partial : Path
         Folder for unfinished training. Its name holds a hash of everything the result depends on, so
         that a run continues only what it would itself have begun.
+    resumed : bool
+        Whether it does: then its times are too short.
+    seconds : dict of str to float
+        What `clock` measured.
     """
 
     def __init__(self, notebook, namespace, inputs=()):
@@ -97,6 +102,14 @@ class Run:
             json.dumps([notebook, what, self.hashes], sort_keys=True).encode()
         ).hexdigest()
         self.partial = self.checkpoints / "partial" / f"{notebook}-{identity[:12]}"
+        self.resumed, self.seconds = self.partial.exists(), {}
+
+    @contextmanager
+    def clock(self, name):
+        """Measure how long a block takes, for the `cost` of a result."""
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 1)
 
     def optimisation(self, steps, batch_size):
         """The parameters that say how to train, for `simo.training`, with this number of steps."""
@@ -143,6 +156,7 @@ class Run:
                 "device": device_name(self.where["device"]),
                 "started": self.started.isoformat(timespec="seconds"),
                 "seconds": round(time.monotonic() - self._clock, 1),
+                "resumed": self.resumed,
                 "peak_memory_mb": peak_memory_mb(),
             },
         }
@@ -154,7 +168,8 @@ class Run:
 def result(model, split, metrics, **cost):
     """One evaluated model: its name, the split, its metric by task and what it cost to make.
 
-    Cost: `steps` (optimiser steps), `samples` (different training images), `parameters` (trained).
+    Cost: `steps` (optimiser steps), `samples` (different training images), `parameters` (trained) and
+    `seconds` (of wall time, without evaluation).
     """
     return {"model": model, "split": split, "metrics": metrics, "cost": cost}
 

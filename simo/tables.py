@@ -13,8 +13,14 @@ MODELS = {
     "average": "Average",
     "task_arithmetic": "TA",
     "ties": "TIES",
+    "ties_untrimmed": "TIES, untrimmed",
+    "consensus": "Consensus",
+    "adamerging": "AdaMerging",
+    "tall_mask": "TALL-mask, an encoder a task",
+    "magnitude_mask": "Magnitude mask, an encoder a task",
     "task_arithmetic+heads": "TA + heads",
     "task_arithmetic+representation": "TA + representation",
+    "task_arithmetic+released": "TA + released code's adapter",
     "ties+heads": "TIES + heads",
     "ties+representation": "TIES + representation",
     "pretrained": "Pretrained",
@@ -29,6 +35,7 @@ PAPER_ROWS = {
     "joint": "MTL",
     "task_arithmetic": "TA",
     "ties": "TIES",
+    "tall_mask": "TALL",  # Taskonomy only
     "task_arithmetic+heads": "TA+head",
     "task_arithmetic+representation": "TA+repr",
     "ties+heads": "TIES+head",
@@ -134,6 +141,8 @@ def paper_beside_ours(frame, dataset, paper):
     baseline = dict(zip([task.name for task in tasks], printed["TS"][:-1], strict=True))
     rows = {}
     for model, name in PAPER_ROWS.items():
+        if name not in printed:
+            continue
         values = dict(zip(baseline, printed[name][:-1], strict=True))
         known = model in frame.index.unique("model")
         ours, row = frame.loc[model].mean() if known else None, {}
@@ -146,6 +155,109 @@ def paper_beside_ours(frame, dataset, paper):
             row["Δ_MTL, %", "ours"] = f"{ours.printed:+.1f}" if known else "not run"
         rows[MODELS[model]] = row
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+PAPER_COSTS = {"expert": "TS", "joint": "MTL", "task_arithmetic+heads": "TA+head"}
+PAPER_COSTS |= {"task_arithmetic+representation": "TA+repr"}
+
+
+def efficiency(records, paper=None):
+    """Table 4: what each way to a multi-task model costs, with and without the experts it starts from.
+
+    Parameters
+    ----------
+    records : list of dict
+        Of one study; every number is read from them.
+    paper : dict, optional
+        The paper's Table 4, to stand beside.
+
+    Returns
+    -------
+    DataFrame
+        Of text: optimiser steps, trained parameters, different training images and seconds, means over
+        seeds. An expert's row is the mean over tasks.
+    """
+    costs = {}  # model, seed: list of costs
+    for record in records:
+        for each in record["results"]:
+            if each["split"] == "test" and "seconds" in each["cost"]:
+                costs.setdefault(each["model"], {}).setdefault(record["seed"], []).append(each["cost"])
+    means = {
+        model: pd.DataFrame([pd.DataFrame(each).mean() for each in seeds.values()]).mean()
+        for model, seeds in costs.items()
+    }
+    rows = {model: means[model] for model in PAPER_COSTS if model in means}
+    if "expert" in costs:
+        together = pd.DataFrame([pd.DataFrame(each).sum() for each in costs["expert"].values()]).mean()
+        together["samples"] = means["expert"]["samples"]  # the same images for every task
+        rows["all experts"] = together
+        for model in list(rows)[1:]:
+            if model.startswith("task_arithmetic"):
+                whole = together + rows[model]
+                whole["parameters"] = max(together["parameters"], rows[model]["parameters"])
+                rows[f"{MODELS[model]}, with its experts"] = whole
+    table = {}
+    for model, cost in rows.items():
+        row = {
+            ("steps", "ours"): f"{cost.steps:,.0f}",
+            ("trained parameters", "ours"): _millions(cost.parameters),
+            ("images", "ours"): f"{cost.samples:,.0f}",
+            ("seconds", "ours"): f"{cost.seconds:,.0f}",
+        }
+        if paper and model in PAPER_COSTS:
+            steps, parameters, samples = paper[PAPER_COSTS[model]]
+            row["steps", "paper"], row["images", "paper"] = f"{steps:,}", f"{samples:,}"
+            row["trained parameters", "paper"] = f"{parameters:.1f} M"
+        label = "An expert, mean over tasks" if model == "expert" else MODELS.get(model, model.capitalize())
+        table[label] = row
+    frame = pd.DataFrame.from_dict(table, orient="index").fillna("")
+    order = [
+        (name, who)
+        for name in ("steps", "trained parameters", "images", "seconds")
+        for who in ("paper", "ours")
+    ]
+    return frame[[column for column in order if column in frame]]
+
+
+def _millions(count):
+    return f"{count / 1e6:.2f} M"
+
+
+def subset_scores(records, frame, dataset):
+    """Figure 1: mean performance relative to the experts of every merged subset of the tasks.
+
+    Parameters
+    ----------
+    records : list of dict
+        Of the experiment `subsets`, one a seed.
+    frame : DataFrame
+        See `scores`.
+    dataset : str
+
+    Returns
+    -------
+    DataFrame
+        Columns `seed`, `tasks` (names joined by +), `size`, `alpha`, `performance` (1 is the experts').
+    """
+    by_name = {task.name: task for task in tasks_of(dataset)}
+    rows = []
+    for record in records:
+        experts = frame.loc[("expert", record["seed"])]
+        for subset in record["details"]["subsets"]:
+            values = [
+                normalised_performance(by_name[name], value, experts[name])
+                for name, value in subset["metrics"].items()
+            ]
+            rows.append(
+                {
+                    "seed": record["seed"],
+                    "tasks": "+".join(subset["tasks"]),
+                    "size": len(values),
+                    "alpha": subset["alpha"],
+                    "performance": sum(values) / len(values),
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def recomputed_beside_committed(frame, recomputed, tolerance):

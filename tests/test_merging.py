@@ -12,7 +12,7 @@ import torch
 from simo.checkpoints import TensorFile, save_checkpoint
 from simo.errors import SimoError
 from simo.evaluation import scan_alpha
-from simo.merging import METHODS, TaskVector, load_experts, merge
+from simo.merging import METHODS, TaskVector, consensus, load_experts, magnitude_mask, merge, tall_mask
 from simo.models import create_model
 
 NAMES = ("blocks.0.weight", "cls_token", "norm.bias")
@@ -239,6 +239,62 @@ def test_ties_equals_numpy(task_vectors, density):
         np.mean([x for x in column if x * s > 0] or [0]) for column, s in zip(stack.T, sign, strict=True)
     ]
     np.testing.assert_allclose(flat(merge("ties", task_vectors, density=density)), expected, rtol=1e-5)
+
+
+def test_untrimmed_ties_is_the_released_default(task_vectors):
+    """TIES without trimming is TIES at density 1, not another method."""
+    expected = merge("ties", task_vectors, density=1.0)
+    assert np.array_equal(flat(merge("ties_untrimmed", task_vectors)), flat(expected))
+
+
+def test_tall_mask_by_hand():
+    """τ = (1, −.4): the first expert's entry is kept while 1 > .4 λ, the second's while .4 > λ."""
+    pair = [vector(1.0, 0.0), vector(-0.4, 0.0)]
+    kept = {index: [tall_mask(pair, index, s)["a"][0].item() for s in (0.3, 0.5, 2.6)] for index in (0, 1)}
+    assert kept[0] == pytest.approx([0.6, 0.6, 0.0])
+    assert kept[1] == pytest.approx([0.6, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("scale", [0.2, 2.0])
+def test_tall_mask_of_one_expert_is_the_expert(base, experts, scale):
+    """With nobody to disturb it, an expert comes back from its own mask, whatever λ."""
+    masked = tall_mask([TaskVector.between(base, experts[0])], 0, scale).apply(base)
+    assert all(torch.allclose(masked[name], experts[0][name]) for name in NAMES)
+
+
+@pytest.mark.parametrize("scale", [0.2, 0.7, 2.0])
+def test_tall_masks_and_consensus_equal_numpy(task_vectors, scale):
+    """All entries at once in numpy give the same masks, and the same votes."""
+    stack = np.stack([flat(each) for each in task_vectors])
+    total = stack.sum(0)
+    masks = np.abs(stack) > scale * np.abs(total - stack)
+    for index in range(3):
+        assert flat(tall_mask(task_vectors, index, scale)) == pytest.approx(total * masks[index], abs=1e-6)
+    for least in range(5):
+        merged = flat(consensus(task_vectors, [scale] * 3, least))
+        assert merged == pytest.approx(total * (masks.sum(0) >= least), abs=1e-6)
+
+
+def test_consensus_of_none_and_of_more_than_all(task_vectors):
+    """No vote needed is task arithmetic; more votes than experts is the pretrained encoder."""
+    scales = [0.4, 0.6, 0.8]
+    total = flat(merge("task_arithmetic", task_vectors))
+    assert np.array_equal(flat(consensus(task_vectors, scales, 0)), total)
+    assert not flat(consensus(task_vectors, scales, 4)).any()
+
+
+def test_consensus_uses_each_experts_own_scale():
+    """An entry that passes one expert's λ and not another's has one vote."""
+    pair = [vector(1.0, 1.0), vector(1.0, 1.0)]
+    assert consensus(pair, [0.5, 2.0], 2)["a"].tolist() == [0.0, 0.0]
+    assert consensus(pair, [0.5, 2.0], 1)["a"].tolist() == [2.0, 2.0]
+
+
+def test_magnitude_mask_by_hand():
+    """The sum is kept where the one expert's changes are largest, also where the others outweigh it."""
+    pair = [vector(4.0, -3.0, 0.1, 2.0), vector(1.0, 5.0, 7.0, 7.0)]
+    masked = magnitude_mask(pair, 0, 0.5)
+    assert torch.cat([masked["a"], masked["b"]]).tolist() == [5.0, 2.0, 0.0, 0.0]
 
 
 def test_tensors_are_read_when_asked_for(base, experts):

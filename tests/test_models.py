@@ -10,6 +10,7 @@ from simo.checkpoints import save_checkpoint
 from simo.errors import SimoError
 from simo.models import (
     AdaptedBlock,
+    ReleasedAdapter,
     add_adapters,
     count_parameters,
     create_encoder,
@@ -167,6 +168,26 @@ def test_adapted_block_by_formula():
     x = torch.randn(2, 5, 6)
     expected = block(x) + torch.einsum("or,ri,bni->bno", adapted.up.weight, adapted.down.weight, x)
     torch.testing.assert_close(adapted(x), expected)
+
+
+def test_released_adapter_by_formula():
+    """The released code's adapter: nonlinear, on the block's output, subtracted, h − B relu(A h)."""
+    block = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.GELU())
+    adapted = ReleasedAdapter(block, width=6, rank=2)
+    x = torch.randn(2, 5, 6)
+    assert torch.equal(adapted(x), block(x))  # before training
+    torch.nn.init.normal_(adapted.up.weight)
+    hidden = torch.einsum("ri,bni->bnr", adapted.down.weight, block(x)).clamp(min=0)
+    assert (hidden == 0).any()
+    expected = block(x) - torch.einsum("or,bnr->bno", adapted.up.weight, hidden)
+    torch.testing.assert_close(adapted(x), expected)
+
+
+def test_part_of_a_model_predicts_the_same(model, image):
+    """A model of some heads shares the encoder and predicts their tasks as the whole does."""
+    part, whole = model.only(["depth"])(image), model(image)
+    assert part.keys() == {"depth"}
+    assert torch.equal(part["depth"], whole["depth"])
 
 
 def test_adapters_act_in_every_block(model, image):

@@ -9,7 +9,7 @@ import torch
 
 from simo import realignment, training
 from simo.errors import SimoError
-from simo.models import Features, add_adapters, create_model
+from simo.models import Features, ReleasedAdapter, add_adapters, create_model
 from simo.realignment import FeatureDataset, realign_heads, realign_representation
 from simo.training import Optimisation
 
@@ -176,6 +176,18 @@ def test_adapters_are_the_encoders_only_change(model, val, tasks):
     assert all(torch.equal(before[name.replace(".block.", ".")], x) for name, x in after.items())
     for task in tasks:
         assert not torch.equal(model.heads[task.name].project.weight, adapted.heads[task.name].project.weight)
+
+
+def test_released_variant_trains_adapters_only(model, val, tasks, same):
+    """Without a learning rate for heads they stay as they are to the last bit, statistics included."""
+    adapted, _ = realign_representation(model, val, tasks, BUDGET, 2, 0.01, None, adapter="released")
+    assert same(model.heads.state_dict(), adapted.heads.state_dict())
+    blocks = adapted.encoder.backbone.blocks
+    assert {type(block) for block in blocks} == {ReleasedAdapter}
+    assert all(block.up.weight.any() for block in blocks)
+    trainable = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert all(".down." in name or ".up." in name for name in trainable)
+    assert len(trainable) == 4
 
 
 def test_encoder_is_in_eval_mode(val, tasks, settings, same):

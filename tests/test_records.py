@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import time
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,19 @@ def other(value):
         if isinstance(value, dict)
         else value + (type(value)((1,)) if isinstance(value, list) else 1)
     )
+
+
+def test_clock_measures_a_block(namespace):
+    """Wall time of a table comes from the record; a continued run says that its times are too short."""
+    run = Run("expert", namespace)
+    with run.clock("sleep"):
+        time.sleep(0.3)
+    assert 0.2 < run.seconds["sleep"] < 5
+    assert not run.resumed
+    assert read_json(run.finish("first", []))["provenance"]["resumed"] is False
+    run.partial.mkdir(parents=True)
+    again = Run("expert", namespace)
+    assert read_json(again.finish("second", []))["provenance"]["resumed"] is True
 
 
 @pytest.mark.parametrize("name", sorted(set(declared_parameters("expert")) - PLACES - PRECISION))
