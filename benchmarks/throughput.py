@@ -19,8 +19,8 @@ from dataclasses import replace
 import torch
 from torch.utils.data import Dataset
 
+from data_scripts.commands import exit_status
 from simo.datasets import PreparedDataset
-from simo.errors import SimoError
 from simo.models import create_model
 from simo.notebooks import ROOT, read_parameters
 from simo.records import MODEL, device_name
@@ -211,12 +211,7 @@ def run(options):
 
 def main(arguments=None):
     """Run the command line; return its exit status."""
-    try:
-        run(parse(arguments))
-    except SimoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from data_scripts import RENDERER
+from data_scripts.commands import exit_status
 from data_scripts.miniature import SIZES, scene_seed
 from data_scripts.preparing import start_worker
 from data_scripts.rooms import render_room
@@ -270,15 +271,7 @@ def run(options):
 
 def main(arguments=None):
     """Run the command line; return its exit status."""
-    try:
-        run(parse(arguments))
-    except SimoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: give the same command again to continue", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

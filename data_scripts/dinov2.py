@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from data_scripts.commands import exit_status
 from simo.checkpoints import TensorFile, load_into, save_checkpoint
 from simo.errors import SimoError
 from simo.models import count_parameters, create_encoder
@@ -197,15 +198,7 @@ def run(options):
 
 def main(arguments=None):
     """Run the command line; return its exit status."""
-    try:
-        run(parse(arguments))
-    except SimoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

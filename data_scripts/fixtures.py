@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simo.errors import SimoError
+from data_scripts.commands import exit_status
 from simo.files import atomic_path
 
 NOTE = "Made-up test data in the format of the real ones. No number computed from them is a result.\n"
@@ -375,6 +375,13 @@ def _draw_view(random, size=(512, 512)):
 WRITERS = {"nyuv2": write_nyuv2_mat, "cityscapes": write_cityscapes, "taskonomy": write_taskonomy}
 
 
+def write_raw(out, datasets):
+    """Write the raw data of the data sets named into a folder of that name each."""
+    for name in datasets:
+        WRITERS[name](out / name)
+        print(f"{out / name}: made-up raw data")
+
+
 def main(arguments=None):
     """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser(
@@ -383,14 +390,7 @@ def main(arguments=None):
     parser.add_argument("out", type=Path, help="folder that receives a folder for each data set")
     parser.add_argument("--datasets", nargs="+", choices=WRITERS, default=list(WRITERS), metavar="NAME")
     options = parser.parse_args(arguments)
-    try:
-        for name in options.datasets:
-            WRITERS[name](options.out / name)
-            print(f"{options.out / name}: made-up raw data")
-    except SimoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(write_raw, options.out, options.datasets)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from data_scripts import RENDERER, cityscapes, nyuv2, taskonomy
+from data_scripts.commands import exit_status
 from data_scripts.layouts import Image, RawData
 from data_scripts.preparing import prepare, random_parts
 from simo.errors import SimoError
@@ -255,18 +256,9 @@ def main(arguments=None):
         command.add_argument("--workers", type=int, help="processes (default: one a processor)")
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
-    try:
-        if command == "preview":
-            draw_preview(**options)
-        else:
-            write(command, **options)
-    except SimoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: give the same command again to continue", file=sys.stderr)
-        return 130
-    return 0
+    if command == "preview":
+        return exit_status(draw_preview, **options)
+    return exit_status(write, command, **options)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -33,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_scripts.commands import exit_status
 from data_scripts.layouts import Broken
 from simo.errors import SimoError
 from simo.files import atomic_path, read_json, write_json
@@ -323,7 +323,8 @@ def main(layout, open_raw, about, arguments=None, add_options=None):
         parser.error("--raw is needed to prepare")
     if workers is not None and workers < 1:
         parser.error(f"--workers must be at least 1, found {workers}")
-    try:
+
+    def run():
         if checking:
             from data_scripts.checking import check
 
@@ -331,10 +332,5 @@ def main(layout, open_raw, about, arguments=None, add_options=None):
             print("\n".join(findings))
             return int(any(finding.startswith("FAIL") for finding in findings))
         prepare(open_raw(raw, **options), out, workers)
-    except SimoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: give the same command again to continue", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(run)

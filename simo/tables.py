@@ -295,4 +295,5 @@ def recomputed_beside_committed(frame, recomputed, tolerance):
 
 def _with_spread(mean, spread, digits, sign=False):
     number = f"{mean:{'+' if sign else ''}.{digits}f}"
-    return number if spread != spread or spread == 0 else f"{number} ± {spread:.{digits}f}"
+    # no-break spaces: where a table is narrow, lines break before the brackets
+    return number if spread != spread or spread == 0 else f"{number}\u00a0±\u00a0{spread:.{digits}f}"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from simo.datasets import PreparedDataset
+from simo.datasets import PreparedDataset, training_batches
 from simo.files import write_json
 from simo.tasks import tasks_of
 
@@ -104,3 +104,24 @@ def state_of():
 def same():
     """A function that tells whether two states are equal bit for bit."""
     return lambda a, b: a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="session")
+def train_pixelwise():
+    """A function that trains the smallest model of a data set, a 1×1 convolution a task; gives the losses."""
+
+    def train(data, steps):
+        heads = {task.name: torch.nn.Conv2d(3, task.channels, 1) for task in data.tasks}
+        optimiser = torch.optim.Adam([p for head in heads.values() for p in head.parameters()], 0.05)
+        losses = []
+        for batch in training_batches(data, 2, 0, steps, seed=0):
+            loss = sum(
+                task.compute_loss(heads[task.name](batch["image"]), batch[task.name]) for task in data.tasks
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        return losses
+
+    return train

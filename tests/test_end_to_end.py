@@ -136,6 +136,45 @@ def test_real_data_that_are_missing_stop_the_run_at_once(project):
     assert "records/cityscapes does not exist: expected cityscapes there, prepared or raw" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def rehearsal(project):
+    """`make rehearsal` with a narrower encoder: the paper's profile from made-up raw data to a book."""
+    done = subprocess.run(["make", "-n", "rehearsal"], cwd=project, text=True, stdout=subprocess.PIPE)
+    values = yaml.safe_load(re.search(r'"set=(.*?)"', done.stdout).group(1))
+    values |= {"backbone_args": {"embed_dim": 48, "depth": 12, "num_heads": 3}}
+    config = ["profile=paper", "data=build/rehearsal/raw", "weights=random", "build=build/rehearsal"]
+    for command in (
+        ["-m", "data_scripts.fixtures", "build/rehearsal/raw"],
+        ["tools/pipeline.py", "book", "--config", *config, f"set={json.dumps(values)}"],
+    ):
+        done = run(project, *command)
+        assert done.returncode == 0, done.stdout
+    return project / "build" / "rehearsal"
+
+
+def test_rehearsal_runs_every_notebook_of_the_paper_profile(rehearsal):
+    """All three data sets, from raw files through preparation and one training step of each to records."""
+    for dataset, tasks in TASKS.items():
+        paths = (rehearsal / "records" / dataset).glob("seed0/*.json")
+        records = {path.stem: json.loads(path.read_text()) for path in paths}
+        assert records.keys() == EXPERIMENTS | {f"expert_{task.name}" for task in tasks}
+        for record in records.values():
+            assert record["profile"] == "paper"
+            assert record["provenance"]["fixture"] is True
+
+
+def test_every_number_of_a_rehearsal_is_marked(rehearsal):
+    """Numbers of made-up data cannot be taken for results: each row of each table of ours says what it is."""
+    for page in TASKS:
+        text = (rehearsal / f"book/_build/html/notebooks/{page}.html").read_text(encoding="utf-8")
+        assert "Every number on this page was computed from a fixture" in text
+        tables = re.findall(r"<table[^>]*dataframe.*?</table>", text, re.DOTALL)
+        assert len(tables) >= 4
+        for table in tables:
+            rows = re.findall(r"<tr.*?</tr>", table.split("<tbody>")[1], re.DOTALL)
+            assert all("[fixture]" in row for row in rows)
+
+
 def test_redraw_needs_committed_records_only(project):
     """`make redraw` builds the whole book from records/, without data, checkpoints or training."""
     shutil.rmtree(project / "build", ignore_errors=True)

@@ -19,7 +19,7 @@ from data_scripts.nyuv2 import LAYOUT, REVISION, convert_npy, convert_parquet, m
 from data_scripts.nyuv2_official import class_table, nearest, read_labelled, shrink
 from data_scripts.preparing import committed_splits, prepare
 from data_scripts.rooms import choose_view, furnish, render_room
-from simo.datasets import PreparedDataset, training_batches
+from simo.datasets import PreparedDataset
 from simo.errors import SimoError
 from simo.files import read_json
 
@@ -97,7 +97,7 @@ def test_tidy_by_hand():
 
 
 @pytest.mark.parametrize("source", WRITERS)
-def test_raw_to_training_step(prepared, source):
+def test_raw_to_training_step(prepared, source, train_pixelwise):
     """Protects the whole way: prepared data pass the check, are marked as made up, and a model learns."""
     out = prepared / source
     findings = check(out, LAYOUT)
@@ -106,17 +106,7 @@ def test_raw_to_training_step(prepared, source):
     assert (record["source"], record["fixture"]) == (source, True)
     assert record["splits"] == {"train": 3, "val": 2, "test": 1}
     data = PreparedDataset(out, "nyuv2", "train", scales=(1.0, 1.2), crop=(56, 84))
-    heads = {task.name: torch.nn.Conv2d(3, task.channels, 1) for task in data.tasks}
-    optimiser = torch.optim.Adam([p for head in heads.values() for p in head.parameters()], 0.05)
-    losses = []
-    for batch in training_batches(data, 2, 0, 20, seed=0):
-        loss = sum(
-            task.compute_loss(heads[task.name](batch["image"]), batch[task.name]) for task in data.tasks
-        )
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
+    losses = train_pixelwise(data, 20)
     assert losses[-1] < 0.7 * losses[0]
 
 

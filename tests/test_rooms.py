@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from optics import rays
 
 from data_scripts import furniture
 from data_scripts.kernel import trace_truth
@@ -20,14 +21,6 @@ def empty_room(size=(4.0, 6.0, 3.0)):
 def truth(scene, camera, height=48, width=64):
     geometry, surface, groups, _ = scene.arrays()
     return trace_truth(geometry, surface, groups, camera, height, width)
-
-
-def rays(camera, height, width):
-    """World directions with one metre of depth, by matrix algebra rather than the kernel's loop."""
-    _, right, up, forward, focal = camera
-    x = (np.arange(width) + 0.5 - width / 2) / (focal[0] * height)
-    y = -(np.arange(height) + 0.5 - height / 2) / (focal[0] * height)
-    return forward + x[None, :, None] * right + y[:, None, None] * up
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from optics import rays
 
 from data_scripts import streetlife, townscape, vehicles
 from data_scripts.kernel import trace_truth
@@ -25,14 +26,6 @@ def open_air(sun=(0.0, 0.0, 1e4), blue=(0.3, 0.5, 0.9)):
     scene = Scene((100.0, 100.0, 60.0), [(0, GREY)] + [(SKY_LABEL, sky)] * 5)
     scene.lights.append(Light(sun, (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (3e8, 3e8, 3e8)))
     return scene
-
-
-def rays(camera, height, width):
-    """World directions with one metre of depth, by matrix algebra rather than the kernel's loop."""
-    _, right, up, forward, focal = camera
-    x = (np.arange(width) + 0.5 - width / 2) / (focal[0] * height)
-    y = -(np.arange(height) + 0.5 - height / 2) / (focal[0] * height)
-    return forward + x[None, :, None] * right + y[:, None, None] * up
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image as Pictures
 
 from data_scripts import taskonomy
@@ -14,7 +13,7 @@ from data_scripts.fixtures import write_taskonomy
 from data_scripts.layouts import Broken, Image
 from data_scripts.preparing import prepare
 from data_scripts.taskonomy import FILES, LAYOUT, convert, main, open_taskonomy, read_buildings
-from simo.datasets import PreparedDataset, training_batches
+from simo.datasets import PreparedDataset
 from simo.errors import SimoError
 from simo.files import read_json
 from simo.tasks import TASKS
@@ -148,7 +147,7 @@ def test_every_byte_is_verified(tmp_path, damage):
         convert(image)
 
 
-def test_raw_to_training_step(prepared):
+def test_raw_to_training_step(prepared, train_pixelwise):
     """Protects the whole way: prepared data pass the check, are marked as made up, and a model learns."""
     findings = check(prepared, LAYOUT)
     assert [finding for finding in findings if not finding.startswith("ok ")] == []
@@ -156,17 +155,7 @@ def test_raw_to_training_step(prepared):
     assert (record["source"], record["fixture"], record["image_size"]) == ("omnidata", True, [256, 256])
     names = [task.name for task in TASKS["taskonomy"]] + ["semantics"]
     data = PreparedDataset(prepared, "taskonomy", "train", tasks=names, scales=(1.0,), crop=(64, 64))
-    heads = {task.name: torch.nn.Conv2d(3, task.channels, 1) for task in data.tasks}
-    optimiser = torch.optim.Adam([p for head in heads.values() for p in head.parameters()], 0.05)
-    losses = []
-    for batch in training_batches(data, 2, 0, 15, seed=0):
-        loss = sum(
-            task.compute_loss(heads[task.name](batch["image"]), batch[task.name]) for task in data.tasks
-        )
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
+    losses = train_pixelwise(data, 15)
     assert losses[-1] < 0.8 * losses[0]
 
 
