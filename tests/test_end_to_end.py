@@ -16,9 +16,17 @@ ROOT = Path(__file__).resolve().parents[1]
 # one study a data set, with linear and with DPT heads; Cityscapes' page is then drawn without records
 STUDIES = {"nyuv2": "nyuv2", "cityscapes_dpt": "cityscapes", "taskonomy": "taskonomy"}
 CONFIG = ["--config", "profile=smoke", f"studies={' '.join(STUDIES)}"]
-EXPERIMENTS = {"joint", "control", "relationships", "qualitative"}
-EXPERIMENTS |= {f"merge_{method}" for method in ("pretrained", "average", "task_arithmetic", "ties")}
+EXPERIMENTS = {"joint", "control", "relationships", "qualitative", "masks", "adamerging", "released"}
+EXPERIMENTS |= {
+    f"merge_{method}" for method in ("pretrained", "average", "task_arithmetic", "ties", "ties_untrimmed")
+}
 EXPERIMENTS |= {f"realign_{method}" for method in ("pretrained", "task_arithmetic", "ties")}
+
+
+def experiments(dataset):
+    """Names of all records of a seed; Figure 1 is about Taskonomy's subsets."""
+    experts = {f"expert_{task.name}" for task in TASKS[dataset]}
+    return EXPERIMENTS | experts | ({"subsets"} if dataset == "taskonomy" else set())
 
 
 def run(project, *command):
@@ -54,7 +62,7 @@ def test_every_experiment_leaves_a_record_with_its_provenance(project):
     for study, dataset in STUDIES.items():
         paths = (project / "build/smoke/records" / study).glob("seed0/*.json")
         records = {path.stem: json.loads(path.read_text()) for path in paths}
-        assert records.keys() == EXPERIMENTS | {f"expert_{task.name}" for task in TASKS[dataset]}
+        assert records.keys() == experiments(dataset)
         for record in records.values():
             assert record["provenance"]["hashes"].keys() >= {"code", "data", "backbone"}
             assert record["provenance"]["seconds"] > 0
@@ -77,9 +85,10 @@ def test_second_run_does_nothing(project):
 
 
 AFTER_EXPERTS = {"merge", "realign", "control", "relationships", "qualitative"}
+AFTER_EXPERTS |= {"masks", "adamerging", "released", "subsets"}
 NYUV2 = "notebooks/params/smoke/nyuv2.yaml"
 CHANGES = [
-    (NYUV2, "adapter_lr: 0.01", "adapter_lr: 0.02", {"realign", "control", "qualitative"}),
+    (NYUV2, "adapter_lr: 0.01", "adapter_lr: 0.02", {"realign", "released", "control", "qualitative"}),
     (NYUV2, "lambdas: [0.0, 1.0]", "lambdas: [0.0, 0.5, 1.0]", {"relationships"}),
     ("simo/training.py", "# dropout", "# what drops out", set()),
     ("simo/training.py", "Minimise the unweighted mean", "Minimise the mean", set()),
@@ -154,10 +163,10 @@ def rehearsal(project):
 
 def test_rehearsal_runs_every_notebook_of_the_paper_profile(rehearsal):
     """All three data sets, from raw files through preparation and one training step of each to records."""
-    for dataset, tasks in TASKS.items():
+    for dataset in TASKS:
         paths = (rehearsal / "records" / dataset).glob("seed0/*.json")
         records = {path.stem: json.loads(path.read_text()) for path in paths}
-        assert records.keys() == EXPERIMENTS | {f"expert_{task.name}" for task in tasks}
+        assert records.keys() == experiments(dataset)
         for record in records.values():
             assert record["profile"] == "paper"
             assert record["provenance"]["fixture"] is True
