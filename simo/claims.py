@@ -1,14 +1,46 @@
-"""Claims about results as code: one sentence, the number that decides it, and the verdict on each seed."""
+"""The paper's claims as code: one sentence, the number that decides it, and the verdict on each seed.
+
+Every claim is also decided on the paper's own printed numbers and digitised curves, where it has them: a
+criterion that the paper itself failed would not be its claim.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
+
+from simo import tables
 
 # A seed recomputed on another machine may differ from the committed one by this many points of the printed Δ,
 # or by three standard deviations of the committed seeds where that is more: sums of floating-point numbers in
 # another order are amplified by hundreds of steps until they act like another seed.
 TOLERANCE = 2.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one seed, or the paper, has to say.
+
+    Attributes
+    ----------
+    delta : Series
+        Printed Δ_MTL by model name.
+    curves : dict
+        Performance relative to the expert, `[primary task][evaluated task][λ]`; see
+        `simo.tables.relative_curves`.
+    sizes : dict of int to float
+        Mean performance of merged subsets by number of tasks.
+    costs : dict of str to dict
+        `steps`, `samples` and perhaps `seconds` by model name.
+    clip : dict of int to float
+        The paper's curve of CLIP encoders, as `sizes`.
+    """
+
+    delta: pd.Series
+    curves: dict = field(default_factory=dict)
+    sizes: dict = field(default_factory=dict)
+    costs: dict = field(default_factory=dict)
+    clip: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -22,18 +54,24 @@ class Claim:
     sentence : str
         What is claimed, with the criterion.
     measure : callable
-        From the printed Δ of one seed by model name to the deciding number.
+        From Evidence to the deciding number; KeyError or NaN if something was not run.
     holds : callable
         From that number to whether the claim holds.
     unit : str
         Of the number.
+    source : str
+        Where the paper says so; "ours" for controls of this book.
+    datasets : tuple of str
+        Which data sets it is about; all if empty.
     """
 
     name: str
     sentence: str
-    measure: Callable[[pd.Series], float]
+    measure: Callable[[Evidence], float]
     holds: Callable[[float], bool]
     unit: str = "points"
+    source: str = "abstract, Tables 1 to 3"
+    datasets: tuple = ()
 
 
 def recovered(delta, method, realignment):
@@ -47,86 +85,271 @@ def claims_of(method, label):
         Claim(
             f"{method}-collapses",
             f"Without realignment, {label} loses clearly against the experts: more than 10 points.",
-            lambda delta: delta[method],
+            lambda seed: seed.delta[method],
             lambda value: value < -10,
         ),
         Claim(
             f"{method}-heads-recover",
             f"Head realignment recovers most of what {label} loses: more than half.",
-            lambda delta: recovered(delta, method, "heads"),
+            lambda seed: recovered(seed.delta, method, "heads"),
             lambda value: value > 50,
             "%",
         ),
         Claim(
             f"{method}-representation-at-least-heads",
-            f"On {label}, representation realignment recovers at least as much as head realignment.",
-            lambda delta: delta[f"{method}+representation"] - delta[f"{method}+heads"],
-            lambda value: value >= 0,
+            f"On {label}, representation realignment recovers at least as much as head realignment, up to 1 "
+            "point.",
+            lambda seed: seed.delta[f"{method}+representation"] - seed.delta[f"{method}+heads"],
+            lambda value: value >= -1,
+        ),
+        Claim(
+            f"{method}-representation-far-above-heads",
+            f"Where tasks conflict most, representation realignment of {label} is far better than head "
+            "realignment: more than 5 points.",
+            lambda seed: seed.delta[f"{method}+representation"] - seed.delta[f"{method}+heads"],
+            lambda value: value > 5,
+            source="Table 3",
+            datasets=("taskonomy",),
         ),
         Claim(
             f"{method}-heads-reach-joint",
             f"Head realignment brings {label} to the level of joint training: at most 1 point below.",
-            lambda delta: delta[f"{method}+heads"] - delta["joint"],
+            lambda seed: seed.delta[f"{method}+heads"] - seed.delta["joint"],
             lambda value: value >= -1,
         ),
         Claim(
             f"{method}-representation-reaches-joint",
             f"Representation realignment brings {label} to the level of joint training: "
             "at most 1 point below.",
-            lambda delta: delta[f"{method}+representation"] - delta["joint"],
+            lambda seed: seed.delta[f"{method}+representation"] - seed.delta["joint"],
             lambda value: value >= -1,
         ),
         Claim(
             f"{method}-beats-pretrained",
             f"The encoder merged by {label} is worth more than the untouched pretrained one, "
             "both with realigned heads.",
-            lambda delta: delta[f"{method}+heads"] - delta["pretrained+heads"],
+            lambda seed: seed.delta[f"{method}+heads"] - seed.delta["pretrained+heads"],
             lambda value: value > 0,
+            source="ours: the paper lacks this control",
         ),
     ]
+
+
+def cheaper(kind):
+    """The claim that a realignment of task arithmetic needs fewer steps and images than joint training."""
+
+    def measure(seed):
+        own, joint = seed.costs[f"task_arithmetic+{kind}"], seed.costs["joint"]
+        return 100 * max(own[each] / joint[each] for each in ("steps", "samples"))
+
+    return Claim(
+        f"{kind}-cheaper-than-joint",
+        f"{'Head' if kind == 'heads' else 'Representation'} realignment takes fewer steps and fewer images "
+        "than joint training, the experts being given: the larger of both shares (heads' steps summed).",
+        measure,
+        lambda value: value < 100,
+        "%",
+        source="abstract, Table 4",
+    )
+
+
+def _others(seed, amount):
+    """Performance of every head at a λ along every other task's vector."""
+    return [
+        curve[amount]
+        for primary, heads in seed.curves.items()
+        for evaluated, curve in heads.items()
+        if evaluated != primary
+    ]
+
+
+def _mean(values):
+    return sum(values) / len(values) if values else float("nan")
 
 
 CLAIMS = [
     *claims_of("task_arithmetic", "task arithmetic"),
     *claims_of("ties", "TIES"),
+    cheaper("heads"),
+    cheaper("representation"),
     Claim(
-        "experts-converged-heads",
-        "The experts themselves gain at most 1 point from head realignment's extra images and steps.",
-        lambda delta: delta["expert+heads"],
-        lambda value: value <= 1,
+        "collapses-more-than-clip",
+        "Merging tasks that share their input loses more than merging CLIP encoders of as many tasks: below "
+        "the paper's CLIP curve at every number of tasks (the least distance).",
+        lambda seed: max(100 * (value - seed.clip[size]) for size, value in seed.sizes.items() if size > 1),
+        lambda value: value < 0,
+        source="Figure 1",
+        datasets=("taskonomy",),
     ),
     Claim(
-        "experts-converged-representation",
-        "The experts themselves gain at most 1 point from representation realignment's extra images "
-        "and steps.",
-        lambda delta: delta["expert+representation"],
-        lambda value: value <= 1,
+        "each-task-costs",
+        "Every further merged task costs performance: the mean falls from each number of tasks to the next "
+        "(the largest step, negative if all fall).",
+        lambda seed: max(
+            100 * (seed.sizes[size] - before)
+            for size, before in zip(list(seed.sizes)[1:], seed.sizes.values(), strict=False)
+        ),
+        lambda value: value < 0,
+        source="Figure 1",
+        datasets=("taskonomy",),
+    ),
+    Claim(
+        "segmentation-helps-parts",
+        "Moving along the segmentation's task vector helps the parts' head: its best point against λ = 0.",
+        lambda seed: (
+            100
+            * (max(seed.curves["segmentation"]["parts"].values()) - seed.curves["segmentation"]["parts"][0.0])
+        ),
+        lambda value: value > 0,
+        source="Figure 3",
+        datasets=("cityscapes",),
+    ),
+    Claim(
+        "parts-hurt-segmentation",
+        "The parts' task vector hurts the segmentation's head: λ = 1 against λ = 0.",
+        lambda seed: (
+            100 * (seed.curves["parts"]["segmentation"][1.0] - seed.curves["parts"]["segmentation"][0.0])
+        ),
+        lambda value: value < 0,
+        source="Figure 3",
+        datasets=("cityscapes",),
+    ),
+    Claim(
+        "disparity-needs-its-whole-vector",
+        "Disparity needs λ close to 1: half of its own task vector gives less than half of the performance.",
+        lambda seed: 100 * seed.curves["disparity"]["disparity"][0.5],
+        lambda value: value < 50,
+        "%",
+        source="Figure 3",
+        datasets=("cityscapes",),
+    ),
+    Claim(
+        "no-vector-serves-another-head",
+        "No single task vector makes another task's head work: at λ = 1 the best of them stays below 90 %.",
+        lambda seed: 100 * max(_others(seed, 1.0), default=float("nan")),
+        lambda value: value < 90,
+        "%",
+        source="Figures 3, 5 and 6",
+    ),
+    Claim(
+        "tasks-hardly-overlap",
+        "Taskonomy's tasks hardly overlap: along another task's vector, heads keep less than half of their "
+        "performance (mean at λ = 1).",
+        lambda seed: 100 * _mean(_others(seed, 1.0)),
+        lambda value: value < 50,
+        "%",
+        source="Figure 6",
+        datasets=("taskonomy",),
+    ),
+    *(
+        Claim(
+            f"experts-converged-{kind}",
+            f"The experts themselves gain at most 1 point from {label} realignment's extra images and steps.",
+            lambda seed, kind=kind: seed.delta[f"expert+{kind}"],
+            lambda value: value <= 1,
+            source="ours: the paper lacks this control",
+        )
+        for kind, label in (("heads", "head"), ("representation", "representation"))
     ),
 ]
 
 
-def judge(frame):
-    """Decide every claim on every seed.
+def gather(frame, dataset, records, paper):
+    """Evidence of every seed of a study.
 
     Parameters
     ----------
     frame : DataFrame
         See `simo.tables.scores`.
+    dataset : str
+    records : list of dict
+        All of the study; claims about what is not among them are not run.
+    paper : dict
+        The content of `paper_numbers.json`.
+
+    Returns
+    -------
+    dict of str to Evidence
+        By "seed 0" and so on.
+    """
+    found = {}
+    for seed in frame.index.unique("seed"):
+        own = {record["experiment"]: record for record in records if record["seed"] == seed}
+        curves, sizes = {}, {}
+        if "relationships" in own:
+            curves = tables.relative_curves(own["relationships"]["details"]["curves"], dataset)
+        if "subsets" in own:
+            points = tables.subset_scores([own["subsets"]], frame, dataset)
+            sizes = {1: 1.0, **points.groupby("size").performance.mean()}
+        costs = {
+            each["model"]: each["cost"]
+            for record in own.values()
+            for each in record["results"]
+            if each["split"] == "test"
+        }
+        delta = frame.xs(seed, level="seed").printed
+        found[f"seed {seed}"] = Evidence(delta, curves, sizes, costs, _by_size(paper["fig1"]["clip_8"]))
+    return found
+
+
+def gather_paper(dataset, paper):
+    """Evidence of the paper itself: printed numbers and digitised curves."""
+    printed = paper[tables.PAPER_TABLES[dataset]]
+    delta = {
+        model: printed[row][-1]
+        for model, row in tables.PAPER_ROWS.items()
+        if model != "expert" and row in printed
+    }
+    sizes, costs = {}, {}
+    if dataset == "taskonomy":
+        sizes = _by_size(paper["fig1"]["taskonomy_mean"])
+        for model, row in tables.PAPER_COSTS.items():
+            steps, _, samples = paper["table4_efficiency_taskonomy"][row]
+            costs[model] = {"steps": steps, "samples": samples}
+    curves = tables.paper_curves(dataset, paper)
+    return Evidence(pd.Series(delta), curves, sizes, costs, _by_size(paper["fig1"]["clip_8"]))
+
+
+def _by_size(values):
+    return {int(size): value for size, value in values.items()}
+
+
+def judge(frame, dataset, records, paper):
+    """Decide every claim about a data set on every seed, and on the paper's own numbers.
+
+    Parameters
+    ----------
+    frame, dataset, records, paper
+        See `gather`.
 
     Returns
     -------
     DataFrame
-        Indexed by claim name: `claim`, `unit`, one column a seed with the deciding number, and `verdict`:
-        "holds", "fails", "holds on n of m seeds", or "not run".
+        Indexed by claim name: `claim`, `source`, `unit`, `paper` with the paper's own number (NaN if it has
+        none), one column a seed, and `verdict`: "holds", "fails", "holds on n of m seeds", or "not run".
     """
-    deltas = frame.printed.unstack("seed")
+    seeds, printed = gather(frame, dataset, records, paper), gather_paper(dataset, paper)
     rows = {}
     for claim in CLAIMS:
-        values = {seed: claim.measure(deltas[seed]) for seed in deltas}
+        if claim.datasets and dataset not in claim.datasets:
+            continue
+        values = {seed: _number(claim, evidence) for seed, evidence in seeds.items()}
         known = [value for value in values.values() if value == value]  # NaN: a result is missing
         count = sum(claim.holds(value) for value in known)
         verdict = {len(known): "holds", 0: "fails"}.get(count, f"holds on {count} of {len(known)} seeds")
-        verdict = verdict if known else "not run"
-        numbers = {f"seed {seed}": value for seed, value in values.items()}
-        rows[claim.name] = {"claim": claim.sentence, "unit": claim.unit, **numbers, "verdict": verdict}
+        rows[claim.name] = {
+            "claim": claim.sentence,
+            "source": claim.source,
+            "unit": claim.unit,
+            "paper": _number(claim, printed),
+            **values,
+            "verdict": verdict if known else "not run",
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _number(claim, evidence):
+    try:
+        return float(claim.measure(evidence))
+    except (KeyError, ValueError):  # a model, curve or size that was not run
+        return float("nan")

@@ -26,15 +26,6 @@ SCALES = {
     "paper": "The paper's model and settings on the real data set.",
 }
 TITLES = {"nyuv2": "NYUv2", "cityscapes": "Cityscapes", "taskonomy": "Taskonomy"}
-# the paper's relationship figures, and what they call the tasks
-PAPER_FIGURES = {
-    "nyuv2": ("fig5_nyuv2", {"segmentation": "seg", "normals": "normal"}),
-    "cityscapes": ("fig3_cityscapes", {"segmentation": "seg", "parts": "part_seg", "disparity": "disp"}),
-    "taskonomy": (
-        "fig6_taskonomy",
-        {"depth": "depth_zbuffer", "normals": "normal", "edges": "edge_texture", "keypoints": "keypoints2d"},
-    ),
-}
 PICTURED = {
     "truth": "truth",
     "expert": "expert",
@@ -149,8 +140,12 @@ class Page:
     def claims(self):
         """Display every claim with the number that decides it on each seed."""
         if self:
-            table = claims.judge(self.frame)
-            self.show(table, index=False, classes="claims", float_format="{:+.1f}".format)
+            table = self.judge().fillna({"paper": ""})
+            self.show(table, index=False, classes="claims", float_format="{:+.1f}".format, na_rep="not run")
+
+    def judge(self):
+        """Decide every claim about this data set; see `simo.claims.judge`."""
+        return claims.judge(self.frame, self.dataset, self.records, self.paper)
 
     def print_numbers(self):
         """Print table and verdicts as text: what the tests compare with the committed notebook."""
@@ -158,7 +153,7 @@ class Page:
             print("not run")
         else:
             print(tables.table_of(self.frame, self.dataset).to_string())
-            print(claims.judge(self.frame).verdict.to_string())
+            print(self.judge().verdict.to_string())
 
     def recomputed(self):
         """Display the seeds recomputed in this build beside the committed ones."""
@@ -192,9 +187,12 @@ class Page:
     def relationships(self):
         """Draw every head's performance along every task vector, the paper's curves beside."""
         if self:
-            figure, names = PAPER_FIGURES[self.dataset]
-            curves = [record["details"]["curves"] for record in self._all("relationships")]
-            self._mark(plotting.relationship_figure(curves, self.paper[figure], self.tasks, names))
+            curves = [
+                tables.relative_curves(record["details"]["curves"], self.dataset)
+                for record in self._all("relationships")
+            ]
+            paper = tables.paper_curves(self.dataset, self.paper)
+            self._mark(plotting.relationship_figure(curves, paper, self.tasks))
 
     def pictures(self):
         """Draw images, truth and predictions of the first seed."""

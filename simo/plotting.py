@@ -11,7 +11,6 @@ import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyBboxPatch
 
-from simo.metrics import normalised_performance
 from simo.tables import MODELS
 from simo.tasks import CITYSCAPES_CLASSES, CITYSCAPES_PARTS, NYUV2_CLASSES
 
@@ -251,25 +250,22 @@ def alpha_figure(scans):
     return figure
 
 
-def relationship_figure(curves, paper, tasks, paper_names=None):
+def relationship_figure(curves, paper, tasks):
     """The paper's Figures 3, 5 and 6: performance of every head along every task vector.
 
     Parameters
     ----------
     curves : list of dict
-        One a seed: `{primary: [{"lambda", task: metric}, ...]}`; drawn as mean and range.
+        One a seed, see `simo.tables.relative_curves`; drawn as mean and range.
     paper : dict
-        Digitised curves `{primary: {evaluated: [16 values]}}` over λ = 0, 0.1, … 1.5.
+        The paper's, in the same form.
     tasks : sequence of Task
-    paper_names : dict of str to str, optional
-        The paper's name of a task where it differs.
 
     Returns
     -------
     Figure
         One panel a task vector; solid with a band is ours, thin with markers the paper's.
     """
-    names = {task.name: (paper_names or {}).get(task.name, task.name) for task in tasks}
     columns = len(tasks) if len(tasks) < 4 else 3
     lines = -(-len(tasks) // columns)
     figure, grid = plt.subplots(
@@ -281,13 +277,13 @@ def relationship_figure(curves, paper, tasks, paper_names=None):
         axes.set_visible(False)
     for axes, primary in zip(panels, tasks, strict=True):
         for task, (colour, line, marker) in zip(tasks, STYLES[: len(tasks)], strict=True):
-            x = [row["lambda"] for row in curves[0][primary.name]]
-            ratios = np.array([_relative_curve(seed, primary, task) for seed in curves])  # (seeds, λ)
+            x = list(curves[0][primary.name][task.name])
+            ratios = np.array([list(seed[primary.name][task.name].values()) for seed in curves])  # (seeds, λ)
             axes.fill_between(x, ratios.min(0), ratios.max(0), color=colour, alpha=0.2, lw=0)
             axes.plot(x, ratios.mean(0), color=colour, ls=line, lw=1.8, label=f"{task.name}, ours")
-            printed = paper[names[primary.name]][names[task.name]]
+            printed = paper[primary.name][task.name]
             axes.plot(
-                np.arange(len(printed)) / 10, printed, marker, color=colour, ms=3, mfc="white", lw=0,
+                list(printed), list(printed.values()), marker, color=colour, ms=3, mfc="white", lw=0,
                 label=f"{task.name}, paper",
             )  # fmt: skip
         axes.axvline(1, color="black", lw=0.6)
@@ -297,12 +293,6 @@ def relationship_figure(curves, paper, tasks, paper_names=None):
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(tasks))
     sns.despine(figure)
     return figure
-
-
-def _relative_curve(seed, primary, task):
-    """Metric of a head along a task vector, relative to that head's on its own expert, λ = 1."""
-    own = next(row[task.name] for row in seed[task.name] if row["lambda"] == 1)
-    return [normalised_performance(task, row[task.name], own) for row in seed[primary.name]]
 
 
 def qualitative_figure(pictures, tasks, rows):

@@ -157,6 +157,59 @@ def paper_beside_ours(frame, dataset, paper):
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
+# the paper's relationship figures, and what they call the tasks
+PAPER_FIGURES = {
+    "nyuv2": ("fig5_nyuv2", {"segmentation": "seg", "normals": "normal"}),
+    "cityscapes": ("fig3_cityscapes", {"segmentation": "seg", "parts": "part_seg", "disparity": "disp"}),
+    "taskonomy": (
+        "fig6_taskonomy",
+        {"depth": "depth_zbuffer", "normals": "normal", "edges": "edge_texture", "keypoints": "keypoints2d"},
+    ),
+}
+
+
+def relative_curves(curves, dataset):
+    """Relationship curves relative to each head on its own expert, λ = 1.
+
+    Parameters
+    ----------
+    curves : dict of str to list of dict
+        Of a record: by primary task one row a λ, with `lambda` and each head's metric.
+    dataset : str
+
+    Returns
+    -------
+    dict
+        `[primary][evaluated][λ]`, 1 at the expert.
+    """
+    own = {
+        task.name: next(row[task.name] for row in curves[task.name] if row["lambda"] == 1)
+        for task in tasks_of(dataset)
+    }
+    return {
+        primary: {
+            task.name: {
+                row["lambda"]: normalised_performance(task, row[task.name], own[task.name]) for row in rows
+            }
+            for task in tasks_of(dataset)
+        }
+        for primary, rows in curves.items()
+    }
+
+
+def paper_curves(dataset, paper):
+    """Digitised relationship curves of the paper, as `relative_curves`."""
+    figure, names = PAPER_FIGURES[dataset]
+    tasks = {task.name: names.get(task.name, task.name) for task in tasks_of(dataset)}
+    return {
+        primary: {
+            evaluated: dict(zip(paper["lambda"], paper[figure][theirs][other], strict=True))
+            for evaluated, other in tasks.items()
+        }
+        for primary, theirs in tasks.items()
+    }
+
+
 PAPER_COSTS = {"expert": "TS", "joint": "MTL", "task_arithmetic+heads": "TA+head"}
 PAPER_COSTS |= {"task_arithmetic+representation": "TA+repr"}
 
