@@ -7,6 +7,7 @@ STUDIES =
 DATA =
 WEIGHTS =
 SET =
+FURTHER =
 BUILD = build/$(PROFILE)
 CORES =
 
@@ -14,14 +15,14 @@ CORES =
 pipeline = .venv/bin/python tools/pipeline.py
 settings = --config "profile=$(PROFILE)" "seeds=$(SEEDS)" $(if $(STUDIES),"studies=$(STUDIES)") \
 	$(if $(DATA),"data=$(DATA)") $(if $(WEIGHTS),"weights=$(WEIGHTS)") $(if $(SET),"set=$(SET)") \
-	"build=$(BUILD)" $(if $(CORES),--cores "$(CORES)")
+	$(if $(FURTHER),"further=$(FURTHER)") "build=$(BUILD)" $(if $(CORES),--cores "$(CORES)")
 page = $(BUILD)/book/_build/html/index.html
 
 .PHONY: help book nyuv2 cityscapes taskonomy redraw data records rehearsal backbone links test lint environment clean distclean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [STUDIES=all] [DATA=folder] [WEIGHTS=timm] [SET=values]"
-	@echo "            [BUILD=folder] [CORES=all] [PYTHON=python3]"
+	@echo "            [FURTHER=yes] [BUILD=folder] [CORES=all] [PYTHON=python3]"
 	@echo
 	@sed -n 's/^\([a-z0-9]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-13s%s\n", $$1, $$2 }'
 	@echo
@@ -31,6 +32,7 @@ help: ## this list
 	@echo "  DATA         the folder of the real data sets, raw or prepared; without it, small ones are rendered"
 	@echo "  WEIGHTS      of DINOv2, for PROFILE=paper: timm (downloads them), a .safetensors file, Meta's .pth, random"
 	@echo "  SET          parameters to change, for example SET=\"{finetune_steps: 50, realign_steps: 20}\""
+	@echo "  FURTHER      yes or no: masks, AdaMerging, variants, subsets; default: only where records/ lacks them"
 	@echo "  BUILD        the folder of this build; default: build/PROFILE"
 	@echo "  CORES        how many threads to use at once; without it, all"
 
@@ -53,6 +55,7 @@ data: environment ## prepare the datasets: render the miniature, or check the fo
 	@$(pipeline) data $(settings)
 
 records: SEEDS = 0 1 2
+records: FURTHER = yes
 records: environment ## recompute all three seeds and copy their results to records/
 	@$(pipeline) records $(settings)
 

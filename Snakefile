@@ -31,10 +31,15 @@ PROFILE = config.get("profile", "miniature")
 SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split()]
 # a study is a data set with one way to treat it, and has a parameter file of its name
 STUDIES = str(config.get("studies") or "nyuv2 cityscapes taskonomy").split()
-METHODS = ["pretrained", "average", "task_arithmetic", "ties", "ties_untrimmed"]
+METHODS = ["pretrained", "average", "task_arithmetic", "ties"]
 REALIGNED = ["pretrained", "task_arithmetic", "ties"]  # pretrained: the control without any merging
 # notebooks that draw; they read records only
 PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "model", "status"]
+
+# a profile without committed records is drawn from what was just computed
+COMMITTED = f"records/{PROFILE}" if Path(f"records/{PROFILE}").is_dir() else ""
+# further merging methods and variants: minutes that are spared where their committed records can be drawn
+FURTHER = config["further"] in ("yes", True) if "further" in config else not COMMITTED
 
 BUILD = str(config.get("build") or f"build/{PROFILE}")
 # parameters of all studies, as a YAML mapping: set="{finetune_steps: 10, realign_steps: 5}"
@@ -106,13 +111,15 @@ def experts(wildcards):
 
 def experiments(study):
     """Names of the records of one seed."""
-    return (
+    main = (
         [f"expert_{task}" for task in task_names(study)]
         + [f"merge_{method}" for method in METHODS]
         + [f"realign_{method}" for method in REALIGNED]
-        + ["joint", "control", "relationships", "qualitative", "masks", "adamerging", "released"]
-        + ["subsets"] * ("subset_alphas" in VALUES[study])  # Figure 1 is about Taskonomy
+        + ["joint", "control", "relationships", "qualitative"]
     )
+    further = ["merge_ties_untrimmed", "masks", "adamerging", "released"]
+    further += ["subsets"] * (VALUES[study]["dataset"] == "taskonomy")  # Figure 1
+    return main + further * FURTHER
 
 
 def recomputed(wildcards=None):
@@ -340,10 +347,6 @@ use rule joint as qualitative with:
     message: "pictures of predictions on {wildcards.study}, seed {wildcards.seed}"
     params: **compute("qualitative")
     resources: seconds=seconds("qualitative")
-
-
-# a profile without committed records is drawn from what was just computed
-COMMITTED = f"records/{PROFILE}" if Path(f"records/{PROFILE}").is_dir() else ""
 
 
 def drawn_from(wildcards):

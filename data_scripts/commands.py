@@ -11,7 +11,7 @@ def exit_status(run, *arguments, **options):
     Parameters
     ----------
     run : callable
-        Called with the other arguments. What it returns is the status; None means 0.
+        Called with the other arguments. If it returns a whole number, that is the status.
 
     Returns
     -------
@@ -19,7 +19,8 @@ def exit_status(run, *arguments, **options):
         Also 1 after a SimoError, and 130 after Ctrl-C.
     """
     try:
-        return run(*arguments, **options) or 0
+        done = run(*arguments, **options)
+        return done if isinstance(done, int) else 0
     except SimoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -140,8 +140,8 @@ class Page:
     def claims(self):
         """Display every claim with the number that decides it on each seed."""
         if self:
-            table = self.judge().fillna({"paper": ""})
-            self.show(table, index=False, classes="claims", float_format="{:+.1f}".format, na_rep="not run")
+            table = self.judge()
+            self.show(table, index=False, classes="claims", float_format="{:+.1f}".format, na_rep="–")
 
     def judge(self):
         """Decide every claim about this data set; see `simo.claims.judge`."""

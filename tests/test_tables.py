@@ -118,7 +118,7 @@ def test_incomplete_experts_are_refused(drop):
 def test_table_shows_mean_and_standard_deviation():
     """Cells are mean ± sample standard deviation over seeds, relative performance in brackets, Δ signed."""
     table = table_of(frame_of(ties=[0.5, 0.6, 0.7]), "nyuv2", ["ties"])
-    assert table.loc["TIES"].tolist() == [
+    assert [text.replace("\u00a0", " ") for text in table.loc["TIES"]] == [
         "36.00 ± 6.00 (60.0)",
         "0.3397 ± 0.0574 (60.0)",
         "33.97 ± 5.74 (60.0)",
@@ -153,7 +153,8 @@ def test_papers_numbers_beside_ours():
     assert ours.loc["TA"].tolist() == ["85.0", "85.0", "85.0", "-15.0"]
     assert paper.loc["TIES + representation"].tolist() == ["96.8", "89.8", "94.9", "-6.2"]
     assert paper.loc["Experts"].tolist() == ours.loc["Experts"].tolist() == ["100.0", "100.0", "100.0", ""]
-    assert table.index.tolist() == [MODELS[model] for model in PAPER_ROWS]
+    in_table_1 = [model for model in PAPER_ROWS if model != "tall_mask"]
+    assert table.index.tolist() == [MODELS[model] for model in in_table_1]
 
 
 def test_change_of_nothing_is_shown():
@@ -170,8 +171,14 @@ def test_recomputed_beside_committed():
     fresh = fresh[fresh.index.get_level_values("seed") == 1]
     table = recomputed_beside_committed(committed, fresh, tolerance=2.0)
     assert table.index.tolist() == [("Joint training", 1), ("TIES", 1)]
-    assert table.loc[("TIES", 1)].tolist() == ["-45.0 ± 7.1", "-40.0", "-10.0", "21.2", "NO"]
-    assert table.loc[("Joint training", 1)].tolist() == ["-7.5 ± 3.5", "-5.0", "-3.1", "10.6", "yes"]
+    assert table.loc[("TIES", 1)].tolist() == ["-45.0\u00a0±\u00a07.1", "-40.0", "-10.0", "21.2", "NO"]
+    assert table.loc[("Joint training", 1)].tolist() == [
+        "-7.5\u00a0±\u00a03.5",
+        "-5.0",
+        "-3.1",
+        "10.6",
+        "yes",
+    ]
 
 
 def test_recomputed_seed_of_steady_results_has_the_fixed_tolerance():
@@ -225,9 +232,8 @@ def delta(**changes):
 @pytest.mark.parametrize("dataset", ["nyuv2", "cityscapes", "taskonomy"])
 def test_every_claim_holds_in_the_papers_story(monkeypatch, dataset):
     """Claims are stated in the direction of the paper's results."""
-    far = delta(
-        **{"task_arithmetic+heads": -20.0, "ties+heads": -20.0, "pretrained+heads": -30.0, "joint": -19.5}
-    )
+    heads = {"task_arithmetic+heads": -18.0, "ties+heads": -18.0}  # below representation, as on Taskonomy
+    far = delta(**heads, **{"pretrained+heads": -30.0, "joint": -17.5})
     verdicts = judged(monkeypatch, evidence(delta=far), dataset=dataset)
     assert set(verdicts.verdict) == {"holds"}
     names = [claim.name for claim in claims.CLAIMS if not claim.datasets or dataset in claim.datasets]
@@ -329,7 +335,9 @@ def test_evidence_is_read_from_records():
         record("joint", 1, [cost]),
     ]
     found = claims.gather(frame, "nyuv2", records, PAPER)
-    assert found["seed 1"].curves["segmentation"]["segmentation"] == {0.0: 0.0, 1.0: 1.0}
+    assert found["seed 1"].curves["segmentation"]["segmentation"] == pytest.approx(
+        {0.0: 0.0, 1.0: 1.0}, abs=1e-6
+    )
     assert found["seed 1"].curves["depth"]["segmentation"] == {0.0: 0.5, 1.0: 0.5}
     assert found["seed 1"].sizes == {1: 1.0, 2: (0.5 + 0.25) / 2}
     assert found["seed 1"].costs == {"joint": {"steps": 7}}
