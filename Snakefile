@@ -34,7 +34,7 @@ STUDIES = str(config.get("studies") or "nyuv2 cityscapes taskonomy").split()
 METHODS = ["pretrained", "average", "task_arithmetic", "ties"]
 REALIGNED = ["pretrained", "task_arithmetic", "ties"]  # pretrained: the control without any merging
 # notebooks that draw; they read records only
-PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "model", "status"]
+PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "claims", "deviations", "results", "model", "status"]
 
 # a profile without committed records is drawn from what was just computed
 COMMITTED = f"records/{PROFILE}" if Path(f"records/{PROFILE}").is_dir() else ""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from simo import tables
+from simo.paper import PAPER_COSTS, PAPER_ROWS, PAPER_TABLES, paper_curves
 
 # A seed recomputed on another machine may differ from the committed one by this many points of the printed Δ,
 # or by three standard deviations of the committed seeds where that is more: sums of floating-point numbers in
@@ -294,19 +295,17 @@ def gather(frame, dataset, records, paper):
 
 def gather_paper(dataset, paper):
     """Evidence of the paper itself: printed numbers and digitised curves."""
-    printed = paper[tables.PAPER_TABLES[dataset]]
+    printed = paper[PAPER_TABLES[dataset]]
     delta = {
-        model: printed[row][-1]
-        for model, row in tables.PAPER_ROWS.items()
-        if model != "expert" and row in printed
+        model: printed[row][-1] for model, row in PAPER_ROWS.items() if model != "expert" and row in printed
     }
     sizes, costs = {}, {}
     if dataset == "taskonomy":
         sizes = _by_size(paper["fig1"]["taskonomy_mean"])
-        for model, row in tables.PAPER_COSTS.items():
+        for model, row in PAPER_COSTS.items():
             steps, _, samples = paper["table4_efficiency_taskonomy"][row]
             costs[model] = {"steps": steps, "samples": samples}
-    curves = tables.paper_curves(dataset, paper)
+    curves = paper_curves(dataset, paper)
     return Evidence(pd.Series(delta), curves, sizes, costs, _by_size(paper["fig1"]["clip_8"]))
 
 

@@ -6,12 +6,11 @@ data) are marked as such wherever they appear. What was not run says so.
 
 from pathlib import Path
 
-import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from simo import claims, plotting, tables
-from simo.files import read_json
 from simo.notebooks import ROOT
+from simo.paper import PAPER_ROWS, PAPER_TABLES, paper_curves, read_paper
 from simo.records import load_pictures, load_records, results_table
 from simo.tasks import tasks_of
 
@@ -25,7 +24,6 @@ SCALES = {
     "**The numbers mean nothing.**",
     "paper": "The paper's model and settings on the real data set.",
 }
-TITLES = {"nyuv2": "NYUv2", "cityscapes": "Cityscapes", "taskonomy": "Taskonomy"}
 PICTURED = {
     "truth": "truth",
     "expert": "expert",
@@ -66,7 +64,7 @@ class Page:
         known = set() if self.frame is None else set(self.frame.index.unique("model"))
         self.models = [name for name in tables.MODELS if name in known and name != "expert"]
         self.fixture = any(record["provenance"]["fixture"] for record in self.records)
-        self.paper = read_json(ROOT / "book" / "paper_numbers.json")
+        self.paper = read_paper()
         plotting.set_style()
 
     def _scores(self, records):
@@ -91,7 +89,7 @@ class Page:
             display(Markdown(f"```{{note}}\n{text}\n```"))
 
     def numbers(self):
-        """Values that the text names: `delta <model>`, `recovered <realignment>`, `seeds`, `tolerance`.
+        """Values that the text names: `delta <model>`, `paper <model>`, `recovered <realignment>` and so on.
 
         Returns
         -------
@@ -101,6 +99,10 @@ class Page:
         keys = [f"delta {name}" for name in tables.MODELS]
         keys += ["recovered heads", "recovered representation", "seeds"]
         values = dict.fromkeys(keys, "not run") | {"tolerance": f"{claims.TOLERANCE:.0f}"}
+        printed = self.paper[PAPER_TABLES[self.dataset]]
+        for model, row in PAPER_ROWS.items():
+            if model != "expert" and row in printed:
+                values[f"paper {model}"] = f"{printed[row][-1]:.1f}"
         if self.records:
             mean = self.frame.printed.groupby("model").mean()
             mark = f" ({FIXTURE})" if self.fixture else ""
@@ -167,10 +169,10 @@ class Page:
     def deltas(self):
         """Draw Δ of every model and seed, the paper's beside."""
         if self:
-            printed = self.paper[tables.PAPER_TABLES[self.dataset]]
+            printed = self.paper[PAPER_TABLES[self.dataset]]
             deltas = {
                 model: printed[row][-1]
-                for model, row in tables.PAPER_ROWS.items()
+                for model, row in PAPER_ROWS.items()
                 if model != "expert" and row in printed
             }
             self._mark(plotting.delta_figure(self.frame, deltas, self.models, self.fresh))
@@ -191,7 +193,7 @@ class Page:
                 tables.relative_curves(record["details"]["curves"], self.dataset)
                 for record in self._all("relationships")
             ]
-            paper = tables.paper_curves(self.dataset, self.paper)
+            paper = paper_curves(self.dataset, self.paper)
             self._mark(plotting.relationship_figure(curves, paper, self.tasks))
 
     def pictures(self):
@@ -236,31 +238,6 @@ class Page:
     def _mark(self, figure):
         if self.fixture:
             figure.text(0.5, 0.5, "FIXTURE: no result", color="#AA3333", alpha=0.35, size=26, ha="center")
-
-
-def overview(pages):
-    """Δ printed of the main rows on several data sets, the paper's beside ours.
-
-    Parameters
-    ----------
-    pages : sequence of Page
-
-    Returns
-    -------
-    DataFrame
-        Of text; columns are pairs (data set, "paper" or "ours").
-    """
-    rows = {}
-    for model, name in tables.PAPER_ROWS.items():
-        if model in ("expert", "tall_mask"):
-            continue
-        row = {}
-        for page in pages:
-            title, numbers = TITLES[page.dataset], page.numbers()
-            row[title, "paper"] = f"{page.paper[tables.PAPER_TABLES[page.dataset]][name][-1]:.1f}"
-            row[title, "ours"] = numbers[f"delta {model}"]
-        rows[tables.MODELS[model]] = row
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _records(folder):

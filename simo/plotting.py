@@ -206,9 +206,10 @@ def coefficient_figure(coefficients):
         len(tasks),
         figsize=(1.6 + 1.75 * len(tasks), 0.19 * kinds + 1.1),
         sharey=True,
+        squeeze=False,
         layout="constrained",
     )
-    for axes, task in zip(panels, tasks, strict=True):
+    for axes, task in zip(panels[0], tasks, strict=True):
         picture = axes.imshow(grids[task], vmin=0, vmax=1, cmap="Greys", aspect="auto")
         axes.set(title=task, xlabel="block", xticks=range(0, blocks, max(1, blocks // 6)))
         axes.set_yticks(range(kinds), grids[task].index, fontsize=8)

@@ -4,6 +4,7 @@ import pandas as pd
 
 from simo.errors import SimoError
 from simo.metrics import delta_formula, delta_printed, normalised_performance
+from simo.paper import PAPER_COSTS, PAPER_ROWS, PAPER_TABLES, decimals
 from simo.tasks import tasks_of
 
 MODELS = {
@@ -30,18 +31,6 @@ MODELS = {
     "expert+representation": "Experts + repr.'s budget",
 }
 CONTROLS = [name for name in MODELS if name.split("+")[0] == "pretrained" or name.startswith("expert+")]
-PAPER_ROWS = {
-    "expert": "TS",
-    "joint": "MTL",
-    "task_arithmetic": "TA",
-    "ties": "TIES",
-    "tall_mask": "TALL",  # Taskonomy only
-    "task_arithmetic+heads": "TA+head",
-    "task_arithmetic+representation": "TA+repr",
-    "ties+heads": "TIES+head",
-    "ties+representation": "TIES+repr",
-}
-PAPER_TABLES = {"nyuv2": "table1_nyuv2", "cityscapes": "table2_cityscapes", "taskonomy": "table3_taskonomy"}
 
 
 def scores(results, dataset):
@@ -108,8 +97,7 @@ def table_of(frame, dataset, models=None):
         mean, spread = own.mean(), own.std(ddof=1) if len(own) > 1 else own.mean() * float("nan")
         row = {}
         for task in tasks_of(dataset):
-            digits = 2 if task.unit in ("%", "°") else 4
-            text = _with_spread(mean[task.name], spread[task.name], digits)
+            text = _with_spread(mean[task.name], spread[task.name], decimals(task))
             row[task.name, f"{task.metric}, {task.unit}".rstrip(", ")] = (
                 f"{text} ({mean[f'{task.name} %']:.1f})"
             )
@@ -118,6 +106,35 @@ def table_of(frame, dataset, models=None):
             row["Δ_MTL, %", name] = "" if model == "expert" else text
         rows[MODELS[model]] = row
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def relative_curves(curves, dataset):
+    """Relationship curves relative to each head on its own expert, λ = 1.
+
+    Parameters
+    ----------
+    curves : dict of str to list of dict
+        Of a record: by primary task one row a λ, with `lambda` and each head's metric.
+    dataset : str
+
+    Returns
+    -------
+    dict
+        `[primary][evaluated][λ]`, 1 at the expert.
+    """
+    own = {
+        task.name: next(row[task.name] for row in curves[task.name] if row["lambda"] == 1)
+        for task in tasks_of(dataset)
+    }
+    return {
+        primary: {
+            task.name: {
+                row["lambda"]: normalised_performance(task, row[task.name], own[task.name]) for row in rows
+            }
+            for task in tasks_of(dataset)
+        }
+        for primary, rows in curves.items()
+    }
 
 
 def paper_beside_ours(frame, dataset, paper):
@@ -157,63 +174,6 @@ def paper_beside_ours(frame, dataset, paper):
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
-# the paper's relationship figures, and what they call the tasks
-PAPER_FIGURES = {
-    "nyuv2": ("fig5_nyuv2", {"segmentation": "seg", "normals": "normal"}),
-    "cityscapes": ("fig3_cityscapes", {"segmentation": "seg", "parts": "part_seg", "disparity": "disp"}),
-    "taskonomy": (
-        "fig6_taskonomy",
-        {"depth": "depth_zbuffer", "normals": "normal", "edges": "edge_texture", "keypoints": "keypoints2d"},
-    ),
-}
-
-
-def relative_curves(curves, dataset):
-    """Relationship curves relative to each head on its own expert, λ = 1.
-
-    Parameters
-    ----------
-    curves : dict of str to list of dict
-        Of a record: by primary task one row a λ, with `lambda` and each head's metric.
-    dataset : str
-
-    Returns
-    -------
-    dict
-        `[primary][evaluated][λ]`, 1 at the expert.
-    """
-    own = {
-        task.name: next(row[task.name] for row in curves[task.name] if row["lambda"] == 1)
-        for task in tasks_of(dataset)
-    }
-    return {
-        primary: {
-            task.name: {
-                row["lambda"]: normalised_performance(task, row[task.name], own[task.name]) for row in rows
-            }
-            for task in tasks_of(dataset)
-        }
-        for primary, rows in curves.items()
-    }
-
-
-def paper_curves(dataset, paper):
-    """Digitised relationship curves of the paper, as `relative_curves`."""
-    figure, names = PAPER_FIGURES[dataset]
-    tasks = {task.name: names.get(task.name, task.name) for task in tasks_of(dataset)}
-    return {
-        primary: {
-            evaluated: dict(zip(paper["lambda"], paper[figure][theirs][other], strict=True))
-            for evaluated, other in tasks.items()
-        }
-        for primary, theirs in tasks.items()
-    }
-
-
-PAPER_COSTS = {"expert": "TS", "joint": "MTL", "task_arithmetic+heads": "TA+head"}
-PAPER_COSTS |= {"task_arithmetic+representation": "TA+repr"}
-
-
 def efficiency(records, paper=None):
     """Table 4: what each way to a multi-task model costs, with and without the experts it starts from.
 
@@ -243,7 +203,7 @@ def efficiency(records, paper=None):
     if "expert" in costs:
         together = pd.DataFrame([pd.DataFrame(each).sum() for each in costs["expert"].values()]).mean()
         together["samples"] = means["expert"]["samples"]  # the same images for every task
-        rows["all experts"] = together
+        rows["All experts"] = together
         for model in list(rows)[1:]:
             if model.startswith("task_arithmetic"):
                 whole = together + rows[model]
@@ -261,7 +221,7 @@ def efficiency(records, paper=None):
             steps, parameters, samples = paper[PAPER_COSTS[model]]
             row["steps", "paper"], row["images", "paper"] = f"{steps:,}", f"{samples:,}"
             row["trained parameters", "paper"] = f"{parameters:.1f} M"
-        label = "An expert, mean over tasks" if model == "expert" else MODELS.get(model, model.capitalize())
+        label = "An expert, mean over tasks" if model == "expert" else MODELS.get(model, model)
         table[label] = row
     frame = pd.DataFrame.from_dict(table, orient="index").fillna("")
     order = [

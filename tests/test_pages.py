@@ -7,7 +7,8 @@ import pytest
 from simo import pages
 from simo.files import write_json
 from simo.notebooks import ROOT
-from simo.pages import FIXTURE, Page, overview
+from simo.overview import overview
+from simo.pages import FIXTURE, Page
 from simo.records import load_records
 
 COMMITTED = ROOT / "records" / "miniature"

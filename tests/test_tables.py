@@ -8,7 +8,8 @@ import pytest
 
 from simo import claims, tables
 from simo.errors import SimoError
-from simo.tables import MODELS, PAPER_ROWS, recomputed_beside_committed, scores, table_of
+from simo.paper import PAPER_ROWS
+from simo.tables import MODELS, recomputed_beside_committed, scores, table_of
 
 PAPER = json.loads((Path(__file__).parents[1] / "book" / "paper_numbers.json").read_text())
 TASKS = ("segmentation", "depth", "normals")
@@ -355,3 +356,54 @@ def test_every_row_has_a_label():
     assert set(PAPER_ROWS.values()) <= PAPER["table3_taskonomy"].keys()
     assert set(PAPER_ROWS.values()) - {"TALL"} <= PAPER["table1_nyuv2"].keys()
     assert set(tables.CONTROLS) < set(MODELS)
+
+
+def cost_record(seed, experiment, *results):
+    """A record of results with a cost: (model, steps, samples, parameters, seconds)."""
+    rows = [
+        {
+            "model": model,
+            "split": "test",
+            "metrics": {},
+            "cost": {"steps": steps, "samples": samples, "parameters": parameters, "seconds": seconds},
+        }
+        for model, steps, samples, parameters, seconds in results
+    ]
+    return {"experiment": experiment, "seed": seed, "results": rows, "details": {}}
+
+
+def test_efficiency_by_hand():
+    """Table 4: means over seeds, experts summed over tasks, their cost added to what starts from them."""
+    records = []
+    for seed, factor in ((0, 1), (1, 3)):
+        records += [
+            cost_record(seed, "expert_depth", ("expert", 100, 800, 2_000_000, 10.0 * factor)),
+            cost_record(seed, "expert_normals", ("expert", 300, 800, 2_000_000, 30.0 * factor)),
+            cost_record(seed, "joint", ("joint", 500, 800, 3_000_000, 60.0)),
+            cost_record(seed, "realign", ("task_arithmetic+heads", 40, 200, 1_000_000, 5.0)),
+        ]
+    table = tables.efficiency(records, PAPER["table4_efficiency_taskonomy"])
+    ours = table.xs("ours", axis=1, level=1)
+    assert ours.loc["An expert, mean over tasks"].tolist() == ["200", "2.00 M", "800", "40"]
+    assert ours.loc["All experts"].tolist() == ["400", "4.00 M", "800", "80"]
+    assert ours.loc["Joint training"].tolist() == ["500", "3.00 M", "800", "60"]
+    assert ours.loc["TA + heads"].tolist() == ["40", "1.00 M", "200", "5"]
+    assert ours.loc["TA + heads, with its experts"].tolist() == ["440", "4.00 M", "1,000", "85"]
+    paper = table.xs("paper", axis=1, level=1)
+    assert paper.loc["Joint training"].tolist() == ["90,000", "103.9 M", "16,000"]
+    assert set(paper.loc["All experts"]) == {""}
+    assert "TA + representation" not in table.index
+
+
+def test_subsets_by_hand():
+    """Figure 1: mean performance of the merged tasks relative to the experts of the same seed."""
+    subset = {
+        "tasks": ["segmentation", "depth"],
+        "alpha": 0.3,
+        "metrics": {"segmentation": 30.0, "depth": 0.4},
+    }
+    record = {"seed": 1, "details": {"subsets": [subset]}}
+    points = tables.subset_scores([record], all_models(), "nyuv2")
+    assert points.to_dict("records") == [
+        {"seed": 1, "tasks": "segmentation+depth", "size": 2, "alpha": 0.3, "performance": 0.5}
+    ]
