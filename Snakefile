@@ -15,7 +15,7 @@ sys.path.insert(0, workflow.basedir)
 from data_scripts.sources import RAW, data_folder
 from simo.errors import SimoError
 from simo.notebooks import code_hash, declared_parameters, read_parameters
-from simo.tasks import tasks_of
+from simo.tasks import TASKS, tasks_of
 
 
 def typed(value):
@@ -350,8 +350,13 @@ use rule joint as qualitative with:
 
 
 def drawn_from(wildcards):
-    committed = sorted(map(str, Path(COMMITTED or "-").glob("**/*.*")))
-    return committed + (recomputed() if wildcards.kind == "book" or not COMMITTED else [])
+    """Records that a page draws: of its data set, of all, or none."""
+    about = {"model": (), "deviations": ()}.get(wildcards.page, TASKS)
+    about = [wildcards.page] if wildcards.page in TASKS else about
+    records = [str(path) for path in sorted(Path(COMMITTED or "-").glob("*/*/*.*"))]
+    fresh = recomputed() if wildcards.kind == "book" or not COMMITTED else []
+    chosen = [path for path in records if Path(path).parts[2].split("_")[0] in about]
+    return chosen + [path for path in fresh if Path(path).parts[-3].split("_")[0] in about]
 
 
 def drawing_parameters(page, kind):

@@ -59,6 +59,7 @@ class Page:
         self.tasks = tasks_of(self.dataset)
         self.folder = ROOT / records_folder / study
         self.records = _records(self.folder)
+        self.profile = self.records[0]["profile"] if self.records else ""
         self.frame = self._scores(self.records)
         self.fresh = self._scores(_records(ROOT / recomputed / study)) if recomputed else None
         known = set() if self.frame is None else set(self.frame.index.unique("model"))
@@ -79,8 +80,7 @@ class Page:
     def scale(self):
         """Say what the records of this page are: which scale, which data."""
         if self:
-            profile = self.records[0]["profile"]
-            text = f"Records of the profile **{profile}**. {SCALES.get(profile, '')}"
+            text = f"Records of the profile **{self.profile}**. {SCALES.get(self.profile, '')}"
             if self.fixture:
                 text += (
                     " **Every number on this page was computed from a fixture: made-up data that only show "
@@ -137,7 +137,17 @@ class Page:
     def paper_beside_ours(self):
         """Display performance relative to the experts, the paper's beside ours."""
         if self:
-            self.show(tables.paper_beside_ours(self.frame, self.dataset, self.paper))
+            full = (
+                self.frame
+                if self.profile == "paper"
+                else self._scores(_records(ROOT / "records/paper" / self.study))
+            )
+            self.show(tables.paper_beside_ours(self.frame, self.dataset, self.paper, full))
+
+    def pattern(self):
+        """Display what is comparable at any size: order, signs, shares recovered."""
+        if self:
+            self.show(tables.pattern(self.frame, self.dataset, self.paper))
 
     def claims(self):
         """Display every claim with the number that decides it on each seed."""

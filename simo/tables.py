@@ -137,8 +137,13 @@ def relative_curves(curves, dataset):
     }
 
 
-def paper_beside_ours(frame, dataset, paper):
-    """Normalised performance and printed Δ: the paper's value, ours, for the rows that the paper prints.
+# A full-scale Δ counts as the paper's if it differs by at most this: three standard deviations of a Δ over
+# seeds, as the miniature shows them for realigned models (about 1), since the paper has a single seed.
+FULL_SCALE_TOLERANCE = 3.0
+
+
+def paper_beside_ours(frame, dataset, paper, full=None):
+    """Normalised performance and printed Δ: the paper's value beside ours, for the rows that it prints.
 
     Parameters
     ----------
@@ -146,12 +151,15 @@ def paper_beside_ours(frame, dataset, paper):
         See `scores`.
     dataset : str
     paper : dict
-        The content of `paper_numbers.json`.
+        See `simo.paper.read_paper`.
+    full : DataFrame, optional
+        Scores at the paper's scale; its column says "not run" without them.
 
     Returns
     -------
     DataFrame
-        Of text; columns are pairs (quantity, "paper" or "ours").
+        Of text; columns are pairs of a quantity and "paper", "ours" or "at its scale". At its scale, a Δ more
+        than `FULL_SCALE_TOLERANCE` away from the paper's is marked.
     """
     tasks = tasks_of(dataset)
     printed = paper[PAPER_TABLES[dataset]]
@@ -160,18 +168,67 @@ def paper_beside_ours(frame, dataset, paper):
     for model, name in PAPER_ROWS.items():
         if name not in printed:
             continue
-        values = dict(zip(baseline, printed[name][:-1], strict=True))
-        known = model in frame.index.unique("model")
-        ours, row = frame.loc[model].mean() if known else None, {}
+        values, row = dict(zip(baseline, printed[name][:-1], strict=True)), {}
         for task in tasks:
             theirs = 100 * normalised_performance(task, values[task.name], baseline[task.name])
             row[f"{task.name}, %", "paper"] = f"{theirs:.1f}"
-            row[f"{task.name}, %", "ours"] = f"{ours[f'{task.name} %']:.1f}" if known else "not run"
+            row[f"{task.name}, %", "ours"] = _cell(frame, model, f"{task.name} %")
         if model != "expert":
-            row["Δ_MTL, %", "paper"] = f"{printed[name][-1]:+.1f}"
-            row["Δ_MTL, %", "ours"] = f"{ours.printed:+.1f}" if known else "not run"
+            delta, ours = printed[name][-1], _cell(full, model, "printed", sign=True)
+            far = ours != "not run" and abs(full.loc[model].printed.mean() - delta) > FULL_SCALE_TOLERANCE
+            row["Δ_MTL, %", "paper"] = f"{delta:+.1f}"
+            row["Δ_MTL, %", "ours"] = _cell(frame, model, "printed", sign=True)
+            row["Δ_MTL, %", "at its scale"] = f"{ours}, differs" if far else ours
         rows[MODELS[model]] = row
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+def _cell(frame, model, column, sign=False):
+    """Mean and spread of a column of a model's scores as text; "not run" without any."""
+    if frame is None or model not in frame.index.unique("model"):
+        return "not run"
+    values = frame.loc[model][column]
+    return _with_spread(values.mean(), values.std(ddof=1), 1, sign)
+
+
+def pattern(frame, dataset, paper):
+    """What is compared at miniature size: not values, but the order, the signs and the shares recovered.
+
+    Parameters
+    ----------
+    frame, dataset, paper
+        See `paper_beside_ours`.
+
+    Returns
+    -------
+    DataFrame
+        Of text, columns `paper` and `ours`.
+    """
+    printed = paper[PAPER_TABLES[dataset]]
+    theirs = pd.Series(
+        {model: printed[row][-1] for model, row in PAPER_ROWS.items() if model != "expert" and row in printed}
+    )
+    seeds = frame.printed.unstack("seed").reindex(theirs.index)
+    order = pd.Series({seed: theirs.rank().corr(seeds[seed].rank()) for seed in seeds})
+    rows = {
+        "order of the methods (rank correlation of Δ)": (
+            "1",
+            _with_spread(order.mean(), order.std(ddof=1), 2),
+        ),
+        "methods that lose against the experts": (
+            f"{(theirs < 0).sum()} of {len(theirs)}",
+            f"{(seeds.mean(axis=1) < 0).sum()} of {seeds.notna().any(axis=1).sum()}",
+        ),
+    }
+    for method in ("task_arithmetic", "ties"):
+        for kind in ("heads", "representation"):
+            model = f"{method}+{kind}"
+            ours = 100 * (1 - seeds.loc[model] / seeds.loc[method])
+            rows[f"share of the loss recovered by {MODELS[model]}"] = (
+                f"{100 * (1 - theirs[model] / theirs[method]):.0f} %",
+                _with_spread(ours.mean(), ours.std(ddof=1), 0) + " %",
+            )
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "ours"])
 
 
 def efficiency(records, paper=None):

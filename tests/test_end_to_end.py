@@ -115,6 +115,19 @@ def test_a_change_runs_again_what_depends_on_it(project, file, old, new, again):
         path.write_text(before)
 
 
+def test_only_affected_pages_are_drawn_again(project):
+    """A value of one data set changes its page and those about all data sets, no other page."""
+    path = project / NYUV2
+    before = path.read_text()
+    path.write_text(before.replace("adapter_lr: 0.01", "adapter_lr: 0.02"))
+    try:
+        done = run(project, "-m", "snakemake", "-n", "book", "--cores", "2", *CONFIG)
+    finally:
+        path.write_text(before)
+    drawn = set(re.findall(r"wildcards: .*page=(\w+)", done.stdout))
+    assert drawn == {"nyuv2", "introduction", "claims", "results", "status"}
+
+
 def test_misspelt_parameter_stops_before_anything_runs(project):
     """A key of a parameter file that no notebook knows is named, and nothing is computed with defaults."""
     path = project / "notebooks/params/smoke/nyuv2.yaml"
