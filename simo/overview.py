@@ -6,9 +6,10 @@ import pandas as pd
 
 from simo import tables
 from simo.claims import CLAIMS
-from simo.paper import PAPER_ROWS, PAPER_TABLES
+from simo.paper import paper_deltas
 
 TITLES = {"nyuv2": "NYUv2", "cityscapes": "Cityscapes", "taskonomy": "Taskonomy"}
+TITLES["cityscapes_dpt"] = "Cityscapes, DPT heads"
 # the paper's tables and figures: where they are drawn, and the experiments that their numbers come from
 EXPERTS = ("expert_*",)
 TABLE = (*EXPERTS, "joint", "merge_*", "realign_*", "masks", "adamerging", "released", "control")
@@ -41,87 +42,91 @@ def overview(pages):
     DataFrame
         Of text; columns are pairs (data set, "paper" or "ours").
     """
-    rows = {}
-    for model, name in PAPER_ROWS.items():
-        if model in ("expert", "tall_mask"):  # no Δ, and printed for one data set only
-            continue
-        row = {}
-        for page in pages:
-            title, numbers = TITLES[page.dataset], page.numbers()
-            row[title, "paper"] = f"{page.paper[PAPER_TABLES[page.dataset]][name][-1]:.1f}"
-            row[title, "ours"] = numbers[f"delta {model}"]
-        rows[tables.MODELS[model]] = row
-    return pd.DataFrame.from_dict(rows, orient="index")
+    columns = {}
+    for page in pages:
+        printed, numbers = (
+            paper_deltas(page.dataset, page.paper).drop("tall_mask", errors="ignore"),
+            page.numbers(),
+        )
+        columns[TITLES[page.study], "paper"] = {
+            tables.MODELS[m]: f"{delta:.1f}" for m, delta in printed.items()
+        }
+        columns[TITLES[page.study], "ours"] = {tables.MODELS[m]: numbers[f"delta {m}"] for m in printed.index}
+    return pd.DataFrame(columns)
 
 
 def ledger(pages):
-    """Every claim with its verdict on each data set, the paper's own number beside.
+    """Every claim with its verdict on each data set, the paper's own beside.
 
     Parameters
     ----------
     pages : sequence of Page
-        One a data set, all of one scale.
+        Studies of one scale.
 
     Returns
     -------
     DataFrame
-        Of text, one row a claim: `claim`, `in the paper`, and one column a data set such as
-        "holds: -22.9, -21.0 (paper: holds, -27.5)"; empty where a claim is not about the data set.
+        Of HTML, one row a claim: `claim`, `in the paper`, and one column a study with the verdict, linked to
+        the page, the numbers of the seeds with their unit, and the same of the paper; empty where a claim is
+        not about the data set.
     """
-    judged = {TITLES[page.dataset]: page.judge() if page.records else None for page in pages}
-    rows = {}
-    for claim in CLAIMS:
-        rows[claim.name] = {"claim": claim.sentence, "in the paper": claim.source}
-        for page in pages:
-            title = TITLES[page.dataset]
+    rows = {claim.name: {"claim": claim.sentence, "in the paper": claim.source} for claim in CLAIMS}
+    for page in pages:
+        judged = page.judge() if page.records else None
+        for claim in CLAIMS:
             about = not claim.datasets or page.dataset in claim.datasets
-            mark = " [fixture]" if page.fixture else ""
-            rows[claim.name][title] = _verdict(claim, judged[title]) + mark if about else ""
+            rows[claim.name][TITLES[page.study]] = _verdict(claim, page, judged) if about else ""
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _verdict(claim, judged):
+def _verdict(claim, page, judged):
     if judged is None:
         return "not run"
     row = judged.loc[claim.name]
-    numbers = [row[column] for column in judged if column.startswith("seed ") and row[column] == row[column]]
-    ours = f"{row.verdict}: {', '.join(f'{number:.1f}' for number in numbers)}" if numbers else row.verdict
-    if row.paper != row.paper:  # NaN: the paper has no such number
-        return ours
-    return f"{ours} (paper: {'holds' if claim.holds(row.paper) else 'fails'}, {row.paper:.1f})"
+    numbers = [f"{row[name]:.1f}" for name in judged if name.startswith("seed ") and row[name] == row[name]]
+    text = f'<a href="{page.dataset}.html#claims">{row.verdict}</a>'
+    text += f": {', '.join(numbers)} {claim.unit}" if numbers else ""
+    text += " [fixture]" if page.fixture else ""
+    if row.paper == row.paper:  # not NaN: the paper has such a number
+        text += f"<br>paper: {'holds' if claim.holds(row.paper) else 'fails'}, {row.paper:.1f}"
+    return text
 
 
-def results_index(pages, profile):
+def results_index(pages):
     """Which notebooks, parameters and records are behind each table and figure, and what they cost.
 
     Parameters
     ----------
     pages : sequence of Page
         One a data set.
-    profile : str
-        Folder of parameters and records.
 
     Returns
     -------
     DataFrame
-        Of text, one row a result.
+        Of HTML, one row a result.
     """
     by_name = {page.dataset: page for page in pages}
     rows = {}
     for result, (dataset, patterns) in RESULTS.items():
         page = by_name[dataset]
         used = [r for r in page.records if any(fnmatch(r["experiment"], pattern) for pattern in patterns)]
-        seeds = {record["seed"] for record in used}
-        minutes = sum(record["provenance"]["seconds"] for record in used) / 60 / max(1, len(seeds))
-        mark = " [fixture]" if page.fixture else ""
-        devices = {record["provenance"]["device"] for record in used}
+        notebooks = sorted({record["provenance"]["notebook"] for record in used})
         rows[result] = {
             "page": f'<a href="{dataset}.html">{TITLES[dataset]}</a>',
-            "computed by": ", ".join(
-                sorted({f'<a href="{n}.html">{n}</a>' for n in (r["provenance"]["notebook"] for r in used)})
-            ),
-            "parameters": f"notebooks/params/{profile}/{dataset}.yaml",
-            "records": f"records/{profile}/{dataset}/seed*: " + ", ".join(patterns),
-            "minutes a seed": f"{minutes:.1f}, {', '.join(sorted(devices))}{mark}" if used else "not run",
+            "computed by": ", ".join(f'<a href="{name}.html">{name}</a>' for name in notebooks),
+            "parameters": f"notebooks/params/{page.profile}/{dataset}.yaml" if used else "",
+            "records": f"{page.profile}/{dataset}/seed*/: {', '.join(patterns)}" if used else "",
+            "minutes a seed": _minutes(used) + (" [fixture]" if page.fixture else ""),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _minutes(records):
+    """Wall time of all notebooks together, mean over seeds, and where; "not run" without records."""
+    if not records:
+        return "not run"
+    seeds = {record["seed"] for record in records}
+    minutes = sum(record["provenance"]["seconds"] for record in records) / 60 / len(seeds)
+    devices = sorted({record["provenance"]["device"] for record in records})
+    resumed = any(record["provenance"].get("resumed") for record in records)
+    return f"{'over ' if resumed else ''}{minutes:.1f} on {', '.join(devices)}"

@@ -10,7 +10,7 @@ from IPython.display import HTML, Markdown, display
 
 from simo import claims, plotting, tables
 from simo.notebooks import ROOT
-from simo.paper import PAPER_ROWS, PAPER_TABLES, paper_curves, read_paper
+from simo.paper import paper_curves, paper_deltas, read_paper
 from simo.records import load_pictures, load_records, results_table
 from simo.tasks import tasks_of
 
@@ -61,10 +61,11 @@ class Page:
         self.records = _records(self.folder)
         self.profile = self.records[0]["profile"] if self.records else ""
         self.frame = self._scores(self.records)
-        self.fresh = self._scores(_records(ROOT / recomputed / study)) if recomputed else None
+        fresh = _records(ROOT / recomputed / study) if recomputed else []
+        self.fresh = self._scores(fresh)
         known = set() if self.frame is None else set(self.frame.index.unique("model"))
         self.models = [name for name in tables.MODELS if name in known and name != "expert"]
-        self.fixture = any(record["provenance"]["fixture"] for record in self.records)
+        self.fixture = any(record["provenance"]["fixture"] for record in self.records + fresh)
         self.paper = read_paper()
         plotting.set_style()
 
@@ -89,29 +90,38 @@ class Page:
             display(Markdown(f"```{{note}}\n{text}\n```"))
 
     def numbers(self):
-        """Values that the text names: `delta <model>`, `paper <model>`, `recovered <realignment>` and so on.
+        """Values that the text names.
 
         Returns
         -------
         dict of str to str
-            "not run" where there is no result.
+            `delta <model>` and `paper <model>`, `recovered <realignment>`, `best score` of any α in per cent,
+            `largest spread` of a realigned model's Δ over seeds, `seeds`, `tolerance`, `full tolerance`; "not
+            run" where there is no result.
         """
         keys = [f"delta {name}" for name in tables.MODELS]
-        keys += ["recovered heads", "recovered representation", "seeds"]
+        keys += ["recovered heads", "recovered representation", "best score", "largest spread", "seeds"]
         values = dict.fromkeys(keys, "not run") | {"tolerance": f"{claims.TOLERANCE:.0f}"}
-        printed = self.paper[PAPER_TABLES[self.dataset]]
-        for model, row in PAPER_ROWS.items():
-            if model != "expert" and row in printed:
-                values[f"paper {model}"] = f"{printed[row][-1]:.1f}"
-        if self.records:
-            mean = self.frame.printed.groupby("model").mean()
-            mark = f" ({FIXTURE})" if self.fixture else ""
-            values |= {f"delta {model}": f"{value:.1f}{mark}" for model, value in mean.items()}
-            for name in ("heads", "representation"):
-                share = claims.recovered(mean, "task_arithmetic", name)
-                values[f"recovered {name}"] = f"{share:.0f}{mark}"
-            values["seeds"] = str(len(self.frame.index.unique("seed")))
-        return values
+        values["full tolerance"] = f"{tables.FULL_SCALE_TOLERANCE:.0f}"
+        for model, delta in paper_deltas(self.dataset, self.paper).items():
+            values[f"paper {model}"] = f"{delta:.1f}"
+        return values | self._results() if self.records else values
+
+    def _results(self):
+        """Those of `numbers` that come from records."""
+        delta, mark = self.frame.printed.unstack("model"), f" ({FIXTURE})" if self.fixture else ""
+        values = {f"delta {model}": f"{value:.1f}{mark}" for model, value in delta.mean().items()}
+        for kind in {"heads", "representation"} & {name.split("+")[-1] for name in delta}:
+            share = tables.recovered(delta, "task_arithmetic", kind).mean()
+            values[f"recovered {kind}"] = f"{share:.0f}{mark}"
+        scans = [record["details"]["scan"] for record in self._all("merge_task_arithmetic")]
+        if scans:
+            best = sum(max(row["score"] for row in scan) for scan in scans) / len(scans)
+            values["best score"] = f"{100 * best:.0f}{mark}"
+        spread = delta[[name for name in delta if "+" in name and name not in tables.CONTROLS]].std(ddof=1)
+        if spread.notna().any():
+            values["largest spread"] = f"{spread.max():.1f}{mark}"
+        return values | {"seeds": str(len(delta))}
 
     def show(self, table, **options):
         """Display a table, every row of a fixture marked, in its index or, if hidden, its first column."""
@@ -120,7 +130,8 @@ class Page:
         elif self.fixture:
             first = table.columns[0]
             table = table.assign(**{first: table[first] + f" [{FIXTURE}]"})
-        display(HTML(table.to_html(**options)))
+        # what stands in brackets gets a line of its own
+        display(HTML(table.to_html(**options).replace(" (", "<br>(")))
 
     def table(self):
         """Display the paper's kind of table, with the experts and a constant prediction."""
@@ -137,12 +148,9 @@ class Page:
     def paper_beside_ours(self):
         """Display performance relative to the experts, the paper's beside ours."""
         if self:
-            full = (
-                self.frame
-                if self.profile == "paper"
-                else self._scores(_records(ROOT / "records/paper" / self.study))
-            )
-            self.show(tables.paper_beside_ours(self.frame, self.dataset, self.paper, full))
+            full = self if self.profile == "paper" else Page(self.study, "records/paper")
+            scores = None if full.fixture and full is not self else full.frame
+            self.show(tables.paper_beside_ours(self.frame, self.dataset, self.paper, scores))
 
     def pattern(self):
         """Display what is comparable at any size: order, signs, shares recovered."""
@@ -179,17 +187,12 @@ class Page:
     def deltas(self):
         """Draw Δ of every model and seed, the paper's beside."""
         if self:
-            printed = self.paper[PAPER_TABLES[self.dataset]]
-            deltas = {
-                model: printed[row][-1]
-                for model, row in PAPER_ROWS.items()
-                if model != "expert" and row in printed
-            }
-            self._mark(plotting.delta_figure(self.frame, deltas, self.models, self.fresh))
+            printed = paper_deltas(self.dataset, self.paper)
+            self._mark(plotting.delta_figure(self.frame, printed, self.models, self.fresh))
 
     def alphas(self):
         """Draw the validation score against α, for task arithmetic and TIES."""
-        if self:
+        if self._has("merge_task_arithmetic") and self._has("merge_ties"):
             scans = {}
             for method in ("task_arithmetic", "ties"):
                 found = [record["details"] for record in self._all(f"merge_{method}")]
@@ -198,7 +201,7 @@ class Page:
 
     def relationships(self):
         """Draw every head's performance along every task vector, the paper's curves beside."""
-        if self:
+        if self._has("relationships"):
             curves = [
                 tables.relative_curves(record["details"]["curves"], self.dataset)
                 for record in self._all("relationships")
@@ -208,7 +211,7 @@ class Page:
 
     def pictures(self):
         """Draw images, truth and predictions of the first seed."""
-        if self:
+        if self._has("qualitative"):
             seed = min(record["seed"] for record in self.records)
             pictures = load_pictures(self.folder / f"seed{seed}" / "qualitative.npz")
             self._mark(plotting.qualitative_figure(pictures, self.tasks, PICTURED))
@@ -231,16 +234,16 @@ class Page:
     def efficiency(self):
         """Display Table 4: steps, trained parameters, images and time; the paper's is Taskonomy's."""
         if self:
-            paper = self.paper["table4_efficiency_taskonomy"] if self.dataset == "taskonomy" else None
+            paper = self.paper if self.dataset == "taskonomy" else None
             self.show(tables.efficiency(self.records, paper))
 
     def _has(self, experiment):
         """Whether there are records of an experiment; says so if not."""
-        if not self._all(experiment):
-            display(
-                Markdown(f"*Not run: there are no records of {experiment} of {self.study} at this scale.*")
-            )
-        return bool(self._all(experiment))
+        found = bool(self._all(experiment))
+        if not found:
+            what = f"{experiment} of {self.study}" if self.records else self.study
+            display(Markdown(f"*Not run: there are no records of {what} at this scale.*"))
+        return found
 
     def _all(self, experiment):
         return [record for record in self.records if record["experiment"] == experiment]

@@ -33,13 +33,26 @@ PAPER_FIGURES = {
         {"depth": "depth_zbuffer", "normals": "normal", "edges": "edge_texture", "keypoints": "keypoints2d"},
     ),
 }
-PAPER_COSTS = {"expert": "TS", "joint": "MTL", "task_arithmetic+heads": "TA+head"}
-PAPER_COSTS |= {"task_arithmetic+representation": "TA+repr"}
+PAPER_COSTS = ("expert", "joint", "task_arithmetic+heads", "task_arithmetic+representation")  # Table 4
 
 
 def read_paper():
     """Read the paper's numbers: tables, curves and misprints by their keys in the file."""
     return read_json(ROOT / "book" / "paper_numbers.json")
+
+
+def paper_deltas(dataset, paper):
+    """Printed Δ_MTL of a data set by our name of the model, as a Series."""
+    printed = paper[PAPER_TABLES[dataset]]
+    rows = {model: printed[row][-1] for model, row in PAPER_ROWS.items() if row in printed}
+    return pd.Series({model: delta for model, delta in rows.items() if model != "expert"})
+
+
+def paper_costs(paper):
+    """Table 4 by our name of the model: `steps`, `parameters` (millions) and `samples`."""
+    table = paper["table4_efficiency_taskonomy"]
+    names = ("steps", "parameters", "samples")
+    return {model: dict(zip(names, table[PAPER_ROWS[model]], strict=True)) for model in PAPER_COSTS}
 
 
 def printed_deltas(paper):

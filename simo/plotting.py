@@ -20,7 +20,7 @@ STYLES = [
     (ORANGE, "--", "s"),
     (GREEN, ":", "^"),
     ("#CC79A7", "-.", "D"),
-    ("#56B4E9", "-", "v"),
+    ("#56B4E9", (0, (5, 1, 1, 1, 1, 1)), "v"),
 ]
 CLASS_COLOURS = {
     # thirteen colours that neighbours in a room tell apart
@@ -168,6 +168,10 @@ def subset_figure(points, paper):
     dots = points.groupby(["tasks", "size"]).performance.mean().reset_index()
     axes.plot(dots["size"] - 0.08, dots.performance, "o", color=BLUE, ms=3.5, alpha=0.45, lw=0)
     mean = points.groupby("size").performance.mean()
+    seeds = points.groupby(["size", "seed"]).performance.mean().unstack("seed")
+    axes.fill_between(
+        [1, *seeds.index], [1, *seeds.min(axis=1)], [1, *seeds.max(axis=1)], color=BLUE, alpha=0.2, lw=0
+    )
     axes.plot(
         [1, *mean.index], [1, *mean], "-o", color=BLUE, lw=1.8, label="ours, mean over subsets and seeds"
     )
@@ -211,7 +215,8 @@ def coefficient_figure(coefficients):
     )
     for axes, task in zip(panels[0], tasks, strict=True):
         picture = axes.imshow(grids[task], vmin=0, vmax=1, cmap="Greys", aspect="auto")
-        axes.set(title=task, xlabel="block", xticks=range(0, blocks, max(1, blocks // 6)))
+        ticks = range(0, blocks, max(1, blocks // 6))
+        axes.set(title=task, xlabel="block", xticks=ticks, xticklabels=[tick + 1 for tick in ticks])
         axes.set_yticks(range(kinds), grids[task].index, fontsize=8)
         axes.grid(False)
     figure.colorbar(picture, ax=panels, label="coefficient")

@@ -4,7 +4,7 @@ import pandas as pd
 
 from simo.errors import SimoError
 from simo.metrics import delta_formula, delta_printed, normalised_performance
-from simo.paper import PAPER_COSTS, PAPER_ROWS, PAPER_TABLES, decimals
+from simo.paper import PAPER_COSTS, PAPER_ROWS, PAPER_TABLES, decimals, paper_costs, paper_deltas
 from simo.tasks import tasks_of
 
 MODELS = {
@@ -137,13 +137,13 @@ def relative_curves(curves, dataset):
     }
 
 
-# A full-scale Δ counts as the paper's if it differs by at most this: three standard deviations of a Δ over
-# seeds, as the miniature shows them for realigned models (about 1), since the paper has a single seed.
+# A full-scale Δ counts as the paper's within this many points: the paper has a single seed, and the seeds of
+# our realigned models differ by up to about as much (`simo.pages.Page.numbers`, "largest spread").
 FULL_SCALE_TOLERANCE = 3.0
 
 
 def paper_beside_ours(frame, dataset, paper, full=None):
-    """Normalised performance and printed Δ: the paper's value beside ours, for the rows that it prints.
+    """Metrics, normalised performance and printed Δ of the paper, beside ours, for the rows that it prints.
 
     Parameters
     ----------
@@ -158,8 +158,9 @@ def paper_beside_ours(frame, dataset, paper, full=None):
     Returns
     -------
     DataFrame
-        Of text; columns are pairs of a quantity and "paper", "ours" or "at its scale". At its scale, a Δ more
-        than `FULL_SCALE_TOLERANCE` away from the paper's is marked.
+        Of text; columns are pairs of a quantity and "paper", "ours" or "at its scale". The paper's
+        percentages follow from its metrics; a Δ that follows from a misprinted one instead has a star. At its
+        scale, a Δ more than `FULL_SCALE_TOLERANCE` away from the paper's is marked.
     """
     tasks = tasks_of(dataset)
     printed = paper[PAPER_TABLES[dataset]]
@@ -171,12 +172,13 @@ def paper_beside_ours(frame, dataset, paper, full=None):
         values, row = dict(zip(baseline, printed[name][:-1], strict=True)), {}
         for task in tasks:
             theirs = 100 * normalised_performance(task, values[task.name], baseline[task.name])
-            row[f"{task.name}, %", "paper"] = f"{theirs:.1f}"
+            row[f"{task.name}, %", "paper"] = f"{values[task.name]:.{decimals(task)}f} ({theirs:.1f})"
             row[f"{task.name}, %", "ours"] = _cell(frame, model, f"{task.name} %")
         if model != "expert":
             delta, ours = printed[name][-1], _cell(full, model, "printed", sign=True)
             far = ours != "not run" and abs(full.loc[model].printed.mean() - delta) > FULL_SCALE_TOLERANCE
-            row["Δ_MTL, %", "paper"] = f"{delta:+.1f}"
+            star = "*" if name in paper["misprints"].get(PAPER_TABLES[dataset], {}) else ""
+            row["Δ_MTL, %", "paper"] = f"{delta:+.1f}{star}"
             row["Δ_MTL, %", "ours"] = _cell(frame, model, "printed", sign=True)
             row["Δ_MTL, %", "at its scale"] = f"{ours}, differs" if far else ours
         rows[MODELS[model]] = row
@@ -189,6 +191,28 @@ def _cell(frame, model, column, sign=False):
         return "not run"
     values = frame.loc[model][column]
     return _with_spread(values.mean(), values.std(ddof=1), 1, sign)
+
+
+def recovered(delta, method, realignment):
+    """Share of merging's loss that a realignment takes back, in per cent; 100 is the experts' level.
+
+    Parameters
+    ----------
+    delta : mapping
+        Printed Δ by model name; numbers, or Series over seeds.
+    method, realignment : str
+        Such as "ties" and "heads".
+    """
+    return 100 * (1 - delta[f"{method}+{realignment}"] / delta[method])
+
+
+def costs_of(records):
+    """Yield (seed, model, cost) of all test results; the seconds of a continued run, too few, are NaN."""
+    for record in records:
+        unknown = {"seconds": float("nan")} if record["provenance"].get("resumed") else {}
+        for result in record["results"]:
+            if result["split"] == "test":
+                yield record["seed"], result["model"], result["cost"] | unknown
 
 
 def pattern(frame, dataset, paper):
@@ -204,10 +228,7 @@ def pattern(frame, dataset, paper):
     DataFrame
         Of text, columns `paper` and `ours`.
     """
-    printed = paper[PAPER_TABLES[dataset]]
-    theirs = pd.Series(
-        {model: printed[row][-1] for model, row in PAPER_ROWS.items() if model != "expert" and row in printed}
-    )
+    theirs = paper_deltas(dataset, paper)
     seeds = frame.printed.unstack("seed").reindex(theirs.index)
     order = pd.Series({seed: theirs.rank().corr(seeds[seed].rank()) for seed in seeds})
     rows = {
@@ -223,9 +244,9 @@ def pattern(frame, dataset, paper):
     for method in ("task_arithmetic", "ties"):
         for kind in ("heads", "representation"):
             model = f"{method}+{kind}"
-            ours = 100 * (1 - seeds.loc[model] / seeds.loc[method])
+            ours = recovered(seeds.T, method, kind)
             rows[f"share of the loss recovered by {MODELS[model]}"] = (
-                f"{100 * (1 - theirs[model] / theirs[method]):.0f} %",
+                f"{recovered(theirs, method, kind):.0f} %",
                 _with_spread(ours.mean(), ours.std(ddof=1), 0) + " %",
             )
     return pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "ours"])
@@ -239,7 +260,7 @@ def efficiency(records, paper=None):
     records : list of dict
         Of one study; every number is read from them.
     paper : dict, optional
-        The paper's Table 4, to stand beside.
+        See `simo.paper.read_paper`; its Table 4 is to stand beside.
 
     Returns
     -------
@@ -248,10 +269,9 @@ def efficiency(records, paper=None):
         seeds. An expert's row is the mean over tasks.
     """
     costs = {}  # model, seed: list of costs
-    for record in records:
-        for each in record["results"]:
-            if each["split"] == "test" and "seconds" in each["cost"]:
-                costs.setdefault(each["model"], {}).setdefault(record["seed"], []).append(each["cost"])
+    for seed, model, cost in costs_of(records):
+        if model in PAPER_COSTS:
+            costs.setdefault(model, {}).setdefault(seed, []).append(cost)
     means = {
         model: pd.DataFrame([pd.DataFrame(each).mean() for each in seeds.values()]).mean()
         for model, seeds in costs.items()
@@ -261,23 +281,20 @@ def efficiency(records, paper=None):
         together = pd.DataFrame([pd.DataFrame(each).sum() for each in costs["expert"].values()]).mean()
         together["samples"] = means["expert"]["samples"]  # the same images for every task
         rows["All experts"] = together
-        for model in list(rows)[1:]:
-            if model.startswith("task_arithmetic"):
-                whole = together + rows[model]
-                whole["parameters"] = max(together["parameters"], rows[model]["parameters"])
-                rows[f"{MODELS[model]}, with its experts"] = whole
+        for model in [name for name in rows if name.startswith("task_arithmetic")]:
+            rows[f"{MODELS[model]}, with its experts"] = (together + rows[model]).drop("parameters")
     table = {}
     for model, cost in rows.items():
         row = {
             ("steps", "ours"): f"{cost.steps:,.0f}",
-            ("trained parameters", "ours"): _millions(cost.parameters),
+            ("trained parameters", "ours"): f"{cost.parameters / 1e6:.2f} M" if "parameters" in cost else "",
             ("images", "ours"): f"{cost.samples:,.0f}",
-            ("seconds", "ours"): f"{cost.seconds:,.0f}",
+            ("seconds", "ours"): f"{cost.seconds:,.0f}" if cost.seconds == cost.seconds else "interrupted",
         }
         if paper and model in PAPER_COSTS:
-            steps, parameters, samples = paper[PAPER_COSTS[model]]
-            row["steps", "paper"], row["images", "paper"] = f"{steps:,}", f"{samples:,}"
-            row["trained parameters", "paper"] = f"{parameters:.1f} M"
+            printed = paper_costs(paper)[model]
+            row["steps", "paper"], row["images", "paper"] = f"{printed['steps']:,}", f"{printed['samples']:,}"
+            row["trained parameters", "paper"] = f"{printed['parameters']:.1f} M"
         label = "An expert, mean over tasks" if model == "expert" else MODELS.get(model, model)
         table[label] = row
     frame = pd.DataFrame.from_dict(table, orient="index").fillna("")
@@ -287,10 +304,6 @@ def efficiency(records, paper=None):
         for who in ("paper", "ours")
     ]
     return frame[[column for column in order if column in frame]]
-
-
-def _millions(count):
-    return f"{count / 1e6:.2f} M"
 
 
 def subset_scores(records, frame, dataset):
