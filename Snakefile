@@ -39,7 +39,9 @@ PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "claims", "deviatio
 # a profile without committed records is drawn from what was just computed
 COMMITTED = f"records/{PROFILE}" if Path(f"records/{PROFILE}").is_dir() else ""
 # further merging methods and variants: minutes that are spared where their committed records can be drawn
-FURTHER = config["further"] in ("yes", True) if "further" in config else not COMMITTED
+FURTHER = {True: True, "yes": True, False: False, "no": False, "": not COMMITTED}.get(config.get("further", ""))
+if FURTHER is None:
+    raise SimoError(f"further={config['further']}: expected yes or no")
 
 BUILD = str(config.get("build") or f"build/{PROFILE}")
 # parameters of all studies, as a YAML mapping: set="{finetune_steps: 10, realign_steps: 5}"
@@ -350,13 +352,14 @@ use rule joint as qualitative with:
 
 
 def drawn_from(wildcards):
-    """Records that a page draws: of its data set, of all, or none."""
+    """What a page reads: the paper's numbers, and records of its data set, of all, or none."""
     about = {"model": (), "deviations": ()}.get(wildcards.page, TASKS)
     about = [wildcards.page] if wildcards.page in TASKS else about
-    records = [str(path) for path in sorted(Path(COMMITTED or "-").glob("*/*/*.*"))]
+    committed = {Path(COMMITTED or "-"), Path("records/paper")}  # the paper's scale stands beside
+    records = [str(path) for folder in sorted(committed) for path in sorted(folder.glob("*/*/*.*"))]
     fresh = recomputed() if wildcards.kind == "book" or not COMMITTED else []
     chosen = [path for path in records if Path(path).parts[2].split("_")[0] in about]
-    return chosen + [path for path in fresh if Path(path).parts[-3].split("_")[0] in about]
+    return ["book/paper_numbers.json", *chosen] + [path for path in fresh if Path(path).parts[-3].split("_")[0] in about]
 
 
 def drawing_parameters(page, kind):

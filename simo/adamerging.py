@@ -12,11 +12,14 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from simo.training import fit
+from simo.training import autocast, fit, memory_need
 
 
 class LayerwiseMerge(nn.Module):
     """An encoder whose weights are merged anew at each call, by coefficients that can be learned.
+
+    Coefficients outside [0, 1] count as its ends, as in AdaMerging's own code: one that has reached an end gets
+    no gradient any more, and stays there.
 
     Parameters
     ----------
@@ -43,11 +46,12 @@ class LayerwiseMerge(nn.Module):
     def state(self):
         """Merged encoder state by name, with gradients to the coefficients."""
         amounts = self.coefficients.clamp(0, 1)  # (T, tensors)
-        return {
-            name: getattr(self, f"base{number}")
-            + torch.tensordot(amounts[:, number], getattr(self, f"changes{number}"), dims=1)
-            for number, name in enumerate(self.names)
-        }
+        with autocast(amounts.device, "float32"):  # weights are merged exactly, whatever they compute in
+            return {
+                name: getattr(self, f"base{number}")
+                + torch.tensordot(amounts[:, number], getattr(self, f"changes{number}"), dims=1)
+                for number, name in enumerate(self.names)
+            }
 
     def forward(self, image):
         """Compute `Features` of images `(B, 3, H, W)`."""
@@ -93,7 +97,9 @@ def learn_coefficients(model, base, task_vectors, dataset, tasks, optimisation, 
         return model.predict(merge(batch["image"]), batch["image"].shape[-2:])
 
     rates = [([merge.coefficients], learning_rate)]
-    history = fit(merge, predict, rates, dataset, tasks, replace(optimisation, weight_decay=0.0), resume)
+    plan = (merge, predict, rates, dataset, tasks, replace(optimisation, weight_decay=0.0))
+    print(f"memory for the coefficients: {memory_need(*plan)}")
+    history = fit(*plan, resume)
     with torch.no_grad():
         model.encoder.load_state_dict(merge.state())
     return merge.table(), history

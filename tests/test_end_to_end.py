@@ -186,15 +186,21 @@ def test_rehearsal_runs_every_notebook_of_the_paper_profile(rehearsal):
 
 
 def test_every_number_of_a_rehearsal_is_marked(rehearsal):
-    """Numbers of made-up data cannot be taken for results: each row of each table of ours says what it is."""
+    """Numbers of made-up data cannot be taken for results: rows of tables, verdicts and notebooks say it."""
+    pages = rehearsal / "book/_build/html/notebooks"
     for page in TASKS:
-        text = (rehearsal / f"book/_build/html/notebooks/{page}.html").read_text(encoding="utf-8")
+        text = (pages / f"{page}.html").read_text(encoding="utf-8")
         assert "Every number on this page was computed from a fixture" in text
         tables = re.findall(r"<table[^>]*dataframe.*?</table>", text, re.DOTALL)
         assert len(tables) >= 4
         for table in tables:
             rows = re.findall(r"<tr.*?</tr>", table.split("<tbody>")[1], re.DOTALL)
             assert all("[fixture]" in row for row in rows)
+    for page in ("introduction", "claims", "results"):
+        text = (pages / f"{page}.html").read_text(encoding="utf-8")
+        assert "Every number on this page was computed from a fixture" in text
+    for page in ("expert", "merge", "realign", "masks", "adamerging", "released", "control"):
+        assert "Executed on a fixture" in (pages / f"{page}.html").read_text(encoding="utf-8")
 
 
 def test_redraw_needs_committed_records_only(project):

@@ -8,13 +8,15 @@ import pytest
 from simo.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "claims", "deviations", "results", "status"]
+PAGES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 # decimals and percentages, unless they are part of a name or an address
 RESULT = re.compile(r"(?<![\w./-])[−+-]?\d+[.,]\d+(?![.\d]*/)|(?<![\w.])[−+-]?\d+ ?%")
 # definitions and settings, which no record could change
 ALLOWED = {
     "introduction": {"100 %"},
     "deviations": {"100 %", "900 %", "90 %", "20 %"},  # Δ's definition, its example, TIES' density
+    "model": {"0.5", "0.406", "0.225", "0.42", "2,380"},  # ImageNet's statistics, Cityscapes' images
+    "relationships": {"1.5"},  # the largest λ
     "README": {"3.11", "2504.11268", "0.2", "1.0"},  # Python, arXiv, the example's density and α
     "miniature": set(),
     "reproduce": {"3.11"},
