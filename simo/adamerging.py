@@ -18,8 +18,8 @@ from simo.training import autocast, fit, memory_need
 class LayerwiseMerge(nn.Module):
     """An encoder whose weights are merged anew at each call, by coefficients that can be learned.
 
-    Coefficients outside [0, 1] count as its ends, as in AdaMerging's own code: one that has reached an end gets
-    no gradient any more, and stays there.
+    Coefficients outside [0, 1] count as its ends, as in AdaMerging's own code: one that has reached an end
+    gets no gradient any more, and stays there.
 
     Parameters
     ----------

@@ -19,8 +19,10 @@ def pages(tmp_path):
         "source": ["x = 1"],
     }
     cell |= {"outputs": [], "execution_count": 1}
-    for name in ("introduction", "nyuv2", "cityscapes", "taskonomy", "model", "status"):
-        (tmp_path / f"{name}.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}}))
+    for page in book.pages_of(book.read_toc()):
+        if page.startswith("notebooks/") and book.draws(page.removeprefix("notebooks/")):
+            name = page.removeprefix("notebooks/")
+            (tmp_path / f"{name}.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}}))
     return tmp_path
 
 
@@ -51,6 +53,21 @@ def test_executed_notebook_is_shown_where_there_is_one(tmp_path, pages):
     assert cells[0]["metadata"]["tags"] == ["injected-parameters", "hide-input"]
     cells = json.loads((tmp_path / "source/notebooks/nyuv2.ipynb").read_text())["cells"]
     assert cells[0]["metadata"]["tags"] == ["injected-parameters", "remove-cell"]
+
+
+@pytest.mark.parametrize("fixture", [True, False])
+def test_notebook_executed_on_made_up_data_says_so(tmp_path, pages, fixture):
+    """Metrics that a computing notebook prints in a rehearsal are no results, and are marked as such."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared.json").write_text(json.dumps({"fixture": fixture}))
+    run = json.loads((ROOT / "notebooks/expert.ipynb").read_text())
+    run["metadata"]["papermill"] = {"parameters": {"data": str(tmp_path / "data")}}
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/expert_segmentation.ipynb").write_text(json.dumps(run))
+    book.assemble(tmp_path / "source", pages, tmp_path / "runs")
+    cells = json.loads((tmp_path / "source/notebooks/expert.ipynb").read_text())["cells"]
+    assert ("No number below is a result" in "".join(cells[1]["source"])) == fixture
+    assert len(cells) == len(run["cells"]) + fixture
 
 
 def test_missing_drawn_page_is_an_error(tmp_path, pages):
