@@ -161,6 +161,7 @@ class Page:
         """Display every claim with the number that decides it on each seed."""
         if self:
             table = self.judge()
+            table = table[["claim", "verdict", *table.columns.drop(["claim", "verdict", "source"]), "source"]]
             self.show(table, index=False, classes="claims", float_format="{:+.1f}".format, na_rep="–")
 
     def judge(self):

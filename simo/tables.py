@@ -287,14 +287,16 @@ def efficiency(records, paper=None):
     for model, cost in rows.items():
         row = {
             ("steps", "ours"): f"{cost.steps:,.0f}",
-            ("trained parameters", "ours"): f"{cost.parameters / 1e6:.2f} M" if "parameters" in cost else "",
+            ("trained parameters", "ours"): f"{cost.parameters / 1e6:.2f}\u00a0M"
+            if "parameters" in cost
+            else "",
             ("images", "ours"): f"{cost.samples:,.0f}",
             ("seconds", "ours"): f"{cost.seconds:,.0f}" if cost.seconds == cost.seconds else "interrupted",
         }
         if paper and model in PAPER_COSTS:
             printed = paper_costs(paper)[model]
             row["steps", "paper"], row["images", "paper"] = f"{printed['steps']:,}", f"{printed['samples']:,}"
-            row["trained parameters", "paper"] = f"{printed['parameters']:.1f} M"
+            row["trained parameters", "paper"] = f"{printed['parameters']:.1f}\u00a0M"
         label = "An expert, mean over tasks" if model == "expert" else MODELS.get(model, model)
         table[label] = row
     frame = pd.DataFrame.from_dict(table, orient="index").fillna("")

@@ -3,6 +3,7 @@
 import pytest
 
 from simo.claims import judge
+from simo.files import read_json
 from simo.notebooks import ROOT, declared_parameters, read_parameters
 from simo.paper import read_paper
 from simo.records import load_pictures, load_records, results_table
@@ -83,6 +84,7 @@ def test_experts_are_far_better_than_a_constant(study, frame):
         assert frame.loc["constant"][f"{task.name} %"].max() < 75, task.name
 
 
+VERDICTS = read_json(ROOT / "tests" / "verdicts.json")
 HOLD = {
     f"{method}-{claim}"
     for method in ("task_arithmetic", "ties")
@@ -95,6 +97,12 @@ def test_what_the_introduction_says_holds_on_every_seed(study, records, frame):
     verdicts = judge(frame, PARAMETERS[study]["dataset"], records, read_paper()).verdict
     assert {name: verdicts[name] for name in HOLD} == dict.fromkeys(HOLD, "holds")
     assert "not run" not in set(verdicts)
+
+
+def test_verdicts_are_those_expected(study, records, frame):
+    """A verdict that changes is a finding: whoever recomputes the records looks at it, and writes it down."""
+    verdicts = judge(frame, PARAMETERS[study]["dataset"], records, read_paper()).verdict
+    assert verdicts.to_dict() == VERDICTS[study]
 
 
 def test_pictures_match_their_record(study):

@@ -171,6 +171,7 @@ def test_efficiency_by_hand():
             cost_record(seed, "realign", ("task_arithmetic+heads", 40, 200, 1_000_000, 5.0)),
         ]
     table = tables.efficiency(records, PAPER)
+    table = table.replace("\u00a0", " ", regex=True)
     ours = table.xs("ours", axis=1, level=1)
     assert ours.loc["An expert, mean over tasks"].tolist() == ["200", "2.00 M", "800", "40"]
     assert ours.loc["All experts"].tolist() == ["400", "4.00 M", "800", "80"]
