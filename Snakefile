@@ -352,14 +352,15 @@ use rule joint as qualitative with:
 
 
 def drawn_from(wildcards):
-    """What a page reads: the paper's numbers, and records of its data set, of all, or none."""
+    """What a page reads: itself, the paper's numbers, and records of its data set, of all, or none."""
     about = {"model": (), "deviations": ()}.get(wildcards.page, TASKS)
     about = [wildcards.page] if wildcards.page in TASKS else about
     committed = {Path(COMMITTED or "-"), Path("records/paper")}  # the paper's scale stands beside
     records = [str(path) for folder in sorted(committed) for path in sorted(folder.glob("*/*/*.*"))]
     fresh = recomputed() if wildcards.kind == "book" or not COMMITTED else []
     chosen = [path for path in records if Path(path).parts[2].split("_")[0] in about]
-    return ["book/paper_numbers.json", *chosen] + [path for path in fresh if Path(path).parts[-3].split("_")[0] in about]
+    own = f"notebooks/{wildcards.page}.ipynb"  # its prose, too
+    return [own, "book/paper_numbers.json", *chosen] + [path for path in fresh if Path(path).parts[-3].split("_")[0] in about]
 
 
 def drawing_parameters(page, kind):
