@@ -6,6 +6,7 @@ tells what carries over from what the paper's own tables do not show on every da
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import fmean
 
 import pandas as pd
@@ -210,10 +211,7 @@ CLAIMS = [
         "each-task-costs",
         "Every further merged task costs performance: the mean falls from each number of tasks to the next "
         "(the largest step, negative if all fall).",
-        lambda seed: max(
-            100 * (seed.sizes[size] - before)
-            for size, before in zip(list(seed.sizes)[1:], seed.sizes.values(), strict=False)
-        ),
+        lambda seed: max(100 * (after - before) for before, after in pairwise(seed.sizes.values())),
         lambda value: value < 0,
         "points of performance",
         source="Figure 1",
