@@ -357,7 +357,8 @@ def drawn_from(wildcards):
     about = [wildcards.page] if wildcards.page in TASKS else about
     committed = {Path(COMMITTED or "-"), Path("records/paper")}  # the paper's scale stands beside
     records = [str(path) for folder in sorted(committed) for path in sorted(folder.glob("*/*/*.*"))]
-    fresh = recomputed() if wildcards.kind == "book" or not COMMITTED else []
+    beside = wildcards.kind == "book" and "recomputed" in declared_parameters(wildcards.page)
+    fresh = recomputed() if beside or not COMMITTED else []
     chosen = [path for path in records if Path(path).parts[2].split("_")[0] in about]
     own = f"notebooks/{wildcards.page}.ipynb"  # its prose, too
     return [own, "book/paper_numbers.json", *chosen] + [path for path in fresh if Path(path).parts[-3].split("_")[0] in about]

@@ -178,8 +178,6 @@ def ties(task_vectors, density=0.2):
     density : float
         Fraction of entries to keep, in (0, 1].
     """
-    if not 0 < density <= 1:
-        raise SimoError(f"density {density}: expected a fraction in (0, 1], such as 0.2")
     thresholds = [_magnitude_threshold(vector, density) for vector in task_vectors]
 
     def trimmed(name):
@@ -203,6 +201,8 @@ def ties(task_vectors, density=0.2):
 
 def _magnitude_threshold(vector, density):
     """The smallest of the `density` largest magnitudes of a task vector; 0 keeps everything."""
+    if not 0 < density <= 1:
+        raise SimoError(f"density {density}: expected a fraction in (0, 1], such as 0.2")
     if density == 1:
         return 0.0
     magnitudes = np.concatenate([vector[name].abs().flatten().numpy() for name in vector])
@@ -261,12 +261,7 @@ def tall_mask(task_vectors, index, scale):
     scale : float
         λ; the larger, the fewer entries are kept.
     """
-    total, own = task_arithmetic(task_vectors), task_vectors[index]
-
-    def keep(name):
-        return total[name] * (own[name].abs() > scale * (total[name] - own[name]).abs())
-
-    return TaskVector(total, keep)
+    return _masked(task_vectors, lambda name, whole: _outweighs(task_vectors[index][name], whole, scale))
 
 
 def magnitude_mask(task_vectors, index, density):
@@ -280,9 +275,9 @@ def magnitude_mask(task_vectors, index, density):
     density : float
         Fraction of entries to keep, in (0, 1]; the released code's is 0.1.
     """
-    total, own = task_arithmetic(task_vectors), task_vectors[index]
+    own = task_vectors[index]
     least = _magnitude_threshold(own, density)
-    return TaskVector(total, lambda name: total[name] * (own[name].abs() >= least))
+    return _masked(task_vectors, lambda name, _: own[name].abs() >= least)
 
 
 def consensus(task_vectors, scales, least=2):
@@ -296,14 +291,24 @@ def consensus(task_vectors, scales, least=2):
     least : int
         0 keeps everything: task arithmetic.
     """
+    experts = list(zip(task_vectors, scales, strict=True))
+    return _masked(
+        task_vectors,
+        lambda name, whole: sum(_outweighs(own[name], whole, scale).int() for own, scale in experts) >= least,
+    )
+
+
+def _masked(task_vectors, keep):
+    """Σ τ where `keep(name, tensor of Σ τ)` says so, 0 elsewhere."""
     total = task_arithmetic(task_vectors)
 
-    def keep(name):
+    def mask(name):
         whole = total[name]
-        votes = sum(
-            (own[name].abs() > scale * (whole - own[name]).abs()).int()
-            for own, scale in zip(task_vectors, scales, strict=True)
-        )
-        return whole * (votes >= least)
+        return whole * keep(name, whole)
 
-    return TaskVector(total, keep)
+    return TaskVector(total, mask)
+
+
+def _outweighs(own, whole, scale):
+    """Where one expert's change is larger than `scale` times that of all others together."""
+    return own.abs() > scale * (whole - own).abs()

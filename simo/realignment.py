@@ -156,16 +156,12 @@ def realign_representation(
     (MultiTaskModel, list of dict)
         A realigned copy with adapted blocks, and the loss history.
     """
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model).eval().requires_grad_(False)
     torch.manual_seed(optimisation.seed)  # of the adapters, so that a resumed run begins with the same
-    adapters = add_adapters(model.encoder, rank, adapter)
-    model.to(optimisation.device).eval().requires_grad_(False)
-    rates = [(adapters, adapter_rate)]
+    rates = [(add_adapters(model.encoder, rank, adapter), adapter_rate)]
     if head_rate is not None:
-        rates.append((list(model.heads.train().parameters()), head_rate))
-    for parameters, _ in rates:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        rates.append((list(model.heads.train().requires_grad_(True).parameters()), head_rate))
+    model.to(optimisation.device)
     plan = (model, lambda batch: model(batch["image"]), rates, dataset, tasks, optimisation)
     print(f"memory for representation: {memory_need(*plan)}")
     history = fit(*plan, resume and Path(resume) / "representation.safetensors")
