@@ -6,6 +6,7 @@ data) are marked as such wherever they appear. What was not run says so.
 
 from pathlib import Path
 
+import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from simo import claims, plotting, tables
@@ -96,11 +97,12 @@ class Page:
         -------
         dict of str to str
             `delta <model>` and `paper <model>`, `recovered <realignment>`, `best score` of any α in per cent,
-            `largest spread` of a realigned model's Δ over seeds, `seeds`, `tolerance`, `full tolerance`; "not
-            run" where there is no result.
+            `zero coefficients` of AdaMerging in per cent, `largest spread` of a realigned model's Δ over seeds,
+            `seeds`, `tolerance`, `full tolerance`; "not run" where there is no result.
         """
         keys = [f"delta {name}" for name in tables.MODELS]
-        keys += ["recovered heads", "recovered representation", "best score", "largest spread", "seeds"]
+        keys += ["recovered heads", "recovered representation", "best score", "zero coefficients"]
+        keys += ["largest spread", "seeds"]
         values = dict.fromkeys(keys, "not run") | {"tolerance": f"{claims.TOLERANCE:.0f}"}
         values["full tolerance"] = f"{tables.FULL_SCALE_TOLERANCE:.0f}"
         for model, delta in paper_deltas(self.dataset, self.paper).items():
@@ -118,6 +120,10 @@ class Page:
         if scans:
             best = sum(max(row["score"] for row in scan) for scan in scans) / len(scans)
             values["best score"] = f"{100 * best:.0f}{mark}"
+        coefficients = [record["details"]["coefficients"] for record in self._all("adamerging")]
+        if coefficients:
+            zeros = [pd.DataFrame(learned).eq(0).to_numpy().mean() for learned in coefficients]
+            values["zero coefficients"] = f"{100 * sum(zeros) / len(zeros):.0f}{mark}"
         spread = delta[[name for name in delta if "+" in name and name not in tables.CONTROLS]].std(ddof=1)
         if spread.notna().any():
             values["largest spread"] = f"{spread.max():.1f}{mark}"

@@ -92,3 +92,12 @@ def test_recomputed_seeds_are_compared(shown):
     page.recomputed()
     assert shown[0].count("<td>yes</td>") == len(page.fresh) - len(page.fresh.loc["expert"])
     assert "NO" not in shown[0]
+
+
+def test_share_of_zero_coefficients_counts_tensors():
+    """The sentence beside Figure 2 counts each task's coefficients of each tensor once, over all seeds."""
+    records = load_records(COMMITTED / "nyuv2")
+    learned = [r["details"]["coefficients"] for r in records if r["experiment"] == "adamerging"]
+    values = [value for seed in learned for tensors in seed.values() for value in tensors.values()]
+    expected = 100 * values.count(0.0) / len(values)
+    assert Page("nyuv2", COMMITTED).numbers()["zero coefficients"] == f"{expected:.0f}"
