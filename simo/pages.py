@@ -97,8 +97,8 @@ class Page:
         -------
         dict of str to str
             `delta <model>` and `paper <model>`, `recovered <realignment>`, `best score` of any α in per cent,
-            `zero coefficients` of AdaMerging in per cent, `largest spread` of a realigned model's Δ over seeds,
-            `seeds`, `tolerance`, `full tolerance`; "not run" where there is no result.
+            `zero coefficients` of AdaMerging in per cent, `largest spread` of a realigned model's Δ over
+            seeds, `seeds`, `tolerance`, `full tolerance`; "not run" where there is no result.
         """
         keys = [f"delta {name}" for name in tables.MODELS]
         keys += ["recovered heads", "recovered representation", "best score", "zero coefficients"]
@@ -129,15 +129,20 @@ class Page:
             values["largest spread"] = f"{spread.max():.1f}{mark}"
         return values | {"seeds": str(len(delta))}
 
-    def show(self, table, **options):
-        """Display a table, every row of a fixture marked, in its index or, if hidden, its first column."""
+    def show(self, table, new_lines=(" (",), **options):
+        """Display a table, every row of a fixture marked, in its index or, if hidden, its first column.
+
+        Cells have a line break instead of the space before each of `new_lines`, which saves width.
+        """
         if self.fixture and options.get("index", True):
             table = table.rename(index=lambda name: f"{name} [{FIXTURE}]")
         elif self.fixture:
             first = table.columns[0]
             table = table.assign(**{first: table[first] + f" [{FIXTURE}]"})
-        # what stands in brackets gets a line of its own
-        display(HTML(table.to_html(**options).replace(" (", "<br>(")))
+        html = table.to_html(**options)
+        for text in new_lines:
+            html = html.replace(text, f"<br>{text[1:]}")
+        display(HTML(html))
 
     def table(self):
         """Display the paper's kind of table, with the experts and a constant prediction."""
@@ -156,7 +161,8 @@ class Page:
         if self:
             full = self if self.profile == "paper" else Page(self.study, "records/paper")
             scores = None if full.fixture and full is not self else full.frame
-            self.show(tables.paper_beside_ours(self.frame, self.dataset, self.paper, scores))
+            table = tables.paper_beside_ours(self.frame, self.dataset, self.paper, scores)
+            self.show(table, new_lines=(" (", "\u00a0±"))
 
     def pattern(self):
         """Display what is comparable at any size: order, signs, shares recovered."""

@@ -102,7 +102,8 @@ def table_of(frame, dataset, models=None):
                 f"{text} ({mean[f'{task.name} %']:.1f})"
             )
         for definition, name in {"printed": "printed", "formula": "Eq. 2"}.items():
-            text = _with_spread(mean[definition], spread[definition], 1, sign=True)
+            digits = 1 if abs(mean[definition]) < 100 else 0  # Eq. 2 is unbounded
+            text = _with_spread(mean[definition], spread[definition], digits, sign=True)
             row["Δ_MTL, %", name] = "" if model == "expert" else text
         rows[MODELS[model]] = row
     return pd.DataFrame.from_dict(rows, orient="index")
