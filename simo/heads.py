@@ -55,6 +55,38 @@ class LinearHead(nn.Module):
             out = clamp_low(F.interpolate(out, scale_factor=4, mode="bilinear", align_corners=False))
         return F.interpolate(out, tuple(size), mode="bilinear", align_corners=False)
 
+    def inputs(self, features):
+        """What the head reads linearly: of each tap the patch tokens `(B, h·w, D)`, then the class token."""
+        patches = features.patches.flatten(3).mT.unbind(1)
+        classes = features.classes[:, :, None].unbind(1)  # (B, 1, D) each
+        return [rows for pair in zip(patches, classes, strict=True) for rows in pair]
+
+    @torch.no_grad()
+    def fold(self, maps):
+        """Take maps A z + c of the `inputs` into the weights, in place; batch norm becomes the identity.
+
+        Parameters
+        ----------
+        maps : list of (Tensor, Tensor)
+            `(D, D)` and `(D,)` for each of the inputs.
+        """
+        weight = self.project.weight.flatten(1).double()  # (C, 2·L·D), tap by tap: patches, class token
+        bias = self.project.bias.double()
+        if not self.non_negative:
+            norm = self.norm
+            scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+            bias = bias + weight @ (norm.bias.double() - scale * norm.running_mean.double())
+            weight = weight * scale
+            norm.weight.fill_((1 + norm.eps) ** 0.5)
+            norm.bias.zero_()
+            norm.running_mean.zero_()
+            norm.running_var.fill_(1)
+        blocks = weight.split(len(maps[0][1]), dim=1)
+        weight = torch.cat([block @ matrix for block, (matrix, _) in zip(blocks, maps, strict=True)], dim=1)
+        bias = bias + sum(block @ shift for block, (_, shift) in zip(blocks, maps, strict=True))
+        self.project.weight.copy_(weight.view_as(self.project.weight))
+        self.project.bias.copy_(bias)
+
 
 class DPTHead(nn.Module):
     """The paper's small DPT with additive readout: four taps become a pyramid, fused from coarse to fine.
@@ -121,6 +153,18 @@ class DPTHead(nn.Module):
         out = self.output(self.smooth(path).relu())  # (B, C, 8·h, 8·w), depth twice that
         out = clamp_low(out) if self.non_negative else out
         return F.interpolate(out, tuple(size), mode="bilinear", align_corners=False)
+
+    def inputs(self, features):
+        """What the head reads linearly: of each tap the sums of patch and class tokens, `(B, h·w, D)`."""
+        return list((features.patches + features.classes[..., None, None]).flatten(3).mT.unbind(1))
+
+    @torch.no_grad()
+    def fold(self, maps):
+        """Take maps A z + c of the `inputs` into the first 1×1 convolutions; see `LinearHead.fold`."""
+        for project, (matrix, shift) in zip(self.projects, maps, strict=True):
+            weight = project.weight.flatten(1).double()
+            project.bias.copy_(project.bias.double() + weight @ shift)
+            project.weight.copy_((weight @ matrix).view_as(project.weight))
 
 
 class Fusion(nn.Module):
