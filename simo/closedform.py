@@ -1,144 +1,123 @@
-"""Realignment without labels and without training: ridge regressions from merged to expert features.
+"""Realignment without labels and without training: every head's first linear layer, solved anew.
 
-For every task and tap, a linear map A z + c takes the merged encoder's features as close to the expert's as
-it can, on unlabelled images. It folds into the head's first linear layer: inference costs nothing more.
+A head reads the encoder's features z by a linear layer (for a linear head it is the head). The expert's
+encoder has features y of the same image, of which the layer makes W y + b. Ridge regression finds the layer
+on z that comes closest to that, on images without labels, pulled towards W. It is the same layer as if a
+linear map from z to y had been fitted first and then been multiplied into W.
 
-Sums are streamed in float64: memory does not grow with the images. The strength of the ridge, which pulls A
-towards the identity, is chosen for each map on held-out images.
+Sums are streamed in float64, as Gram matrices of the rows [z, u, 1]: memory does not grow with the images,
+and the strength of the pull is chosen on held-out images without reading any image twice.
 """
 
 import copy
-from dataclasses import dataclass, field
 
 import torch
 
 from simo.errors import SimoError
 from simo.training import autocast, progress
 
-STRENGTHS = tuple(10.0**power for power in range(-6, 3))  # of the ridge, relative to the mean variance
+STRENGTHS = tuple(10.0**power for power in range(-6, 3))  # relative to the mean variance of z
+EVERY = 5  # one image of so many is held out to choose the strength by
 
 
-@dataclass
-class Moments:
-    """Sums over pairs of rows (z, y), from which a ridge regression of y on z follows.
+def gram(z, u):
+    """Gram matrix `(d + o + 1, ...)` of the rows [z, u, 1], float64, from `(n, d)` and `(n, o)`.
 
-    Adding and subtracting moments joins and separates the pairs, so that folds are held out without another
-    pass over the images.
+    Those of different images add up; a difference of two is that of the images that only one has.
     """
-
-    count: float = 0.0
-    sums: dict = field(default_factory=dict)  # z, y, zz (d, d), yz (e, d) float64 tensors, yy a number
-
-    @classmethod
-    def of(cls, z, y):
-        """Moments of rows z `(n, d)` and y `(n, e)`."""
-        z, y = z.double(), y.double()
-        return cls(
-            len(z), {"z": z.sum(0), "y": y.sum(0), "zz": z.T @ z, "yz": y.T @ z, "yy": y.square().sum()}
-        )
-
-    def __add__(self, other):
-        """Moments of both sets of pairs."""
-        if not self.sums:
-            return other
-        return Moments(
-            self.count + other.count, {name: value + other.sums[name] for name, value in self.sums.items()}
-        )
-
-    def __sub__(self, other):
-        """Moments without some of the pairs."""
-        return Moments(
-            self.count - other.count, {name: value - other.sums[name] for name, value in self.sums.items()}
-        )
-
-    def centred(self):
-        """Means of z and y, and the centred sums of zzᵀ and yzᵀ."""
-        z, y = self.sums["z"] / self.count, self.sums["y"] / self.count
-        return z, y, self.sums["zz"] - self.count * z.outer(z), self.sums["yz"] - self.count * y.outer(z)
-
-    def error(self, matrix, shift):
-        """Sum of squared residuals ‖y − A z − c‖² over the pairs."""
-        fitted = 2 * (matrix * self.sums["yz"]).sum() + 2 * shift @ self.sums["y"]
-        norms = (matrix @ self.sums["zz"] * matrix).sum() + 2 * shift @ matrix @ self.sums["z"]
-        return (self.sums["yy"] - fitted + norms + self.count * shift @ shift).item()
+    rows = torch.cat([z.double(), u.double(), torch.ones_like(z[:, :1], dtype=torch.float64)], dim=1)
+    return rows.T @ rows
 
 
-def ridge(moments, strength):
-    """A and c of least squared error, with A pulled towards the identity.
+def centre(matrix, width):
+    """Means of z and u, and the centred sums of z zᵀ `(d, d)` and u zᵀ `(o, d)`, of a Gram matrix."""
+    count, mean = matrix[-1, -1], matrix[-1, :-1] / matrix[-1, -1]
+    centred = matrix[:-1, :-1] - count * mean.outer(mean)
+    return mean[:width], mean[width:], centred[:width, :width], centred[width:, :width]
 
-    Minimises Σ ‖y − A z − c‖² + λ ‖A − I‖², λ = strength · tr(G) / d with G the centred Σ z zᵀ.
+
+def ridge(matrix, prior, strength):
+    """W and b that minimise Σ ‖u − W z − b‖² + λ ‖W − W₀‖², with λ = strength · tr(Σ z zᵀ) / d, centred.
 
     Parameters
     ----------
-    moments : Moments
-        Of equally wide z and y.
+    matrix : Tensor
+        Gram matrix, see `gram`.
+    prior : Tensor
+        W₀ `(o, d)`, float64.
     strength : float
         0 is least squares; infinity a shift of the mean alone.
 
     Returns
     -------
     (Tensor, Tensor)
-        `(d, d)` and `(d,)`, float64.
+        `(o, d)` and `(o,)`, float64.
     """
-    z, y, zz, yz = moments.centred()
-    identity = torch.eye(len(z), dtype=zz.dtype, device=zz.device)
-    if strength == float("inf"):
-        matrix = identity
-    else:
-        amount = strength * zz.trace() / len(z)
-        matrix = torch.linalg.solve(zz + amount * identity, yz + amount * identity, left=False)
-    return matrix, y - matrix @ z
+    width = prior.shape[1]
+    z, u, zz, uz = centre(matrix, width)
+    weight = prior
+    if strength < float("inf"):
+        amount = strength * zz.trace() / width
+        root = torch.linalg.cholesky(zz + amount * torch.eye(width, dtype=zz.dtype, device=zz.device))
+        weight = torch.cholesky_solve((uz + amount * prior).T, root).T
+    return weight, u - weight @ z
 
 
-def diagonal(moments):
-    """A scale and a shift for each feature: the least squares among diagonal A."""
-    z, y, zz, yz = moments.centred()
-    variance = zz.diagonal()
-    scale = torch.where(variance > 0, yz.diagonal() / variance.clamp(min=1e-300), 1.0)
-    return scale.diag(), y - scale * z
+def squared_errors(matrix, weight, bias):
+    """Σ (u − W z − b)² of each output `(o,)`, over the rows of a Gram matrix."""
+    residual = torch.cat(
+        [-weight, torch.eye(len(bias), dtype=bias.dtype, device=bias.device), -bias[:, None]], 1
+    )
+    return ((residual @ matrix) * residual).sum(dim=1)
 
 
-def procrustes(moments):
-    """A rotation or reflection and a shift: the least squares among orthogonal A."""
-    z, y, _, yz = moments.centred()
-    left, _, right = torch.linalg.svd(yz)
-    matrix = left @ right
-    return matrix, y - matrix @ z
-
-
-def choose_ridge(folds, strengths=STRENGTHS):
-    """Ridge regression on all folds, with the strength of least error on folds held out in turn.
+def choose_ridge(fitted, held_out, prior, groups, strengths=STRENGTHS):
+    """Ridge regression with the strength of least error on held-out images, solved again on all images.
 
     Parameters
     ----------
-    folds : sequence of Moments
-        At least two, of different images: tokens of one image resemble each other.
+    fitted, held_out : Tensor
+        Gram matrices `(d + o + 1, ...)` of different images: rows of one image resemble each other.
+    prior : Tensor
+        W₀ `(o, d)`.
+    groups : list of int
+        Numbers of outputs that share a strength, one a task; their sum is o.
     strengths : sequence of float
 
     Returns
     -------
-    ((Tensor, Tensor), float)
-        The map, and the strength chosen.
+    list of (Tensor, Tensor, float)
+        W, b and the strength of each group.
     """
-    if len(folds) < 2:
-        raise SimoError(f"expected at least 2 folds to choose a ridge by, found {len(folds)}")
-    total = sum(folds, Moments())
-    errors = {
-        strength: sum(fold.error(*ridge(total - fold, strength)) for fold in folds) for strength in strengths
-    }
-    best = min(errors, key=errors.get)
-    return ridge(total, best), best
+    errors = torch.stack([squared_errors(held_out, *ridge(fitted, prior, each)) for each in strengths])
+    chosen = [strengths[part.sum(dim=1).argmin().item()] for part in errors.split(groups, dim=1)]
+    layers = {strength: ridge(fitted + held_out, prior, strength) for strength in set(chosen)}
+    return [
+        (*(part.split(groups)[task] for part in layers[strength]), strength)
+        for task, strength in enumerate(chosen)
+    ]
 
 
-MAPS = {
-    "ridge": lambda folds: choose_ridge(folds)[0],
-    "diagonal": lambda folds: diagonal(sum(folds, Moments())),
-    "procrustes": lambda folds: procrustes(sum(folds, Moments())),
-}
+def procrustes(matrix, width):
+    """A rotation or reflection A and a shift c from z to equally wide u: least squares among orthogonal A."""
+    z, u, _, uz = centre(matrix, width)
+    left, _, right = torch.linalg.svd(uz)
+    return left @ right, u - left @ (right @ z)
 
 
-def realign_closed_form(model, experts, batches, device="cpu", precision="float32", kind="ridge", folds=5):
-    """Fold into every head the maps from the merged encoder's features to its own expert's.
+def diagonal(matrix, width):
+    """A scale and a shift for each feature, from z to equally wide u: least squares among diagonal A."""
+    z, u, zz, uz = centre(matrix, width)
+    variance = zz.diagonal()
+    scale = torch.where(variance > 0, uz.diagonal() / variance.clamp(min=1e-300), 1.0)
+    return scale.diag(), u - scale * z
+
+
+FEATURE_MAPS = {"procrustes": procrustes, "diagonal": diagonal}
+
+
+def realign_closed_form(model, experts, batches, device="cpu", precision="float32", kind="ridge"):
+    """Solve the first layer of every head anew, for the merged encoder's features.
 
     Parameters
     ----------
@@ -147,53 +126,95 @@ def realign_closed_form(model, experts, batches, device="cpu", precision="float3
     experts : dict of str to Encoder
         By task name.
     batches : iterable of dict
-        Of `image` `(B, 3, H, W)`; no label is read. Image i belongs to fold i modulo `folds`.
+        Of `image` `(B, 3, H, W)`; no label is read.
     device, precision : str
-        See `simo.training.pick_device`. Moments are float64 whatever the encoders compute in.
+        See `simo.training.pick_device`. Sums are float64 whatever the encoders compute in.
     kind : str
-        A key of `MAPS`.
-    folds : int
-        At most; of fewer images each is a fold.
+        `ridge`, or a key of `FEATURE_MAPS`: a map of the features that is multiplied into the layer.
 
     Returns
     -------
     MultiTaskModel
-        A realigned copy: the same encoder, heads with other weights and the same architecture.
+        A realigned copy: the same encoder and the same architecture of heads, which cost nothing more.
+
+    Raises
+    ------
+    SimoError
+        For fewer than two images.
     """
-    moments = gather_moments(model, experts, batches, device, precision, folds)
-    realigned = copy.deepcopy(model).eval()
-    for task, taps in moments.items():
-        maps = [MAPS[kind]([fold for fold in tap if fold.sums]) for tap in taps]
-        realigned.heads[task].fold(maps)
+    realigned = copy.deepcopy(model).to(device).eval()
+    heads = {name: realigned.heads[name] for name in experts}
+    layers = {name: head.first_layers() for name, head in heads.items()}
+    pairs = stream_grams(realigned, experts, batches, device, precision, kind == "ridge")
+    solved, statistics = {name: [] for name in heads}, []
+    for number, (fitted, held_out) in enumerate(pairs):  # one an input of the heads
+        priors = [layers[name][number] for name in heads]
+        total, width = fitted + held_out, priors[0][0].shape[1]
+        mean, square = total[-1, :width] / total[-1, -1], total.diagonal()[:width] / total[-1, -1]
+        statistics.append((mean, square - mean.square()))
+        if kind == "ridge":
+            groups = [len(bias) for _, bias in priors]
+            found = choose_ridge(fitted, held_out, torch.cat([weight for weight, _ in priors]), groups)
+        else:
+            found = _mapped_layers(FEATURE_MAPS[kind], total, priors, width)
+        for name, (weight, bias, *_) in zip(heads, found, strict=True):
+            solved[name].append((weight, bias))
+    for name, head in heads.items():
+        head.set_first_layers(solved[name], statistics)
     return realigned
 
 
+def _mapped_layers(fit, matrix, layers, width):
+    """Each task's layer after the map from z to its expert's features, which are side by side in u."""
+    for number, (weight, bias) in enumerate(layers):
+        own = [*range(width), *range(width * (number + 1), width * (number + 2)), -1]
+        change, shift = fit(matrix[own][:, own], width)
+        yield weight @ change, bias + weight @ shift
+
+
 @torch.no_grad()
-def gather_moments(model, experts, batches, device="cpu", precision="float32", folds=5):
+def stream_grams(model, experts, batches, device, precision, outputs):
     """Stream images through the merged encoder and all experts'.
+
+    Parameters
+    ----------
+    model, experts, batches, device, precision
+        See `realign_closed_form`.
+    outputs : bool
+        Whether u is what the heads' first layers make of the experts' features, or those features.
 
     Returns
     -------
-    dict of str to list of list of Moments
-        By task, by input of its head (see the heads' `inputs`), by fold.
+    list of (Tensor, Tensor)
+        For each input of the heads, Gram matrices `(d + o + 1, ...)` of the images to fit and of those held
+        out, one of `EVERY`; u are all tasks' side by side.
     """
-    model.to(device).eval()
-    found, seen = {}, 0
-    for batch in progress(batches, label="moments"):
+    layers = {name: model.heads[name].first_layers() for name in experts}
+    any_head = next(iter(model.heads.values()))  # all read the same of an encoder
+    sums, seen = {}, 0
+    for batch in progress(batches, label="Gram matrices"):
         image = batch["image"].to(device, non_blocking=True)
         with autocast(device, precision):
-            merged = model.encoder(image)
-            expert = {task: encoder.to(device).eval()(image) for task, encoder in experts.items()}
-        numbers = (torch.arange(len(image)) + seen) % folds
+            merged = any_head.inputs(model.encoder(image))
+            found = {
+                name: any_head.inputs(encoder.to(device).eval()(image)) for name, encoder in experts.items()
+            }
+        held_out = (torch.arange(len(image)) + seen) % EVERY == 1  # never the first: two images suffice
         seen += len(image)
-        for task, features in expert.items():
-            head = model.heads[task]
-            pairs = list(zip(head.inputs(merged), head.inputs(features), strict=True))  # (B, n, D) each
-            rows = found.setdefault(task, [[Moments() for _ in range(folds)] for _ in pairs])
-            for row, (z, y) in zip(rows, pairs, strict=True):
-                for fold in numbers.unique().tolist():
-                    chosen = numbers == fold
-                    row[fold] = row[fold] + Moments.of(z[chosen].flatten(0, 1), y[chosen].flatten(0, 1))
-    if not seen:
-        raise SimoError("no image to realign on: expected at least two")
-    return found
+        for part in (False, True):
+            chosen = held_out == part
+            for number, maps in enumerate(merged):
+                targets = []
+                for name in experts:
+                    y, (weight, bias) = _rows(found[name][number][chosen]), layers[name][number]
+                    targets.append(y @ weight.T + bias if outputs else y)
+                key = number, part
+                sums[key] = sums.get(key, 0) + gram(_rows(maps[chosen]), torch.cat(targets, dim=1))
+    if seen < 2:
+        raise SimoError(f"expected at least 2 images, of which some are held out; found {seen}")
+    return [(sums[number, False], sums[number, True]) for number in range(len(merged))]
+
+
+def _rows(maps):
+    """Maps `(B, d, h, w)` as rows `(B·h·w, d)`, float64."""
+    return maps.flatten(2).mT.flatten(0, 1).double()

@@ -48,44 +48,48 @@ class LinearHead(nn.Module):
 
     def forward(self, features, size):
         """Predict `(B, C, *size)` from `Features`."""
-        classes = features.classes[..., None, None].expand_as(features.patches)
-        joined = torch.cat([features.patches, classes], dim=2).flatten(1, 2)  # (B, 2·L·D, h, w)
+        (joined,) = self.inputs(features)
         out = self.shuffle(self.project(self.norm(joined)))  # (B, C, h·expand, w·expand)
         if self.non_negative:
             out = clamp_low(F.interpolate(out, scale_factor=4, mode="bilinear", align_corners=False))
         return F.interpolate(out, tuple(size), mode="bilinear", align_corners=False)
 
     def inputs(self, features):
-        """What the head reads linearly: of each tap the patch tokens `(B, h·w, D)`, then the class token."""
-        patches = features.patches.flatten(3).mT.unbind(1)
-        classes = features.classes[:, :, None].unbind(1)  # (B, 1, D) each
-        return [rows for pair in zip(patches, classes, strict=True) for rows in pair]
+        """Return a list of the one map `(B, 2·L·D, h, w)` that `project` reads."""
+        classes = features.classes[..., None, None].expand_as(features.patches)
+        return [torch.cat([features.patches, classes], dim=2).flatten(1, 2)]
 
     @torch.no_grad()
-    def fold(self, maps):
-        """Take maps A z + c of the `inputs` into the weights, in place; batch norm becomes the identity.
-
-        Parameters
-        ----------
-        maps : list of (Tensor, Tensor)
-            `(D, D)` and `(D,)` for each of the inputs.
-        """
-        weight = self.project.weight.flatten(1).double()  # (C, 2·L·D), tap by tap: patches, class token
-        bias = self.project.bias.double()
+    def first_layers(self):
+        """Weight `(o, d)` and bias `(o,)`, float64, of the linear layer on each input, batch norm included."""
+        weight, bias = self.project.weight.flatten(1).double(), self.project.bias.double()
         if not self.non_negative:
             norm = self.norm
             scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
             bias = bias + weight @ (norm.bias.double() - scale * norm.running_mean.double())
             weight = weight * scale
-            norm.weight.fill_((1 + norm.eps) ** 0.5)
-            norm.bias.zero_()
-            norm.running_mean.zero_()
-            norm.running_var.fill_(1)
-        blocks = weight.split(len(maps[0][1]), dim=1)
-        weight = torch.cat([block @ matrix for block, (matrix, _) in zip(blocks, maps, strict=True)], dim=1)
-        bias = bias + sum(block @ shift for block, (_, shift) in zip(blocks, maps, strict=True))
-        self.project.weight.copy_(weight.view_as(self.project.weight))
-        self.project.bias.copy_(bias)
+        return [(weight, bias)]
+
+    @torch.no_grad()
+    def set_first_layers(self, layers, statistics):
+        """Replace them, in place.
+
+        Parameters
+        ----------
+        layers : list of (Tensor, Tensor)
+            As `first_layers` returns them.
+        statistics : list of (Tensor, Tensor)
+            Mean and variance `(d,)` of the inputs. A batch norm takes them for its own, so that training
+            the head further starts from the same function.
+        """
+        ((weight, bias),), ((mean, variance),) = layers, statistics
+        if not self.non_negative:
+            self.norm.weight.fill_(1)
+            self.norm.bias.zero_()
+            self.norm.running_mean.copy_(mean)
+            self.norm.running_var.copy_(variance)
+            weight, bias = weight * (variance + self.norm.eps).sqrt(), bias + weight @ mean
+        _set_layers([self.project], [(weight, bias)])
 
 
 class DPTHead(nn.Module):
@@ -142,8 +146,7 @@ class DPTHead(nn.Module):
 
     def forward(self, features, size):
         """Predict `(B, C, *size)` from `Features` of four taps."""
-        taps = (features.patches + features.classes[..., None, None]).unbind(1)  # 4 · (B, D, h, w)
-        levels = zip(taps, self.projects, self.resizes, self.widen, strict=True)
+        levels = zip(self.inputs(features), self.projects, self.resizes, self.widen, strict=True)
         maps = [widen(resize(project(tap))) for tap, project, resize, widen in levels]
         h, w = maps[0].shape[-2:]
         sizes = [(2 * h, 2 * w), *(level.shape[-2:] for level in maps[:-1])]  # what each is enlarged to
@@ -155,16 +158,18 @@ class DPTHead(nn.Module):
         return F.interpolate(out, tuple(size), mode="bilinear", align_corners=False)
 
     def inputs(self, features):
-        """What the head reads linearly: of each tap the sums of patch and class tokens, `(B, h·w, D)`."""
-        return list((features.patches + features.classes[..., None, None]).flatten(3).mT.unbind(1))
+        """Return a list of the 4 maps `(B, D, h, w)` that `projects` read: each tap's patch + class tokens."""
+        return list((features.patches + features.classes[..., None, None]).unbind(1))
 
     @torch.no_grad()
-    def fold(self, maps):
-        """Take maps A z + c of the `inputs` into the first 1×1 convolutions; see `LinearHead.fold`."""
-        for project, (matrix, shift) in zip(self.projects, maps, strict=True):
-            weight = project.weight.flatten(1).double()
-            project.bias.copy_(project.bias.double() + weight @ shift)
-            project.weight.copy_((weight @ matrix).view_as(project.weight))
+    def first_layers(self):
+        """Weight `(o, d)` and bias `(o,)`, float64, of the 1×1 convolution on each input."""
+        return [(project.weight.flatten(1).double(), project.bias.double()) for project in self.projects]
+
+    @torch.no_grad()
+    def set_first_layers(self, layers, statistics):  # noqa: ARG002
+        """Replace them, in place; see `LinearHead.set_first_layers`. No batch norm stands before them."""
+        _set_layers(self.projects, layers)
 
 
 class Fusion(nn.Module):
@@ -276,6 +281,13 @@ def create_head(head, task, taps, dim, options):
 
 def _convolution(inputs, outputs, bias=True):
     return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=bias)
+
+
+def _set_layers(convolutions, layers):
+    """Copy weights `(o, d)` and biases into 1×1 convolutions, rounded to their type."""
+    for convolution, (weight, bias) in zip(convolutions, layers, strict=True):
+        convolution.weight.copy_(weight.view_as(convolution.weight))
+        convolution.bias.copy_(bias)
 
 
 def _check_sizes(head, option, values, least=1):

@@ -1,4 +1,4 @@
-"""simo.closedform: maps against examples by hand and laws, folding against what it replaces."""
+"""simo.closedform: solutions against examples by hand and laws, new layers against what they replace."""
 
 import copy
 
@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from simo.closedform import (
-    Moments,
+    FEATURE_MAPS,
     choose_ridge,
     diagonal,
-    gather_moments,
+    gram,
     procrustes,
     realign_closed_form,
     ridge,
+    squared_errors,
+    stream_grams,
 )
 from simo.errors import SimoError
 from simo.heads import DPTHead, LinearHead
@@ -26,146 +28,148 @@ def column(*values):
     return torch.tensor(values, dtype=torch.float64)[:, None]
 
 
-def random_pairs(count=200, width=4, seed=0):
+def random_pairs(count=200, width=4, outputs=3, seed=0):
+    """Rows z and noisy linear u of it, and the matrix behind."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(count, width, generator=generator, dtype=torch.float64) + 3
-    matrix = torch.randn(width, width, generator=generator, dtype=torch.float64)
-    noise = 0.1 * torch.randn(count, width, generator=generator, dtype=torch.float64)
-    return z, z @ matrix.T + 1 + noise
+    matrix = torch.randn(outputs, width, generator=generator, dtype=torch.float64)
+    noise = 0.1 * torch.randn(count, outputs, generator=generator, dtype=torch.float64)
+    return z, z @ matrix.T + 1 + noise, matrix
 
 
 def test_ridge_by_hand():
-    """z = (-1, 0, 1), y = (0, 1, 2): least squares is z + 1, which the prior, the identity, leaves alone."""
-    moments = Moments.of(column(-1, 0, 1), column(0, 1, 2))
-    for strength in (0.0, 1.0, float("inf")):
-        matrix, shift = ridge(moments, strength)
-        assert (matrix.item(), shift.item()) == pytest.approx((1, 1))
-    # y = (0, 3, 6): G = 2, H = 6; with λ = strength · 2 the slope is (6 + λ) / (2 + λ)
-    moments = Moments.of(column(-1, 0, 1), column(0, 3, 6))
-    for strength, slope in ((0.0, 3.0), (1.0, 2.0), (float("inf"), 1.0)):
-        matrix, shift = ridge(moments, strength)
-        assert (matrix.item(), shift.item()) == pytest.approx((slope, 3))
+    """z = (-1, 0, 1), u = (0, 3, 6), W₀ = 1: Σ z z = 2 and Σ u z = 6, so the slope is (6 + λ) / (2 + λ)."""
+    matrix = gram(column(-1, 0, 1), column(0, 3, 6))
+    for strength, slope in ((0.0, 3.0), (1.0, 2.0), (float("inf"), 1.0)):  # λ is twice the strength
+        weight, bias = ridge(matrix, column(1), strength)
+        assert (weight.item(), bias.item()) == pytest.approx((slope, 3))
 
 
 def test_ridge_minimises_its_objective():
-    """No small change of A or c lowers the penalised error: gradients by autograd are zero."""
-    z, y = random_pairs()
-    moments, strength = Moments.of(z, y), 0.3
-    matrix, shift = (value.clone().requires_grad_() for value in ridge(moments, strength))
-    centred = z - z.mean(0)
-    amount = strength * centred.square().sum() / 4
-    loss = (y - z @ matrix.T - shift).square().sum() + amount * (matrix - torch.eye(4)).square().sum()
-    for gradient in torch.autograd.grad(loss, (matrix, shift)):
+    """No small change of W or b lowers the penalised error: gradients by autograd are zero."""
+    z, u, _ = random_pairs()
+    prior, strength = torch.ones(3, 4, dtype=torch.float64), 0.3
+    weight, bias = (value.clone().requires_grad_() for value in ridge(gram(z, u), prior, strength))
+    amount = strength * (z - z.mean(0)).square().sum() / 4
+    loss = (u - z @ weight.T - bias).square().sum() + amount * (weight - prior).square().sum()
+    for gradient in torch.autograd.grad(loss, (weight, bias)):
         assert gradient.abs().max() < 1e-8 * loss.item()
 
 
+def test_layer_on_features_is_the_map_times_the_layer():
+    """The commuting law: regressing W₀ y on z towards W₀ is W₀ times the regression of y on z towards I."""
+    z, y, _ = random_pairs(outputs=4)
+    prior = torch.randn(2, 4, dtype=torch.float64)
+    direct, _ = ridge(gram(z, y @ prior.T), prior, 0.2)
+    change, _ = ridge(gram(z, y), torch.eye(4, dtype=torch.float64), 0.2)
+    torch.testing.assert_close(direct, prior @ change)
+
+
 def test_error_is_the_sum_of_squares():
-    """Held-out error from sums alone equals that of the residuals."""
-    z, y = random_pairs()
-    other = ridge(Moments.of(*random_pairs(seed=1)), 0.1)
-    residuals = y - z @ other[0].T - other[1]
-    assert Moments.of(z, y).error(*other) == pytest.approx(residuals.square().sum().item())
+    """Held-out error from the Gram matrix alone equals that of the residuals."""
+    z, u, _ = random_pairs()
+    weight, bias = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    expected = (u - z @ weight.T - bias).square().sum(dim=0)
+    torch.testing.assert_close(squared_errors(gram(z, u), weight, bias), expected)
 
 
-def test_moments_add_and_subtract():
-    """Streaming in parts, and holding a part out, is the same as having the pairs at once."""
-    z, y = random_pairs()
-    parts = [Moments.of(z[part], y[part]) for part in (slice(0, 50), slice(50, 120), slice(120, 200))]
-    whole = sum(parts, Moments())
-    rest = whole - parts[1]
-    expected = Moments.of(torch.cat([z[:50], z[120:]]), torch.cat([y[:50], y[120:]]))
-    assert rest.count == expected.count
-    for name, value in expected.sums.items():
-        torch.testing.assert_close(rest.sums[name], value)
+def test_gram_matrices_add():
+    """Streaming in parts is the same as having all rows at once."""
+    z, u, _ = random_pairs()
+    torch.testing.assert_close(gram(z[:50], u[:50]) + gram(z[50:], u[50:]), gram(z, u))
 
 
 def test_strength_is_chosen_on_held_out_images():
-    """Many clean pairs need no ridge; few noisy ones of unrelated features need much of it."""
-    z, y = random_pairs(2000)
-    clean = [Moments.of(z[i::5], y[i::5]) for i in range(5)]
-    assert choose_ridge(clean)[1] <= 1e-3
+    """A clean output needs no ridge; a noisy copy of its prior's needs much; each has its own strength."""
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(12, 8, generator=generator, dtype=torch.float64)
-    noisy = z + torch.randn(12, 8, generator=generator, dtype=torch.float64)
-    assert choose_ridge([Moments.of(z[i::4], noisy[i::4]) for i in range(4)])[1] >= 1
-    with pytest.raises(SimoError, match="at least 2 folds"):
-        choose_ridge(clean[:1])
+    z = torch.randn(24, 8, generator=generator, dtype=torch.float64)
+    weight = torch.randn(1, 8, generator=generator, dtype=torch.float64)
+    noise = 3 * torch.randn(24, 1, generator=generator, dtype=torch.float64)
+    u = torch.cat([z @ weight.T, z[:, :1] + noise], dim=1)
+    prior = torch.eye(8, dtype=torch.float64)[[0, 0]]
+    clean, noisy = choose_ridge(gram(z[:16], u[:16]), gram(z[16:], u[16:]), prior, [1, 1])
+    assert clean[2] <= 1e-5
+    torch.testing.assert_close(clean[0], weight, rtol=1e-4, atol=1e-4)
+    assert noisy[2] >= 1
 
 
 def test_procrustes_finds_a_rotation():
-    """y = Q z + b is recovered exactly, reflections included."""
-    z, _ = random_pairs()
+    """u = Q z + b is recovered exactly, reflections included."""
+    z, _, _ = random_pairs()
     rotation, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))
-    matrix, shift = procrustes(Moments.of(z, z @ rotation.T + 2))
+    matrix, shift = procrustes(gram(z, z @ rotation.T + 2), 4)
     torch.testing.assert_close(matrix, rotation)
     torch.testing.assert_close(shift, torch.full((4,), 2.0, dtype=torch.float64))
 
 
 def test_diagonal_is_a_regression_a_feature():
     """Each feature by itself, and a feature that never varies is only shifted."""
-    z, y = random_pairs()
+    z, u, _ = random_pairs(outputs=4)
     z[:, 2] = 5.0
-    matrix, shift = diagonal(Moments.of(z, y))
+    matrix, shift = diagonal(gram(z, u), 4)
     for feature in (0, 1, 3):
-        own = torch.stack([z[:, feature], torch.ones(200)], dim=1)
-        slope, start = torch.linalg.lstsq(own, y[:, feature]).solution
+        own = torch.stack([z[:, feature], torch.ones(200, dtype=torch.float64)], dim=1)
+        slope, start = torch.linalg.lstsq(own, u[:, feature]).solution
         assert matrix[feature, feature].item() == pytest.approx(slope.item())
         assert shift[feature].item() == pytest.approx(start.item())
-    assert matrix[2, 2] == 1
     assert torch.count_nonzero(matrix - matrix.diag().diag()) == 0
 
 
 def head_of(kind, task):
-    """A head in eval mode whose batch norm statistics are not the initial ones."""
+    """A head in eval mode whose batch norm statistics are not the initial ones, and features for it."""
     torch.manual_seed(0)
     head = LinearHead(task, 4, 6, 2) if kind == "linear" else DPTHead(task, 4, 6, [2, 3, 4, 5], 4)
     for name, buffer in head.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             buffer.add_(torch.rand_like(buffer))
-    return head.eval().double()
+    features = Features(torch.randn(2, 4, 6, 3, 5).double(), torch.randn(2, 4, 6).double())
+    return head.eval().double(), features
+
+
+def statistics_of(maps):
+    """Mean and variance of each input of a head."""
+    rows = [each.flatten(2).mT.flatten(0, 1) for each in maps]
+    return [(each.mean(0), each.var(0, correction=0)) for each in rows]
 
 
 @pytest.mark.parametrize("task", [DEPTH, NORMALS], ids=lambda task: task.name)
 @pytest.mark.parametrize("kind", ["linear", "dpt"])
-def test_folded_head_equals_mapping_the_features(kind, task):
-    """φ with the maps folded in, on z, is φ on A z + c: to float64's rounding."""
-    head = head_of(kind, task)
-    features = Features(torch.randn(2, 4, 6, 3, 5).double(), torch.randn(2, 4, 6).double())
-    maps = [(torch.randn(6, 6).double(), torch.randn(6).double()) for _ in head.inputs(features)]
-    if kind == "linear":
-        patches = torch.stack(
-            [
-                torch.einsum("ij,bjhw->bihw", a, features.patches[:, t]) + c[:, None, None]
-                for t, (a, c) in enumerate(maps[::2])
-            ],
-            1,
-        )
-        classes = torch.stack([features.classes[:, t] @ a.T + c for t, (a, c) in enumerate(maps[1::2])], 1)
-    else:  # maps act on sums: give each tap's mapped sum as patches, and no class token
-        sums = features.patches + features.classes[..., None, None]
-        patches = torch.stack(
-            [
-                torch.einsum("ij,bjhw->bihw", a, sums[:, t]) + c[:, None, None]
-                for t, (a, c) in enumerate(maps)
-            ],
-            1,
-        )
-        classes = torch.zeros_like(features.classes)
-    expected = head(Features(patches, classes), (7, 9))
-    folded = copy.deepcopy(head)
-    folded.fold(maps)
-    torch.testing.assert_close(folded(features, (7, 9)), expected, rtol=1e-9, atol=1e-9)
-    assert folded.state_dict().keys() == head.state_dict().keys()
+def test_first_layers_are_what_the_head_computes(kind, task):
+    """Setting the layers that were read changes no prediction, in float64, although a batch norm is moved."""
+    head, features = head_of(kind, task)
+    expected = head(features, (7, 9))
+    copied = copy.deepcopy(head)
+    copied.set_first_layers(head.first_layers(), statistics_of(head.inputs(features)))
+    torch.testing.assert_close(copied(features, (7, 9)), expected, rtol=1e-10, atol=1e-10)
+    assert copied.state_dict().keys() == head.state_dict().keys()
 
 
 @pytest.mark.parametrize("kind", ["linear", "dpt"])
-def test_folding_the_identity_changes_nothing(kind):
-    """A = I, c = 0: the prediction stays."""
-    head = head_of(kind, NORMALS)
-    features = Features(torch.randn(2, 4, 6, 3, 5).double(), torch.randn(2, 4, 6).double())
+def test_a_map_of_the_features_goes_into_the_layers(kind):
+    """φ on A z + c is φ with the layers W A, W c + b on z: to float64's rounding."""
+    head, features = head_of(kind, NORMALS)
+    inputs = head.inputs(features)
+    maps = [(torch.randn(x.shape[1], x.shape[1]).double(), torch.randn(x.shape[1]).double()) for x in inputs]
+    mapped = [
+        torch.einsum("ij,bjhw->bihw", matrix, x) + shift[:, None, None]
+        for (matrix, shift), x in zip(maps, inputs, strict=True)
+    ]
+    expected = copy.deepcopy(head)
+    expected.inputs = lambda _: mapped
+    layers = [
+        (weight @ matrix, weight @ shift + bias)
+        for (weight, bias), (matrix, shift) in zip(head.first_layers(), maps, strict=True)
+    ]
+    head.set_first_layers(layers, statistics_of(inputs))
+    torch.testing.assert_close(head(features, (7, 9)), expected(features, (7, 9)), rtol=1e-9, atol=1e-9)
+
+
+def test_training_starts_where_the_closed_form_ended():
+    """With batch statistics, as in training, a linear head computes what it does with its own: no jump."""
+    head, features = head_of("linear", NORMALS)
+    head.set_first_layers(head.first_layers(), statistics_of(head.inputs(features)))
     expected = head(features, (7, 9))
-    head.fold([(torch.eye(6).double(), torch.zeros(6).double()) for _ in head.inputs(features)])
-    torch.testing.assert_close(head(features, (7, 9)), expected)
+    torch.testing.assert_close(head.train()(features, (7, 9)), expected, rtol=1e-6, atol=1e-6)
 
 
 def batches_of(count, size=2):
@@ -183,15 +187,20 @@ def test_realigned_to_itself_is_itself(model, tasks):
         torch.testing.assert_close(realigned(image)[name], prediction, rtol=1e-3, atol=1e-4)
 
 
-def test_repairs_a_linear_damage(model, tasks, state_of, same):
-    """Features that another matrix has mixed are brought back: predictions are the expert's again."""
+@pytest.mark.parametrize("kind", ["ridge", *FEATURE_MAPS])
+def test_repairs_the_damage_it_can_express(model, tasks, state_of, same, kind):
+    """Features that were mixed (or only scaled, or turned) are brought back: the expert's predictions again."""
     before = state_of(model)
     expert = copy.deepcopy(model)
-    with torch.no_grad():  # the last block's output of the merged encoder is mixed
-        block = model.encoder.backbone.blocks[-1]
-    mixing = torch.eye(16) + 0.3 * torch.randn(16, 16)
+    mixing = {
+        "ridge": torch.eye(16) + 0.3 * torch.randn(16, 16),
+        "diagonal": (0.5 + torch.rand(16)).diag(),
+        "procrustes": torch.linalg.qr(torch.randn(16, 16))[0],
+    }[kind]
+    block = model.encoder.backbone.blocks[-1]  # of the merged encoder
     handle = block.register_forward_hook(lambda module, inputs, output: output @ mixing.T + 0.5)
-    realigned = realign_closed_form(model, {t.name: expert.encoder for t in tasks}, batches_of(40))
+    experts = {task.name: expert.encoder for task in tasks}
+    realigned = realign_closed_form(model, experts, batches_of(40), kind=kind)
     image = batches_of(2)[0]["image"]
     for name, wanted in expert(image).items():
         damage = (model(image)[name] - wanted).abs().mean()
@@ -202,19 +211,19 @@ def test_repairs_a_linear_damage(model, tasks, state_of, same):
 
 
 def test_no_label_is_read(model, tasks):
-    """Batches hold images and nothing else."""
+    """Batches hold images and nothing else; a single image is refused, as none could be held out."""
     experts = {task.name: copy.deepcopy(model.encoder) for task in tasks}
     assert realign_closed_form(model, experts, batches_of(4)).heads.keys() == model.heads.keys()
-    with pytest.raises(SimoError, match="no image"):
-        realign_closed_form(model, experts, [])
+    with pytest.raises(SimoError, match="at least 2 images, .* found 1"):
+        realign_closed_form(model, experts, batches_of(1))
 
 
-def test_folds_are_parts_of_the_images(model, tasks):
-    """Each image is in one fold; all folds together are all images, however they come in batches."""
+def test_every_image_is_fitted_or_held_out(model, tasks):
+    """Images 1 and 6 of seven are held out, however they come in batches."""
     experts = {tasks[0].name: copy.deepcopy(model.encoder)}
-    one, two = (gather_moments(model, experts, batches_of(7, size), folds=3) for size in (2, 7))
-    for rows, others in zip(one[tasks[0].name], two[tasks[0].name], strict=True):
-        tokens = rows[2].count / 2  # images 2 and 5
-        assert [row.count for row in rows] == [3 * tokens, 2 * tokens, 2 * tokens]
-        for row, other in zip(rows, others, strict=True):
-            torch.testing.assert_close(row.sums["yz"], other.sums["yz"], rtol=1e-4, atol=1e-4)
+    one, two = (stream_grams(model, experts, batches_of(7, size), "cpu", "float32", True) for size in (2, 7))
+    for pair, other in zip(one, two, strict=True):
+        fitted, held_out = (matrix[-1, -1].item() for matrix in pair)  # numbers of tokens
+        assert fitted / 5 == held_out / 2
+        for matrix, same_matrix in zip(pair, other, strict=True):
+            torch.testing.assert_close(matrix, same_matrix, rtol=1e-4, atol=1e-4)
