@@ -10,6 +10,7 @@ the official test images, of which the paper takes disjoint parts for val and te
 parted into train and val, and its `val` is the test split; Taskonomy is split by building.
 """
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,15 @@ class PreparedDataset(Dataset):
     def __len__(self):
         """Return the number of images in the split."""
         return len(self.names)
+
+    def sample(self, count, seed):
+        """Return the data set of `count` random images of the split; fewer are always among more."""
+        if not 1 <= count <= len(self):
+            raise SimoError(f"{self.split} of {self.root}: expected 1 to {len(self)} images, found {count}")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        part = copy.copy(self)
+        part.names = [self.names[index] for index in order[:count]]
+        return part
 
     def __getitem__(self, index):
         """Read a sample.

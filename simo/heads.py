@@ -61,7 +61,7 @@ class LinearHead(nn.Module):
 
     @torch.no_grad()
     def first_layers(self):
-        """Weight `(o, d)` and bias `(o,)`, float64, of the linear layer on each input, batch norm included."""
+        """Weight `(o, d)` and bias `(o,)` of the linear layer on each input, with batch norm, in float64."""
         weight, bias = self.project.weight.flatten(1).double(), self.project.bias.double()
         if not self.non_negative:
             norm = self.norm
@@ -158,16 +158,16 @@ class DPTHead(nn.Module):
         return F.interpolate(out, tuple(size), mode="bilinear", align_corners=False)
 
     def inputs(self, features):
-        """Return a list of the 4 maps `(B, D, h, w)` that `projects` read: each tap's patch + class tokens."""
+        """Return the list of maps `(B, D, h, w)` that `projects` read: patch + class token of each tap."""
         return list((features.patches + features.classes[..., None, None]).unbind(1))
 
     @torch.no_grad()
     def first_layers(self):
-        """Weight `(o, d)` and bias `(o,)`, float64, of the 1×1 convolution on each input."""
+        """Weight `(o, d)` and bias `(o,)` of the 1×1 convolution on each input, in float64."""
         return [(project.weight.flatten(1).double(), project.bias.double()) for project in self.projects]
 
     @torch.no_grad()
-    def set_first_layers(self, layers, statistics):  # noqa: ARG002
+    def set_first_layers(self, layers, statistics):
         """Replace them, in place; see `LinearHead.set_first_layers`. No batch norm stands before them."""
         _set_layers(self.projects, layers)
 

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from simo.datasets import evaluation_batches
 from simo.errors import SimoError
+from simo.metrics import SMALLEST
 from simo.models import Features, add_adapters
 from simo.training import autocast, fit, memory_need, progress
 
@@ -40,6 +41,8 @@ class FeatureDataset(Dataset):
         See `simo.training.pick_device`. Features are stored in this precision.
     workers : int
         Processes that load images.
+    label : callable, optional
+        From images to targets by task name, instead of those of the data set.
 
     Raises
     ------
@@ -47,15 +50,20 @@ class FeatureDataset(Dataset):
         If the disk has no room for the files.
     """
 
-    def __init__(self, encoder, dataset, folder, batch_size, device="cpu", precision="float32", workers=0):
+    def __init__(
+        self, encoder, dataset, folder, batch_size, device="cpu", precision="float32", workers=0, label=None
+    ):
         encoder.eval()
         self.size, self.length, self.tensors = dataset.size, len(dataset), {}
         self.names = ("patches", "classes", *(task.name for task in dataset.tasks))
         batches = progress(evaluation_batches(dataset, batch_size, workers), label="features")
         filled = 0
         for batch in batches:
+            image = batch.pop("image").to(device, non_blocking=True)
             with torch.no_grad(), autocast(device, precision):
-                patches, classes = encoder(batch.pop("image").to(device, non_blocking=True))
+                patches, classes = encoder(image)
+                if label:
+                    batch |= {name: target.cpu() for name, target in label(image).items()}
             dtype = getattr(torch, precision)
             batch |= {"patches": patches.to("cpu", dtype), "classes": classes.to("cpu", dtype)}
             if not filled:
@@ -81,7 +89,7 @@ class FeatureDataset(Dataset):
         return {name: self.tensors[name][index] for name in self.names}
 
 
-def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=None):
+def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=None, label=None):
     """Fine-tune every head, each by itself, on the frozen encoder's features.
 
     Parameters
@@ -97,6 +105,8 @@ def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=Non
         Peak.
     resume : str or Path, optional
         Folder for the state of unfinished training, and for the features while they are needed.
+    label : callable, optional
+        Gives targets in place of the data set's, see `expert_labels`: distillation.
 
     Returns
     -------
@@ -114,6 +124,7 @@ def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=Non
             optimisation.device,
             optimisation.precision,
             optimisation.workers,
+            label,
         )
         for task in tasks:
             head = model.heads[task.name].train().requires_grad_(True)
@@ -127,6 +138,34 @@ def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=Non
             state = resume and Path(resume) / f"head_{task.name}.safetensors"
             histories[task.name] = fit(*plan, state)
     return model.eval(), histories
+
+
+def expert_labels(experts, tasks):
+    """What experts predict, as targets: the labels of distillation, which needs images only.
+
+    Parameters
+    ----------
+    experts : dict of str to MultiTaskModel
+        By task name.
+    tasks : sequence of Task
+
+    Returns
+    -------
+    callable
+        From images `(B, 3, H, W)` to targets by task name: the likeliest classes `(B, H, W)`, or values
+        `(B, C, H, W)`. A value of exactly 0, which would mean no ground truth, becomes `SMALLEST`.
+    """
+
+    def label(image):
+        predictions = {t.name: experts[t.name].to(image.device)(image)[t.name].float() for t in tasks}
+        return {
+            task.name: predictions[task.name].argmax(1)
+            if task.is_segmentation
+            else predictions[task.name].masked_fill(predictions[task.name] == 0, SMALLEST)
+            for task in tasks
+        }
+
+    return label
 
 
 def realign_representation(

@@ -189,7 +189,7 @@ def test_realigned_to_itself_is_itself(model, tasks):
 
 @pytest.mark.parametrize("kind", ["ridge", *FEATURE_MAPS])
 def test_repairs_the_damage_it_can_express(model, tasks, state_of, same, kind):
-    """Features that were mixed (or only scaled, or turned) are brought back: the expert's predictions again."""
+    """Features that were mixed (or scaled, or turned) are brought back: the expert's predictions again."""
     before = state_of(model)
     expert = copy.deepcopy(model)
     mixing = {

@@ -370,3 +370,14 @@ def test_what_was_prepared_needs_a_finished_preparation(nyuv2, tmp_path):
     assert read_prepared(nyuv2)["sha256"] == "0" * 64
     with pytest.raises(SimoError, match="prepared.json does not exist.*not prepared to the end"):
         read_prepared(tmp_path)
+
+
+def test_samples_are_nested(nyuv2):
+    """A larger random part holds the smaller one of the same seed, so that curves over sizes compare."""
+    val = PreparedDataset(nyuv2, "nyuv2", "val")
+    names = [val.sample(count, seed=3).names for count in (1, 2, 4)]
+    assert names[0] == names[1][:1]
+    assert names[1] == names[2][:2]
+    assert sorted(names[2]) == sorted(val.names)
+    with pytest.raises(SimoError, match="expected 1 to 4 images, found 5"):
+        val.sample(5, seed=3)

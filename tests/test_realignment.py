@@ -1,5 +1,6 @@
 """simo.realignment: what may change, what may not, and that nothing depends on chance or company."""
 
+import copy
 import shutil
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import torch
 from simo import realignment, training
 from simo.errors import SimoError
 from simo.models import Features, ReleasedAdapter, add_adapters, create_model
-from simo.realignment import FeatureDataset, realign_heads, realign_representation
+from simo.realignment import FeatureDataset, expert_labels, realign_heads, realign_representation
 from simo.training import Optimisation
 
 BUDGET = Optimisation(steps=3, batch_size=2, seed=1, weight_decay=0.1)
@@ -251,3 +252,35 @@ def test_interrupted_realignment_resumes(model, val, tasks, tmp_path, monkeypatc
     torch.manual_seed(99)  # another process
     resumed = realign_both(model, val, tasks, budget, resume=tmp_path)
     assert all(same(a.state_dict(), b) for a, b in zip(resumed, expected, strict=True))
+
+
+def test_expert_labels_are_predictions_as_targets(model, val, tasks):
+    """Distillation sees classes where there are scores, and no value that would count as unknown."""
+    experts = {task.name: model.only([task.name]) for task in tasks}
+    image = val[0]["image"][None]
+    predictions, labels = model(image), expert_labels(experts, tasks)(image)
+    for task in tasks:
+        task.check_target(labels[task.name][0], task.name)
+        if task.is_segmentation:
+            assert torch.equal(labels[task.name], predictions[task.name].argmax(1))
+        else:
+            torch.testing.assert_close(labels[task.name], predictions[task.name], atol=2e-6, rtol=0)
+            assert (labels[task.name] != 0).all()
+
+
+def test_distillation_reads_no_label(model, val, tasks):
+    """With the experts' predictions as targets, the data set's own targets play no part."""
+    experts = {task.name: copy.deepcopy(model) for task in tasks}
+    label = expert_labels(experts, tasks)
+    realigned, _ = realign_heads(model, val, tasks, BUDGET, 0.01, label=label)
+
+    class Unlabelled(type(val)):
+        def _read_target(self, task, name, valid):
+            target = super()._read_target(task, name, valid)
+            return torch.full_like(target, -1 if task.is_segmentation else 0)
+
+    hidden = copy.copy(val)
+    hidden.__class__ = Unlabelled
+    other, _ = realign_heads(model, hidden, tasks, BUDGET, 0.01, label=label)
+    for name, tensor in realigned.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
