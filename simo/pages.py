@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
-from simo import claims, plotting, tables
+from simo import beyond, claims, plotting, tables
 from simo.notebooks import ROOT
 from simo.paper import paper_curves, paper_deltas, read_paper
 from simo.records import load_pictures, load_records, results_table
@@ -201,48 +201,48 @@ class Page:
         """Draw Δ of every model and seed, the paper's beside."""
         if self:
             printed = paper_deltas(self.dataset, self.paper)
-            self._mark(plotting.delta_figure(self.frame, printed, self.models, self.fresh))
+            self.mark(plotting.delta_figure(self.frame, printed, self.models, self.fresh))
 
     def alphas(self):
         """Draw the validation score against α, for task arithmetic and TIES."""
-        if self._has("merge_task_arithmetic") and self._has("merge_ties"):
+        if self.has("merge_task_arithmetic") and self.has("merge_ties"):
             scans = {}
             for method in ("task_arithmetic", "ties"):
                 found = [record["details"] for record in self._all(f"merge_{method}")]
                 scans[method] = [(details["scan"], details["alpha"]) for details in found]
-            self._mark(plotting.alpha_figure(scans))
+            self.mark(plotting.alpha_figure(scans))
 
     def relationships(self):
         """Draw every head's performance along every task vector, the paper's curves beside."""
-        if self._has("relationships"):
+        if self.has("relationships"):
             curves = [
                 tables.relative_curves(record["details"]["curves"], self.dataset)
                 for record in self._all("relationships")
             ]
             paper = paper_curves(self.dataset, self.paper)
-            self._mark(plotting.relationship_figure(curves, paper, self.tasks))
+            self.mark(plotting.relationship_figure(curves, paper, self.tasks))
 
     def pictures(self):
         """Draw images, truth and predictions of the first seed."""
-        if self._has("qualitative"):
+        if self.has("qualitative"):
             seed = min(record["seed"] for record in self.records)
             pictures = load_pictures(self.folder / f"seed{seed}" / "qualitative.npz")
-            self._mark(plotting.qualitative_figure(pictures, self.tasks, PICTURED))
+            self.mark(plotting.qualitative_figure(pictures, self.tasks, PICTURED))
             for task in self.tasks:
                 if task.is_segmentation:
                     plotting.class_legend(task)
 
     def subsets(self):
         """Draw Figure 1: performance against the number of merged tasks."""
-        if self._has("subsets"):
+        if self.has("subsets"):
             points = tables.subset_scores(self._all("subsets"), self.frame, self.dataset)
-            self._mark(plotting.subset_figure(points, self.paper["fig1"]))
+            self.mark(plotting.subset_figure(points, self.paper["fig1"]))
 
     def coefficients(self):
         """Draw Figure 2: the coefficients that layer-wise AdaMerging learned."""
-        if self._has("adamerging"):
+        if self.has("adamerging"):
             found = [record["details"]["coefficients"] for record in self._all("adamerging")]
-            self._mark(plotting.coefficient_figure(found))
+            self.mark(plotting.coefficient_figure(found))
 
     def efficiency(self):
         """Display Table 4: steps, trained parameters, images and time; the paper's is Taskonomy's."""
@@ -250,7 +250,11 @@ class Page:
             paper = self.paper if self.dataset == "taskonomy" else None
             self.show(tables.efficiency(self.records, paper))
 
-    def _has(self, experiment):
+    def realignment_curves(self):
+        """Δ of every way to realign, by images and seconds; see `simo.beyond.realignment_curves`."""
+        return beyond.realignment_curves(self._all("closed_form"), self.frame, self.dataset)
+
+    def has(self, experiment):
         """Whether there are records of an experiment; says so if not."""
         found = bool(self._all(experiment))
         if not found:
@@ -261,7 +265,8 @@ class Page:
     def _all(self, experiment):
         return [record for record in self.records if record["experiment"] == experiment]
 
-    def _mark(self, figure):
+    def mark(self, figure):
+        """Write over a figure that its numbers are a fixture's, if they are."""
         if self.fixture:
             figure.text(0.5, 0.5, "FIXTURE: no result", color="#AA3333", alpha=0.35, size=26, ha="center")
 

@@ -109,7 +109,7 @@ class Run:
         """Measure how long a block takes, for the `cost` of a result."""
         start = time.monotonic()
         yield
-        self.seconds[name] = round(time.monotonic() - start, 1)
+        self.seconds[name] = round(time.monotonic() - start, 2)
 
     def optimisation(self, steps, batch_size):
         """The parameters that say how to train, for `simo.training`, with this number of steps."""

@@ -1,0 +1,136 @@
+"""Beyond the paper: tables and figures of what it did not try, from records."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.ticker import NullLocator, ScalarFormatter
+
+from simo.metrics import delta_printed
+from simo.plotting import STYLES
+from simo.tasks import tasks_of
+
+FACTOR = 10  # what counts as much fewer images, or much less time
+
+
+def realignment_curves(records, frame, dataset):
+    """Δ of every way to realign, by images and seconds.
+
+    Parameters
+    ----------
+    records : list of dict
+        Of the experiment `closed_form`, one a seed.
+    frame : DataFrame
+        See `simo.tables.scores`; its experts are what Δ is relative to.
+    dataset : str
+
+    Returns
+    -------
+    DataFrame
+        Columns `seed`, `method`, `images`, `seconds`, `delta` (printed, in per cent).
+    """
+    tasks = tasks_of(dataset)
+    return pd.DataFrame(
+        {
+            "seed": record["seed"],
+            "delta": delta_printed(tasks, row["metrics"], frame.loc["expert", record["seed"]]),
+            **{name: row[name] for name in ("method", "images", "seconds")},
+        }
+        for record in records
+        for row in record["details"]["curves"]
+    )
+
+
+def curves_table(curves):
+    """Mean ± standard deviation over seeds of Δ, as text: one row a method, one column a number of images.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        See `realignment_curves`.
+    """
+    cells = curves.groupby(["method", "images"], sort=False).delta.agg(["mean", "std"])
+    text = cells.apply(lambda cell: f"{cell['mean']:+.1f} ± {cell['std']:.1f}".removesuffix(" ± nan"), axis=1)
+    return text.unstack("images").rename_axis(index=None)
+
+
+def savings(curves, labelled=("heads", "representation")):
+    """With how many images, and in what time, closed form is as good as a labelled method with all images.
+
+    Parameters
+    ----------
+    curves : dict of str to DataFrame
+        By data set, see `realignment_curves`; means over seeds are compared.
+    labelled : sequence of str
+        The methods to be as good as.
+
+    Returns
+    -------
+    DataFrame
+        Of text, one row a data set and labelled method.
+    """
+    rows = {}
+    for dataset, curve in curves.items():
+        means = curve.groupby(["method", "images"])[["delta", "seconds"]].mean()
+        own = means.loc["closed form"]
+        for method in labelled:
+            images = means.loc[method].index.max()
+            mark = means.loc[method, images]
+            reached = own[own.delta >= mark.delta]
+            row = {
+                "Δ to reach": f"{mark.delta:+.1f}",
+                "images": f"{images}",
+                "seconds": f"{mark.seconds:.1f}",
+            }
+            if reached.empty:
+                row["closed form"] = f"does not: {own.delta.max():+.1f}"
+            else:
+                fewer, faster = images / reached.index[0], mark.seconds / reached.seconds.iloc[0]
+                row["closed form"] = (
+                    f"{reached.delta.iloc[0]:+.1f} from {reached.index[0]} in {reached.seconds.iloc[0]:.1f} s"
+                )
+                row |= {"times fewer images": f"{fewer:.0f}", "times faster": f"{faster:.1f}"}
+                row[f"{FACTOR} times of either"] = "yes" if max(fewer, faster) >= FACTOR else "no"
+            rows[f"{dataset}, {method}"] = row
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+def curves_figure(curves, joint, methods, against=("images", "seconds")):
+    """Δ against images and seconds, on logarithmic axes: one column of panels a data set.
+
+    Parameters
+    ----------
+    curves : dict of str to DataFrame
+        By data set, see `realignment_curves`.
+    joint : dict of str to float
+        Δ of joint training by data set: a line across.
+    methods : sequence of str
+        Which to draw, at most as many as there are styles.
+    against : sequence of str
+        Columns of the curves; one row of panels each.
+
+    Returns
+    -------
+    Figure
+        Lines are means over seeds, bands their range.
+    """
+    figure, grid = plt.subplots(
+        len(against), len(curves), figsize=(2.9 * len(curves), 2.5 * len(against) + 0.6),
+        sharey="col", squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for line, quantity in zip(grid, against, strict=True):
+        for axes, (dataset, curve) in zip(line, curves.items(), strict=True):
+            for method, (colour, dashes, marker) in zip(methods, STYLES, strict=False):
+                own = curve[curve.method == method].groupby("images")
+                x = own[quantity].mean()
+                axes.fill_between(x, own.delta.min(), own.delta.max(), color=colour, alpha=0.2, lw=0)
+                axes.plot(x, own.delta.mean(), color=colour, ls=dashes, marker=marker, ms=4, label=method)
+            axes.axhline(joint[dataset], color="black", lw=0.8, ls=(0, (6, 3)))
+            axes.set(xscale="log", xlabel=quantity, title=dataset)
+            if quantity == "images":
+                axes.set_xticks(sorted(curve.images.unique()))
+                axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+        line[0].set_ylabel("Δ printed, %")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
+    sns.despine(figure)
+    return figure

@@ -1,0 +1,79 @@
+"""simo.beyond: curves and savings against hand computation."""
+
+import pandas as pd
+import pytest
+
+from simo import beyond
+from simo.tasks import tasks_of
+
+TASKS = [task.name for task in tasks_of("nyuv2")]
+
+
+def curves_of(rows):
+    """A frame of curves from (method, images, seconds, delta), two seeds a point either side of it."""
+    return pd.DataFrame(
+        [
+            {"seed": seed, "method": method, "images": images, "seconds": seconds, "delta": delta + shift}
+            for method, images, seconds, delta in rows
+            for seed, shift in ((0, -1.0), (1, 1.0))
+        ]
+    )
+
+
+def test_curves_are_relative_to_the_experts_of_the_seed():
+    """Δ by hand: half the experts' mIoU, their depth error, twice their angle: (50 + 100 + 50) / 3 - 100."""
+    experts = pd.DataFrame([[40.0, 0.5, 20.0]], columns=TASKS)
+    experts.index = pd.MultiIndex.from_tuples([("expert", 2)], names=["model", "seed"])
+    metrics = dict(zip(TASKS, (20.0, 0.5, 40.0), strict=True))
+    row = {"method": "heads", "images": 4, "seconds": 1.5, "metrics": metrics}
+    records = [{"seed": 2, "details": {"curves": [row]}}]
+    curves = beyond.realignment_curves(records, experts, "nyuv2")
+    assert curves.drop(columns="delta").to_dict("records") == [
+        {"seed": 2, "method": "heads", "images": 4, "seconds": 1.5}
+    ]
+    assert curves.delta[0] == pytest.approx(-100 / 3)
+
+
+def test_savings_by_hand():
+    """The least number of images that reaches the mark counts, with its own time; both factors follow."""
+    rows = [("heads", 16, 9.0, -30.0), ("heads", 256, 10.0, -20.0)]
+    rows += [
+        ("closed form", 4, 0.5, -40.0),
+        ("closed form", 64, 0.8, -20.0),
+        ("closed form", 256, 2.0, -10.0),
+    ]
+    table = beyond.savings({"nyuv2": curves_of(rows)}, labelled=["heads"])
+    row = table.loc["nyuv2, heads"]
+    assert (row["Δ"], row["images"], row["seconds"]) == ("-20.0", "256", "10.0")
+    assert row["closed form"] == "-20.0 from 64 in 0.8 s"
+    assert (row["times fewer images"], row["times faster"]) == ("4", "12.5")
+    assert row["10 times of either"] == "yes"
+    rows[-2:] = [("closed form", 64, 2.0, -20.0), ("closed form", 256, 2.0, -10.0)]
+    assert beyond.savings({"nyuv2": curves_of(rows)}, ["heads"]).iloc[0]["10 times of either"] == "no"
+
+
+def test_mark_that_is_not_reached_is_shown():
+    """Where closed form falls short at every size, the table says so and by how much, and claims no factor."""
+    rows = [("heads", 256, 10.0, -5.0), ("closed form", 256, 2.0, -10.0)]
+    table = beyond.savings({"taskonomy": curves_of(rows)}, ["heads"])
+    assert table.loc["taskonomy, heads", "closed form"] == "does not: -10.0"
+    assert "times faster" not in table
+
+
+def test_table_shows_mean_and_spread():
+    """Two seeds a point either side: the standard deviation is √2."""
+    table = beyond.curves_table(curves_of([("heads", 4, 1.0, -30.0), ("heads", 16, 1.0, -20.0)]))
+    assert table.loc["heads"].to_dict() == {4: "-30.0 ± 1.4", 16: "-20.0 ± 1.4"}
+
+
+def test_figure_has_a_panel_a_data_set_and_quantity():
+    """Each panel shows every method, its band and joint training's line, on a logarithmic axis."""
+    rows = [(method, n, n / 10, -n) for method in ("heads", "closed form") for n in (4, 16)]
+    curves = {"nyuv2": curves_of(rows), "taskonomy": curves_of(rows)}
+    figure = beyond.curves_figure(curves, {"nyuv2": -3.0, "taskonomy": -9.0}, ["closed form", "heads"])
+    assert len(figure.axes) == 4
+    for axes in figure.axes:
+        assert axes.get_xscale() == "log"
+        assert len(axes.lines) == 3
+        assert len(axes.collections) == 2
+    assert [axes.get_xlabel() for axes in figure.axes] == ["images", "images", "seconds", "seconds"]
