@@ -77,7 +77,7 @@ def savings(curves, labelled=("heads", "representation")):
             mark = means.loc[method, images]
             reached = own[own.delta >= mark.delta]
             row = {
-                "Δ to reach": f"{mark.delta:+.1f}",
+                "Δ": f"{mark.delta:+.1f}",
                 "images": f"{images}",
                 "seconds": f"{mark.seconds:.1f}",
             }

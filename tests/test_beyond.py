@@ -53,7 +53,7 @@ def test_savings_by_hand():
 
 
 def test_mark_that_is_not_reached_is_shown():
-    """Where closed form falls short at every size, the table says so and by how much, and claims no factor."""
+    """Where closed form falls short at every size, the table says by how much, and claims no factor."""
     rows = [("heads", 256, 10.0, -5.0), ("closed form", 256, 2.0, -10.0)]
     table = beyond.savings({"taskonomy": curves_of(rows)}, ["heads"])
     assert table.loc["taskonomy, heads", "closed form"] == "does not: -10.0"
