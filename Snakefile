@@ -34,7 +34,8 @@ STUDIES = str(config.get("studies") or "nyuv2 cityscapes taskonomy").split()
 METHODS = ["pretrained", "average", "task_arithmetic", "ties"]
 REALIGNED = ["pretrained", "task_arithmetic", "ties"]  # pretrained: the control without any merging
 # notebooks that draw; they read records only
-PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "claims", "deviations", "results", "beyond", "model", "status"]
+PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "claims", "deviations", "results"]
+PAGES += ["beyond", "wider_field", "model", "status"]
 
 # a profile without committed records is drawn from what was just computed
 COMMITTED = f"records/{PROFILE}" if Path(f"records/{PROFILE}").is_dir() else ""
@@ -57,7 +58,7 @@ if not RENDERED.exists() and not config.get("data"):
 DATA = {name: data_folder(config.get("data"), name, BUILD) for name in DATASETS}
 # expected seconds of a step on one core, for the time left, which corrects itself as steps end
 SECONDS = {"expert": 120, "joint": 150, "merge": 20, "realign": 50, "control": 80, "relationships": 70}
-SECONDS |= {"masks": 40, "adamerging": 50, "released": 40, "subsets": 160, "closed_form": 300}
+SECONDS |= {"masks": 40, "adamerging": 50, "released": 40, "subsets": 160, "closed_form": 300, "field": 600}
 
 CHECKPOINTS = BUILD + "/checkpoints/{study}/seed{seed}"
 RECORDS = BUILD + "/records/{study}/seed{seed}"
@@ -119,7 +120,7 @@ def experiments(study):
         + [f"realign_{method}" for method in REALIGNED]
         + ["joint", "control", "relationships", "qualitative"]
     )
-    further = ["merge_ties_untrimmed", "masks", "adamerging", "released", "closed_form"]
+    further = ["merge_ties_untrimmed", "masks", "adamerging", "released", "closed_form", "field"]
     further += ["subsets"] * (VALUES[study]["dataset"] == "taskonomy")  # Figure 1
     return main + further * FURTHER
 
@@ -347,6 +348,16 @@ use rule joint as closed_form with:
     message: "closed form and few images on {wildcards.study}, seed {wildcards.seed}"
     params: **compute("closed_form")
     resources: seconds=seconds("closed_form")
+
+
+use rule control as field with:
+    output:
+        notebook=EXECUTED + "/field.ipynb",
+        record=RECORDS + "/field.json",
+    log: LOGS + "/field.log"
+    message: "the wider field of merging on {wildcards.study}, seed {wildcards.seed}"
+    params: **compute("field")
+    resources: seconds=seconds("field")
 
 
 use rule joint as qualitative with:

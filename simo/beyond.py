@@ -49,8 +49,7 @@ def curves_table(curves):
         See `realignment_curves`.
     """
     cells = curves.groupby(["method", "images"], sort=False).delta.agg(["mean", "std"])
-    text = cells.apply(lambda cell: f"{cell['mean']:+.1f} ± {cell['std']:.1f}".removesuffix(" ± nan"), axis=1)
-    return text.unstack("images").rename_axis(index=None)
+    return _with_spread(cells).unstack("images").rename_axis(index=None)
 
 
 def savings(curves, labelled=("heads", "representation")):
@@ -92,6 +91,60 @@ def savings(curves, labelled=("heads", "representation")):
                 row[f"{FACTOR} times of either"] = "yes" if max(fewer, faster) >= FACTOR else "no"
             rows[f"{dataset}, {method}"] = row
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+FIELD_NAMES = {
+    "task_arithmetic": "Task arithmetic (2023)",
+    "ties": "TIES (2023)",
+    "dare": "DARE (2024)",
+    "breadcrumbs": "Breadcrumbs (2024)",
+    "lines": "LiNeS (2025)",
+    "iso_c": "Iso-C (2025)",
+    "iso_cts": "Iso-CTS (2025)",
+    "tsv_m": "TSV-M (2025)",
+    "regmean": "RegMean (2023), images",
+    "lot": "LOT (2025), images",
+}
+
+
+def field_table(records, frame, dataset):
+    """Δ of every merging method bare and with each realignment, and what merging took.
+
+    Parameters
+    ----------
+    records : list of dict
+        Of the experiment `field`, one a seed.
+    frame, dataset
+        See `realignment_curves`.
+
+    Returns
+    -------
+    DataFrame
+        Of text, mean ± standard deviation over seeds; one row a method, best after closed form first.
+    """
+    tasks = tasks_of(dataset)
+    scores = pd.DataFrame(
+        {
+            "method": row["method"],
+            "way": score["realignment"] or "merged",
+            "seconds": score["seconds"],
+            "delta": delta_printed(tasks, score["metrics"], frame.loc["expert", record["seed"]]),
+        }
+        for record in records
+        for row in record["details"]["methods"]
+        for score in row["scores"]
+    )
+    cells = scores.groupby(["method", "way"], sort=False).delta.agg(["mean", "std"])
+    table = _with_spread(cells).unstack("way")
+    seconds = scores[scores.way == "merged"].groupby("method").seconds.mean()
+    table["seconds to merge"] = seconds.map("{:.0f}".format)
+    order = cells["mean"].unstack("way")["closed form"].sort_values(ascending=False).index
+    return table.loc[order].rename(index=FIELD_NAMES).rename_axis(index=None)
+
+
+def _with_spread(cells):
+    """Columns `mean` and `std` as text."""
+    return cells.apply(lambda cell: f"{cell['mean']:+.1f} ± {cell['std']:.1f}".removesuffix(" ± nan"), axis=1)
 
 
 def curves_figure(curves, joint, methods, against=("images", "seconds")):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from simo.errors import SimoError
-from simo.merging import TaskVector, average, task_arithmetic
+from simo.merging import TaskVector, average, task_arithmetic, ties
 from simo.training import autocast, progress
 
 
@@ -252,15 +252,19 @@ def _weighted(changes, grams):
     return sum(gram @ change.T for gram, change in zip(grams, changes, strict=True))
 
 
-DATA_FREE = {
+METHODS = {
+    "task_arithmetic": task_arithmetic,
+    "ties": ties,
     "dare": dare,
     "breadcrumbs": breadcrumbs,
     "lines": lines,
     "iso_c": iso_c,
     "iso_cts": iso_cts,
     "tsv_m": tsv_m,
+    "regmean": regmean,
+    "lot": lot,
 }
-FROM_IMAGES = {"regmean": regmean, "lot": lot}  # they need `input_moments` of every expert
+FROM_IMAGES = ("regmean", "lot")  # they need `input_moments` of every expert
 
 
 def _by_matrix(task_vectors, merge):

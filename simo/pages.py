@@ -254,6 +254,11 @@ class Page:
         """Δ of every way to realign, by images and seconds; see `simo.beyond.realignment_curves`."""
         return beyond.realignment_curves(self._all("closed_form"), self.frame, self.dataset)
 
+    def field(self):
+        """Display every merging method, bare and with each realignment; see `simo.beyond.field_table`."""
+        if self.has("field"):
+            self.show(beyond.field_table(self._all("field"), self.frame, self.dataset))
+
     def has(self, experiment):
         """Whether there are records of an experiment; says so if not."""
         found = bool(self._all(experiment))

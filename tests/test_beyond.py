@@ -77,3 +77,26 @@ def test_figure_has_a_panel_a_data_set_and_quantity():
         assert len(axes.lines) == 3
         assert len(axes.collections) == 2
     assert [axes.get_xlabel() for axes in figure.axes] == ["images", "images", "seconds", "seconds"]
+
+
+def test_field_table_by_hand():
+    """Δ of a method bare and realigned, methods ordered by closed form, seconds those of merging."""
+    experts = pd.DataFrame([[40.0, 0.5, 20.0]], columns=TASKS)
+    experts.index = pd.MultiIndex.from_tuples([("expert", 0)], names=["model", "seed"])
+
+    def scores(merged, solved):
+        ways = {"": merged, "heads": solved, "representation": solved, "closed form": solved}
+        return [
+            {"realignment": way, "seconds": 7.4, "metrics": dict(zip(TASKS, (miou, 0.5, 20.0), strict=True))}
+            for way, miou in ways.items()
+        ]
+
+    methods = [
+        {"method": "lot", "scores": scores(10.0, 20.0)},
+        {"method": "ties", "scores": scores(20.0, 40.0)},
+    ]
+    table = beyond.field_table([{"seed": 0, "details": {"methods": methods}}], experts, "nyuv2")
+    assert list(table.index) == ["TIES (2023)", "LOT (2025), images"]
+    # mIoU is a third of Δ: a half of it is -16.7, a quarter -25
+    assert table.loc["TIES (2023)"].tolist() == ["-16.7", "+0.0", "+0.0", "+0.0", "7"]
+    assert table.loc["LOT (2025), images", "merged"] == "-25.0"

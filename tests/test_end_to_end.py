@@ -24,6 +24,7 @@ EXPERIMENTS = {
     "adamerging",
     "released",
     "closed_form",
+    "field",
 }
 EXPERIMENTS |= {
     f"merge_{method}" for method in ("pretrained", "average", "task_arithmetic", "ties", "ties_untrimmed")
@@ -92,14 +93,14 @@ def test_second_run_does_nothing(project):
 
 
 AFTER_EXPERTS = {"merge", "realign", "control", "relationships", "qualitative"}
-AFTER_EXPERTS |= {"masks", "adamerging", "released", "closed_form"}
+AFTER_EXPERTS |= {"masks", "adamerging", "released", "closed_form", "field"}
 NYUV2 = "notebooks/params/smoke/nyuv2.yaml"
 CHANGES = [
     (
         NYUV2,
         "adapter_lr: 0.01",
         "adapter_lr: 0.02",
-        {"realign", "released", "control", "qualitative", "closed_form"},
+        {"realign", "released", "control", "qualitative", "closed_form", "field"},
     ),
     (NYUV2, "lambdas: [0.0, 1.0]", "lambdas: [0.0, 0.5, 1.0]", {"relationships"}),
     ("simo/training.py", "# dropout", "# what drops out", set()),
@@ -137,7 +138,7 @@ def test_only_affected_pages_are_drawn_again(project):
     finally:
         path.write_text(before)
     drawn = set(re.findall(r"draw the page (\w+)", done.stdout))
-    assert drawn == {"nyuv2", "introduction", "claims", "results", "status", "beyond"}
+    assert drawn == {"nyuv2", "introduction", "claims", "results", "status", "beyond", "wider_field"}
 
 
 def test_misspelt_parameter_stops_before_anything_runs(project):
@@ -216,7 +217,17 @@ def test_every_number_of_a_rehearsal_is_marked(rehearsal):
     for page in ("introduction", "claims", "results"):
         text = (pages / f"{page}.html").read_text(encoding="utf-8")
         assert "Every number on this page was computed from a fixture" in text
-    for page in ("expert", "merge", "realign", "masks", "adamerging", "released", "closed_form", "control"):
+    for page in (
+        "expert",
+        "merge",
+        "realign",
+        "masks",
+        "adamerging",
+        "released",
+        "closed_form",
+        "field",
+        "control",
+    ):
         assert "Executed on a fixture" in (pages / f"{page}.html").read_text(encoding="utf-8")
 
 

@@ -5,8 +5,8 @@ import torch
 
 from simo.errors import SimoError
 from simo.field import (
-    DATA_FREE,
     FROM_IMAGES,
+    METHODS,
     breadcrumbs,
     dare,
     input_moments,
@@ -18,6 +18,8 @@ from simo.field import (
     tsv_m,
 )
 from simo.merging import TaskVector, task_arithmetic
+
+DATA_FREE = [name for name in METHODS if name not in FROM_IMAGES]
 
 
 def vector(**tensors):
@@ -50,14 +52,14 @@ def matrices(*values):
 def test_no_change_stays_none(method):
     """τ = 0 gives θ_0."""
     still = [0.0 * one for one in random_vectors()]
-    assert all(torch.count_nonzero(tensor) == 0 for tensor in DATA_FREE[method](still).values())
+    assert all(torch.count_nonzero(tensor) == 0 for tensor in METHODS[method](still).values())
 
 
 @pytest.mark.parametrize("method", [name for name in DATA_FREE if name != "dare"])
 def test_order_of_the_experts_does_not_matter(method):
     """Permuting the experts changes nothing but rounding; DARE draws by position."""
     one, two, three = random_vectors()
-    first, second = DATA_FREE[method]([one, two, three]), DATA_FREE[method]([three, one, two])
+    first, second = METHODS[method]([one, two, three]), METHODS[method]([three, one, two])
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
 
@@ -67,7 +69,7 @@ def test_inputs_are_not_changed(method):
     """Task vectors are the same before and after."""
     vectors = random_vectors()
     before = [{name: tensor.clone() for name, tensor in one.items()} for one in vectors]
-    dict(DATA_FREE[method](vectors))
+    dict(METHODS[method](vectors))
     for one, copy in zip(vectors, before, strict=True):
         assert all(torch.equal(one[name], copy[name]) for name in copy)
 
@@ -146,7 +148,7 @@ def test_tsv_m_by_hand():
 def test_only_matrices_are_decomposed(method):
     """Biases, tokens and embeddings are averaged."""
     vectors = random_vectors()
-    merged = DATA_FREE[method](vectors)
+    merged = METHODS[method](vectors)
     for name in ("blocks.1.fc.bias", "pos_embed"):
         torch.testing.assert_close(merged[name], sum(one[name] for one in vectors) / 3)
 
@@ -158,7 +160,7 @@ def test_only_matrices_are_decomposed(method):
 def test_impossible_fractions_are_refused(method, options):
     """A fraction that would drop everything, or more than there is, is named."""
     with pytest.raises(SimoError, match="expected fractions of the entries"):
-        DATA_FREE[method](random_vectors(), **options)
+        METHODS[method](random_vectors(), **options)
 
 
 def moments_of(*grams):
@@ -225,7 +227,7 @@ def test_one_expert_is_itself_from_images(model, method):
     rows, name = inputs_of_first_layer(model.encoder, images)
     state = {key: tensor.float() for key, tensor in model.encoder.state_dict().items()}
     one = TaskVector(state, state.__getitem__)
-    merged = FROM_IMAGES[method]([one], [input_moments(model.encoder, [{"image": images}])])
+    merged = METHODS[method]([one], [input_moments(model.encoder, [{"image": images}])])
     torch.testing.assert_close(
         rows.float() @ merged[name].T, rows.float() @ state[name].T, rtol=1e-3, atol=1e-4
     )
