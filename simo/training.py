@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from simo.balancing import balancing, equal
 from simo.checkpoints import TensorFile, load_into, save_tensors
 from simo.datasets import training_batches
 from simo.errors import SimoError
@@ -77,8 +78,8 @@ def one_cycle(step, steps, warmup):
     return low + (1 - low) * (1 - math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def fit(model, predict, learning_rates, dataset, tasks, optimisation, resume=None):
-    """Minimise the unweighted mean of the tasks' losses.
+def fit(model, predict, learning_rates, dataset, tasks, optimisation, resume=None, backward=equal):
+    """Minimise the tasks' losses: their unweighted mean, unless told otherwise.
 
     Parameters
     ----------
@@ -95,6 +96,8 @@ def fit(model, predict, learning_rates, dataset, tasks, optimisation, resume=Non
     optimisation : Optimisation
     resume : str or Path, optional
         Where to keep the state of unfinished (and finished) training; continued from if it exists.
+    backward : callable
+        How the tasks are brought together, see `simo.balancing`.
 
     Returns
     -------
@@ -122,7 +125,7 @@ def fit(model, predict, learning_rates, dataset, tasks, optimisation, resume=Non
         for part in range(settings.accumulate):
             torch.manual_seed(settings.seed * 1_000_003 + step * settings.accumulate + part)  # dropout
             losses = _losses(predict, next(batches), tasks, settings)
-            (losses.mean() / settings.accumulate).backward()
+            backward(losses, history, 1 / settings.accumulate)
             sums = sums + losses.detach() / settings.accumulate
         torch.nn.utils.clip_grad_norm_(trained, settings.clip)
         factor = one_cycle(step, settings.steps, settings.warmup)
@@ -143,7 +146,9 @@ def fit(model, predict, learning_rates, dataset, tasks, optimisation, resume=Non
     return history
 
 
-def probe_then_finetune(model, dataset, tasks, probe, finetune, encoder_rate, head_rate, resume=None):
+def probe_then_finetune(
+    model, dataset, tasks, probe, finetune, encoder_rate, head_rate, resume=None, balance="equal"
+):
     """Train heads on the frozen pretrained encoder first, then everything: the paper's two phases.
 
     Parameters
@@ -159,6 +164,8 @@ def probe_then_finetune(model, dataset, tasks, probe, finetune, encoder_rate, he
         Peak learning rates; the heads' is the same in both phases.
     resume : str or Path, optional
         Folder for the state of unfinished training.
+    balance : str
+        How joint training brings the tasks together: a name for `simo.balancing.balancing`.
 
     Returns
     -------
@@ -167,14 +174,14 @@ def probe_then_finetune(model, dataset, tasks, probe, finetune, encoder_rate, he
     """
     heads, encoder = list(model.heads.parameters()), list(model.encoder.parameters())
     rates = {"probe": [(heads, head_rate)], "finetune": [(encoder, encoder_rate), (heads, head_rate)]}
-    histories = {}
+    histories, backward = {}, balancing(balance, encoder)
     for phase, optimisation in {"probe": probe, "finetune": finetune}.items():
         model.encoder.requires_grad_(phase == "finetune")
         model.train()
         state = resume and Path(resume) / f"{phase}.safetensors"
         plan = (model, lambda batch: model(batch["image"]), rates[phase], dataset, tasks, optimisation)
         print(f"memory for {phase}: {memory_need(*plan)}")
-        histories[phase] = fit(*plan, state)
+        histories[phase] = fit(*plan, state, backward)
     return histories
 
 

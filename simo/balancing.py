@@ -1,0 +1,132 @@
+"""How joint training brings the tasks together: by weights of their losses, or by their gradients.
+
+Each way is a function that does the backward pass of a micro-batch, `backward(losses, history, share)`: from
+the losses `(T,)`, still attached to their graph, the loss history so far (see `simo.training.fit`), and the
+share of the micro-batch in its step. It adds to the gradients of all trained parameters, and holds no state,
+so that training can be resumed at any step.
+"""
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from simo.errors import SimoError
+
+
+def equal(losses, history, share=1.0):
+    """The mean of the losses: what the paper and everything else here does."""
+    (share * losses.mean()).backward()
+
+
+def uncertainty(losses, history, share=1.0):
+    """Homoscedastic uncertainty (Kendall et al., 2018), each log variance at its optimum.
+
+    Σ L_t / (2 e^{s_t}) + s_t / 2 is least for s_t = log L_t, where its gradient is that of ½ Σ log L_t: every
+    loss counts relative to its own size. Variant: the usual code learns s_t, which lags behind.
+    """
+    (0.5 * share * losses.clamp(min=1e-12).log().sum()).backward()
+
+
+def dwa(losses, history, share=1.0, temperature=2.0):
+    """Dynamic weight average (Liu et al., 2019): more weight for losses that fall more slowly.
+
+    Weights are T softmax(r / temperature), r_t the last mean loss over the one before; rows of the history
+    take the place of epochs. The first two rows are trained with equal weights.
+    """
+    weights = torch.ones_like(losses)
+    if len(history) >= 2:
+        last, before = (list(row.values())[-len(losses) :] for row in history[:-3:-1])
+        ratios = losses.new_tensor(last) / losses.new_tensor(before).clamp(min=1e-12)
+        weights = len(losses) * (ratios / temperature).softmax(dim=0)
+    (share * (weights * losses).mean()).backward()
+
+
+def pcgrad(gradients):
+    """Mean of the tasks' gradients, each without its component against any other (Yu et al., 2020).
+
+    Parameters
+    ----------
+    gradients : Tensor
+        `(T, P)` of the shared parameters.
+
+    Returns
+    -------
+    Tensor
+        `(P,)`. The others are taken in random order, by torch's global generator.
+    """
+    changed = gradients.clone()
+    for own in changed:
+        for other in gradients[torch.randperm(len(gradients)).to(gradients.device)]:
+            conflict = own @ other
+            if conflict < 0:  # never with itself
+                own -= conflict / other.square().sum() * other
+    return changed.mean(dim=0)
+
+
+def cagrad(gradients, radius=0.4):
+    """The step near the mean gradient that helps the worst task most (CAGrad; Liu et al., 2021).
+
+    Parameters
+    ----------
+    gradients : Tensor
+        `(T, P)` of the shared parameters.
+    radius : float
+        c: how far from the mean gradient, in parts of its length; 0 is the mean.
+
+    Returns
+    -------
+    Tensor
+        `(P,)`.
+    """
+    products = (gradients @ gradients.T).double().cpu().numpy()
+    count = len(products)
+    mean = np.full(count, 1 / count)
+    reach = radius * np.sqrt(max(mean @ products @ mean, 1e-24))
+
+    def worst(weights):
+        return weights @ products @ mean + reach * np.sqrt(max(weights @ products @ weights, 1e-24))
+
+    simplex = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
+    found = minimize(worst, mean, method="SLSQP", bounds=[(0, 1)] * count, constraints=simplex).x
+    combined = torch.as_tensor(found, dtype=gradients.dtype, device=gradients.device) @ gradients
+    return gradients.mean(dim=0) + reach / combined.norm().clamp(min=1e-12) * combined
+
+
+BY_LOSS = {"equal": equal, "uncertainty": uncertainty, "dwa": dwa}
+BY_GRADIENT = {"pcgrad": pcgrad, "cagrad": cagrad}
+
+
+def balancing(name, shared):
+    """The backward pass of a way to balance.
+
+    Parameters
+    ----------
+    name : str
+        A key of `BY_LOSS` or `BY_GRADIENT`.
+    shared : list of Parameter
+        What all tasks train, the encoder's; heads have their own task's gradient in any case.
+
+    Returns
+    -------
+    callable
+        `backward(losses, history, share)`.
+    """
+    if name in BY_LOSS:
+        return BY_LOSS[name]
+    if name not in BY_GRADIENT:
+        raise SimoError(f"unknown balancing {name!r}: expected one of {sorted(BY_LOSS | BY_GRADIENT)}")
+
+    def backward(losses, history, share=1.0):
+        losses = share * losses
+        trained = [parameter for parameter in shared if parameter.requires_grad]
+        if trained:
+            rows = [torch.autograd.grad(loss, trained, retain_graph=True) for loss in losses]
+            gradients = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+        losses.mean().backward()
+        if trained:  # what was added to the shared parameters was the mean
+            change = BY_GRADIENT[name](gradients) - gradients.mean(dim=0)
+            sizes = [parameter.numel() for parameter in trained]
+            for parameter, part in zip(trained, change.split(sizes), strict=True):
+                parameter.grad += part.view_as(parameter)
+
+    return backward

@@ -1,0 +1,105 @@
+"""simo.balancing: weights and combined gradients against examples by hand and laws."""
+
+import pytest
+import torch
+
+from simo.balancing import BY_GRADIENT, balancing, cagrad, dwa, equal, pcgrad, uncertainty
+from simo.errors import SimoError
+
+
+def gradient_of(backward, losses_of, history=()):
+    """Gradient at 1 of one parameter, after a backward pass over losses that are functions of it."""
+    parameter = torch.ones((), requires_grad=True)
+    backward(torch.stack([loss(parameter) for loss in losses_of]), list(history))
+    return parameter.grad.item()
+
+
+def test_equal_weights_are_the_mean():
+    """d/dp of (p + 3p) / 2 is 2."""
+    assert gradient_of(equal, [lambda p: p, lambda p: 3 * p]) == pytest.approx(2)
+
+
+def test_uncertainty_ignores_the_scale_of_a_loss():
+    """½ Σ ∇L / L at the optimal variances: the same whatever unit a loss has; by hand ½ (1 + 2)."""
+    for scale in (1, 1000):
+        found = gradient_of(uncertainty, [lambda p, scale=scale: scale * p, lambda p: p**2])
+        assert found == pytest.approx(1.5)
+
+
+def test_uncertainty_is_the_learned_form_at_its_optimum():
+    """The gradient equals that of Σ L / (2 e^s) + s / 2 with s = log L held fixed."""
+    losses = [lambda p: 3 * p**2, lambda p: p + 4]
+
+    def with_variance(values, history):
+        s = values.detach().log()
+        (values / (2 * s.exp()) + s / 2).sum().backward()
+
+    assert gradient_of(uncertainty, losses) == pytest.approx(gradient_of(with_variance, losses))
+
+
+def test_dwa_by_hand():
+    """Ratios 1 and .5 at temperature 2: weights 1.124 and .876; equal before there are two rows."""
+    rows = [
+        {"step": 1, "learning_rate": 1, "a": 2.0, "b": 2.0},
+        {"step": 2, "learning_rate": 1, "a": 2.0, "b": 1.0},
+    ]
+    losses = [lambda p: p, lambda p: 0 * p]
+    assert 2 * gradient_of(dwa, losses, rows) == pytest.approx(1.1244, abs=1e-3)
+    assert 2 * gradient_of(dwa, losses, rows[:1]) == pytest.approx(1)
+
+
+CONFLICT = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
+
+
+def test_pcgrad_by_hand():
+    """(1, 0) and (-1, 1) become (.5, .5) and (0, 1), whose mean is (.25, .75)."""
+    torch.testing.assert_close(pcgrad(CONFLICT), torch.tensor([0.25, 0.75]))
+    agreeing = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    torch.testing.assert_close(pcgrad(agreeing), agreeing.mean(0))
+
+
+def test_cagrad_by_hand():
+    """The same gradients with c = .4: (.2, .5), which is .2 from the mean; c = 0 is the mean."""
+    found = cagrad(CONFLICT, radius=0.4)
+    torch.testing.assert_close(found, torch.tensor([0.2, 0.5]), rtol=1e-3, atol=1e-3)
+    assert (found - CONFLICT.mean(0)).norm().item() == pytest.approx(0.2, abs=1e-3)
+    torch.testing.assert_close(cagrad(CONFLICT, radius=0.0), CONFLICT.mean(0))
+
+
+@pytest.mark.parametrize("name", BY_GRADIENT)
+def test_only_shared_parameters_are_combined(name):
+    """Heads keep the mean's gradient; the shared parameter gets the combined one, added to what it had."""
+    shared, head = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    shared.grad, head.grad = torch.ones(2), torch.zeros(2)
+    losses = torch.stack([row @ shared + row @ head for row in CONFLICT])
+    balancing(name, [shared])(losses, [])
+    torch.testing.assert_close(shared.grad, 1 + BY_GRADIENT[name](CONFLICT))
+    torch.testing.assert_close(head.grad, CONFLICT.mean(0))
+
+
+@pytest.mark.parametrize("name", BY_GRADIENT)
+def test_frozen_encoder_changes_nothing(name):
+    """While only heads are trained, as in probing, every way is the mean."""
+    shared, head = torch.zeros(2), torch.zeros(2, requires_grad=True)
+    losses = torch.stack([row @ shared + row @ head for row in CONFLICT])
+    balancing(name, [shared])(losses, [])
+    torch.testing.assert_close(head.grad, CONFLICT.mean(0))
+
+
+def test_unknown_balancing_is_named():
+    """A misspelt name is refused with the names that exist."""
+    with pytest.raises(SimoError, match="unknown balancing 'pgcrad': expected one of .*'pcgrad'"):
+        balancing("pgcrad", [])
+
+
+@pytest.mark.parametrize("name", ["equal", "uncertainty", "dwa", "pcgrad", "cagrad"])
+def test_micro_batches_of_equal_losses_make_one_step(name):
+    """Two halves of a step with the same losses add up to the gradient of the whole."""
+    shared = torch.ones(2, requires_grad=True)
+    backward, found = balancing(name, [shared]), []
+    for shares in ([1.0], [0.5, 0.5]):
+        shared.grad = None
+        for share in shares:
+            backward(torch.stack([3 + row @ shared for row in CONFLICT]), [], share)
+        found.append(shared.grad.clone())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
