@@ -64,7 +64,8 @@ rehearsal_values = {batch_size: 2, realign_batch_size: 2, probe_steps: 1, finetu
 	lambdas: [0.0, 1.0], images: [0], threads: 1, workers: 0, alphas: {pretrained: [0.0], average: [1.0], \
 	task_arithmetic: [0.0, 0.4], ties: [0.0, 1.0], ties_untrimmed: [0.0, 1.0]}, tall_scales: [0.4], \
 	consensus_alphas: [1.0], subset_alphas: [0.4], image_counts: [2], \
-	field_alphas: [0.4], field_options: {iso_c: [{}], lot: [{}]}}
+	field_alphas: [0.4], field_options: {iso_c: [{}], lot: [{}]}, \
+	joint_variants: {pcgrad: {balance: pcgrad, split: train+val, share: 1.0}}}
 rehearsal: PROFILE = paper
 rehearsal: BUILD = build/rehearsal
 rehearsal: DATA = build/rehearsal/raw

@@ -35,7 +35,7 @@ METHODS = ["pretrained", "average", "task_arithmetic", "ties"]
 REALIGNED = ["pretrained", "task_arithmetic", "ties"]  # pretrained: the control without any merging
 # notebooks that draw; they read records only
 PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "claims", "deviations", "results"]
-PAGES += ["beyond", "wider_field", "model", "status"]
+PAGES += ["beyond", "wider_field", "fair_joint", "model", "status"]
 
 # a profile without committed records is drawn from what was just computed
 COMMITTED = f"records/{PROFILE}" if Path(f"records/{PROFILE}").is_dir() else ""
@@ -58,7 +58,7 @@ if not RENDERED.exists() and not config.get("data"):
 DATA = {name: data_folder(config.get("data"), name, BUILD) for name in DATASETS}
 # expected seconds of a step on one core, for the time left, which corrects itself as steps end
 SECONDS = {"expert": 120, "joint": 150, "merge": 20, "realign": 50, "control": 80, "relationships": 70}
-SECONDS |= {"masks": 40, "adamerging": 50, "released": 40, "subsets": 160, "closed_form": 300, "field": 600}
+SECONDS |= {"masks": 40, "adamerging": 50, "released": 40, "subsets": 160, "closed_form": 300, "field": 600, "joint_variants": 1200}
 
 CHECKPOINTS = BUILD + "/checkpoints/{study}/seed{seed}"
 RECORDS = BUILD + "/records/{study}/seed{seed}"
@@ -120,7 +120,7 @@ def experiments(study):
         + [f"realign_{method}" for method in REALIGNED]
         + ["joint", "control", "relationships", "qualitative"]
     )
-    further = ["merge_ties_untrimmed", "masks", "adamerging", "released", "closed_form", "field"]
+    further = ["merge_ties_untrimmed", "masks", "adamerging", "released", "closed_form", "field", "joint_variants"]
     further += ["subsets"] * (VALUES[study]["dataset"] == "taskonomy")  # Figure 1
     return main + further * FURTHER
 
@@ -222,6 +222,16 @@ rule joint:
     priority: 1  # the longest: begun before what does not wait for it
     resources: seconds=seconds("joint")
     shell: COMPUTE
+
+
+use rule joint as joint_variants with:
+    output:
+        notebook=EXECUTED + "/joint_variants.ipynb",
+        record=RECORDS + "/joint_variants.json",
+    log: LOGS + "/joint_variants.log"
+    message: "joint training done fairly on {wildcards.study}, seed {wildcards.seed}"
+    params: **compute("joint_variants")
+    resources: seconds=seconds("joint_variants")
 
 
 use rule joint as expert with:

@@ -7,6 +7,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from simo.metrics import delta_printed
 from simo.plotting import STYLES
+from simo.tables import MODELS
 from simo.tasks import tasks_of
 
 FACTOR = 10  # what counts as much fewer images, or much less time
@@ -140,6 +141,42 @@ def field_table(records, frame, dataset):
     table["seconds to merge"] = seconds.map("{:.0f}".format)
     order = cells["mean"].unstack("way")["closed form"].sort_values(ascending=False).index
     return table.loc[order].rename(index=FIELD_NAMES).rename_axis(index=None)
+
+
+def joint_table(records, frame, dataset):
+    """Δ and cost of joint training's variants, beside plain joint training and the paper's realignments.
+
+    Parameters
+    ----------
+    records : list of dict
+        Of the experiment `joint_variants`, one a seed.
+    frame, dataset
+        See `realignment_curves`.
+
+    Returns
+    -------
+    DataFrame
+        Of text, mean ± standard deviation over seeds of Δ; best first.
+    """
+    tasks = tasks_of(dataset)
+    rows = pd.DataFrame(
+        {
+            "name": f"Joint, {row['name']}",
+            "delta": delta_printed(tasks, row["metrics"], frame.loc["expert", record["seed"]]),
+            **{name: row["cost"][name] for name in ("steps", "samples", "seconds")},
+        }
+        for record in records
+        for row in record["details"]["variants"]
+    )
+    for model in ("joint", "task_arithmetic+heads", "task_arithmetic+representation"):
+        own = frame.loc[model].printed
+        rows = pd.concat([rows, pd.DataFrame({"name": MODELS[model], "delta": own.to_numpy()})])
+    cells = rows.groupby("name").delta.agg(["mean", "std"]).sort_values("mean", ascending=False)
+    table = pd.DataFrame({"Δ printed, %": _with_spread(cells)})
+    costs = rows.groupby("name")[["steps", "samples", "seconds"]].mean().loc[cells.index]
+    for column, name in {"steps": "steps", "samples": "images", "seconds": "seconds"}.items():
+        table[name] = costs[column].map(lambda value: f"{value:,.0f}" if value == value else "")
+    return table.rename_axis(index=None)
 
 
 def _with_spread(cells):

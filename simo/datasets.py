@@ -38,7 +38,7 @@ class PreparedDataset(Dataset):
     dataset : str
         A key of `simo.tasks.TASKS`.
     split : str
-        `train`, `val` or `test`.
+        `train`, `val` or `test`, or several joined by +.
     tasks : sequence of str, optional
         Whose targets to read; all of the data set's if not given.
     scales : sequence of float, optional
@@ -56,7 +56,7 @@ class PreparedDataset(Dataset):
         self.root, self.split = Path(root), split
         self.tasks = tasks_of(dataset, tasks)
         self.scales, self.crop = scales, crop
-        self.names = read_split(self.root, split)
+        self.names = [name for part in split.split("+") for name in read_split(self.root, part)]
         self.size = tuple(self._load("image", self.names[0]).shape[:2])
         self.masked = self._path("mask_valid", self.names[0]).exists()
 

@@ -259,6 +259,11 @@ class Page:
         if self.has("field"):
             self.show(beyond.field_table(self._all("field"), self.frame, self.dataset))
 
+    def joint_variants(self):
+        """Display joint training with other balance, images and steps; see `simo.beyond.joint_table`."""
+        if self.has("joint_variants"):
+            self.show(beyond.joint_table(self._all("joint_variants"), self.frame, self.dataset))
+
     def has(self, experiment):
         """Whether there are records of an experiment; says so if not."""
         found = bool(self._all(experiment))

@@ -100,3 +100,17 @@ def test_field_table_by_hand():
     # mIoU is a third of Δ: a half of it is -16.7, a quarter -25
     assert table.loc["TIES (2023)"].tolist() == ["-16.7", "+0.0", "+0.0", "+0.0", "7"]
     assert table.loc["LOT (2025), images", "merged"] == "-25.0"
+
+
+def test_joint_table_by_hand():
+    """Variants beside plain joint training and realignment, best first, with what they cost."""
+    models = ("expert", "joint", "task_arithmetic+heads", "task_arithmetic+representation")
+    index = pd.MultiIndex.from_tuples([(model, 0) for model in models], names=["model", "seed"])
+    frame = pd.DataFrame([[40.0, 0.5, 20.0, delta] for delta in (0.0, -5.0, -8.0, -7.0)], index=index)
+    frame.columns = [*TASKS, "printed"]
+    metrics = dict(zip(TASKS, (38.8, 0.5, 20.0), strict=True))  # a hundredth less in the mean
+    variant = {"name": "dwa", "metrics": metrics, "cost": {"steps": 600, "samples": 1056, "seconds": 9.6}}
+    table = beyond.joint_table([{"seed": 0, "details": {"variants": [variant]}}], frame, "nyuv2")
+    assert list(table.index) == ["Joint, dwa", "Joint training", "TA + representation", "TA + heads"]
+    assert table.loc["Joint, dwa"].tolist() == ["-1.0", "600", "1,056", "10"]
+    assert table.loc["TA + heads"].tolist() == ["-8.0", "", "", ""]

@@ -381,3 +381,12 @@ def test_samples_are_nested(nyuv2):
     assert sorted(names[2]) == sorted(val.names)
     with pytest.raises(SimoError, match="expected 1 to 4 images, found 5"):
         val.sample(5, seed=3)
+
+
+def test_splits_can_be_joined(nyuv2):
+    """`train+val` holds the images of both, in order; an unknown part is refused as ever."""
+    joined = PreparedDataset(nyuv2, "nyuv2", "train+val")
+    parts = [PreparedDataset(nyuv2, "nyuv2", split).names for split in ("train", "val")]
+    assert joined.names == parts[0] + parts[1]
+    with pytest.raises(SimoError, match="unknown split 'tset'"):
+        PreparedDataset(nyuv2, "nyuv2", "train+tset")

@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "released",
     "closed_form",
     "field",
+    "joint_variants",
 }
 EXPERIMENTS |= {
     f"merge_{method}" for method in ("pretrained", "average", "task_arithmetic", "ties", "ties_untrimmed")
@@ -110,7 +111,7 @@ CHANGES = [
         "notebooks/params/smoke/data.yaml",
         "train: 12",
         "train: 13",
-        {"render", "joint", "expert"} | AFTER_EXPERTS,
+        {"render", "joint", "joint_variants", "expert"} | AFTER_EXPERTS,
     ),
 ]
 
@@ -138,7 +139,16 @@ def test_only_affected_pages_are_drawn_again(project):
     finally:
         path.write_text(before)
     drawn = set(re.findall(r"draw the page (\w+)", done.stdout))
-    assert drawn == {"nyuv2", "introduction", "claims", "results", "status", "beyond", "wider_field"}
+    assert drawn == {
+        "nyuv2",
+        "introduction",
+        "claims",
+        "results",
+        "status",
+        "beyond",
+        "wider_field",
+        "fair_joint",
+    }
 
 
 def test_misspelt_parameter_stops_before_anything_runs(project):
