@@ -174,21 +174,25 @@ class MultiTaskModel(nn.Module):
 
 
 class AdaptedBlock(nn.Module):
-    """A transformer block with the paper's low-rank adapter beside it: f(x) + B A x.
+    """A transformer block, or a linear layer of one, with a low-rank adapter beside it: f(x) + B A x.
+
+    Around a block it is the paper's adapter, around a linear layer it is LoRA (Hu et al., 2022).
 
     Parameters
     ----------
     block : nn.Module
         f, on tokens `(B, N, D)`.
     width, rank : int
-        A is `(rank, width)`, B is `(width, rank)` and starts at 0, so that nothing changes at first.
+        A is `(rank, width)`, B is `(outputs, rank)` and starts at 0, so that nothing changes at first.
+    outputs : int, optional
+        Width of f(x), if it is not that of x.
     """
 
-    def __init__(self, block, width, rank):
+    def __init__(self, block, width, rank, outputs=None):
         super().__init__()
         self.block = block
         self.down = nn.Linear(width, rank, bias=False)
-        self.up = nn.Linear(rank, width, bias=False)
+        self.up = nn.Linear(rank, outputs or width, bias=False)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         nn.init.zeros_(self.up.weight)
 
@@ -206,31 +210,39 @@ class ReleasedAdapter(AdaptedBlock):
         return out - self.up(F.relu(self.down(out)))
 
 
-ADAPTERS = {"paper": AdaptedBlock, "released": ReleasedAdapter}
+ADAPTERS = {"paper": AdaptedBlock, "released": ReleasedAdapter}  # around blocks; "lora" is inside them
 
 
 def add_adapters(encoder, rank, adapter="paper"):
-    """Wrap every block of the encoder, in place, in an adapter; return the adapters' parameters.
+    """Put adapters into the encoder, in place; return the adapters' parameters.
 
     Parameters
     ----------
     encoder : Encoder
         All its own parameters are frozen.
     rank : int
-        16 in the paper: 2 · 16 · D parameters a block.
+        16 in the paper: 2 · 16 · D parameters a block. LoRA has as many with 2.
     adapter : str
-        A key of `ADAPTERS`.
+        A key of `ADAPTERS`, one around every block; or `lora`, one around every linear layer of the blocks.
 
     Returns
     -------
     list of Parameter
-        2 a block, trainable.
+        2 an adapter, trainable.
     """
     encoder.requires_grad_(False)
-    width = encoder.backbone.embed_dim
-    adapted = [ADAPTERS[adapter](block, width, rank) for block in encoder.backbone.blocks]
-    encoder.backbone.blocks = nn.Sequential(*adapted)
-    return [module.weight for block in adapted for module in (block.down, block.up)]
+    blocks, width = encoder.backbone.blocks, encoder.backbone.embed_dim
+    if adapter == "lora":
+        layers = {name: layer for name, layer in blocks.named_modules() if isinstance(layer, nn.Linear)}
+        adapted = []
+        for name, layer in layers.items():
+            parent, _, own = name.rpartition(".")
+            adapted.append(AdaptedBlock(layer, layer.in_features, rank, layer.out_features))
+            setattr(blocks.get_submodule(parent), own, adapted[-1])
+    else:
+        adapted = [ADAPTERS[adapter](block, width, rank) for block in blocks]
+        encoder.backbone.blocks = nn.Sequential(*adapted)
+    return [module.weight for each in adapted for module in (each.down, each.up)]
 
 
 def create_encoder(backbone, backbone_args, blocks, weights=None, input_scale="signed"):

@@ -1,10 +1,12 @@
 """simo.models: features and adapters against hooks on timm's model, formulas, the paper's counts."""
 
+import copy
 import itertools
 
 import pytest
 import timm
 import torch
+from torch import nn
 
 from simo.checkpoints import save_checkpoint
 from simo.errors import SimoError
@@ -162,9 +164,9 @@ def test_new_adapters_change_nothing(model, image):
 
 def test_adapted_block_by_formula():
     """The adapter is the paper's: linear, low rank, beside the block and on its input, f(x) + B A x."""
-    block = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.GELU())
+    block = nn.Sequential(nn.Linear(6, 6), nn.GELU())
     adapted = AdaptedBlock(block, width=6, rank=2)
-    torch.nn.init.normal_(adapted.up.weight)
+    nn.init.normal_(adapted.up.weight)
     x = torch.randn(2, 5, 6)
     expected = block(x) + torch.einsum("or,ri,bni->bno", adapted.up.weight, adapted.down.weight, x)
     torch.testing.assert_close(adapted(x), expected)
@@ -172,11 +174,11 @@ def test_adapted_block_by_formula():
 
 def test_released_adapter_by_formula():
     """The released code's adapter: nonlinear, on the block's output, subtracted, h − B relu(A h)."""
-    block = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.GELU())
+    block = nn.Sequential(nn.Linear(6, 6), nn.GELU())
     adapted = ReleasedAdapter(block, width=6, rank=2)
     x = torch.randn(2, 5, 6)
     assert torch.equal(adapted(x), block(x))  # before training
-    torch.nn.init.normal_(adapted.up.weight)
+    nn.init.normal_(adapted.up.weight)
     hidden = torch.einsum("ri,bni->bnr", adapted.down.weight, block(x)).clamp(min=0)
     assert (hidden == 0).any()
     expected = block(x) - torch.einsum("or,bnr->bno", adapted.up.weight, hidden)
@@ -194,7 +196,7 @@ def test_adapters_act_in_every_block(model, image):
     """Each block's output changes by B A x of its own input, and the heads see it."""
     adapters = add_adapters(model.encoder, rank=3)
     for up in adapters[1::2]:
-        torch.nn.init.normal_(up)
+        nn.init.normal_(up)
     inputs, outputs = [], record_outputs(model.encoder.backbone.blocks)
     plain = record_outputs([block.block for block in model.encoder.backbone.blocks])
     for block in model.encoder.backbone.blocks:
@@ -264,7 +266,7 @@ def test_checkpoint_gives_the_same_model(model, tasks, settings, image, tmp_path
     """Predictions survive saving and loading, with and without adapters, in eval mode."""
     if rank:
         for parameter in add_adapters(model.encoder, rank):
-            torch.nn.init.normal_(parameter)
+            nn.init.normal_(parameter)
     recipe = {"dataset": "nyuv2", "tasks": [t.name for t in tasks], "model": settings, "adapter_rank": rank}
     save_checkpoint(tmp_path / "m.safetensors", model.state_dict(), recipe)
     loaded = load_model(tmp_path / "m.safetensors", settings, dataset="nyuv2")
@@ -292,3 +294,31 @@ def test_checkpoint_of_another_kind_is_refused(
     save_checkpoint(tmp_path / "m.safetensors", model.state_dict(), recipe)
     with pytest.raises(SimoError, match=f"m.safetensors {message}"):
         load_model(tmp_path / "m.safetensors", {**settings, **settings_change}, **expected)
+
+
+def test_lora_adds_a_product_to_every_linear_layer(model, image):
+    """Nothing changes at first; with B set, the model is the one whose layers are W + B A."""
+    expected = copy.deepcopy(model)
+    names = [
+        n for n, layer in model.encoder.named_modules() if ".blocks." in n and isinstance(layer, nn.Linear)
+    ]
+    adapters = add_adapters(model.encoder, rank=2, adapter="lora")
+    for name, prediction in model(image).items():
+        torch.testing.assert_close(prediction, expected(image)[name])
+    with torch.no_grad():
+        for up in adapters[1::2]:
+            up.normal_(std=0.1)
+        for name in names:
+            lora = model.encoder.get_submodule(name)
+            expected.encoder.get_submodule(name).weight += lora.up.weight @ lora.down.weight
+    for name, prediction in model(image).items():
+        torch.testing.assert_close(prediction, expected(image)[name], rtol=1e-4, atol=1e-5)
+    assert len(adapters) == 2 * len(names) == 2 * 4 * len(model.encoder.backbone.blocks)
+    assert {id(p) for p in model.encoder.parameters() if p.requires_grad} == {id(p) for p in adapters}
+
+
+def test_lora_of_rank_2_is_as_large_as_the_paper_s_adapters(settings, tasks):
+    """Equal parameters at an MLP ratio of 4: 2 · 16 · D a block."""
+    models = [create_model(tasks, 0, **settings) for _ in range(2)]
+    paper = count_parameters(add_adapters(models[0].encoder, 16))
+    assert count_parameters(add_adapters(models[1].encoder, 2, "lora")) == paper
