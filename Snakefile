@@ -31,15 +31,14 @@ PROFILE = config.get("profile", "miniature")
 SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split()]
 # a study is a data set with one way to treat it, and has a parameter file of its name
 STUDIES = str(config.get("studies") or "nyuv2 cityscapes taskonomy").split()
-METHODS = ["pretrained", "average", "task_arithmetic", "ties"]
-REALIGNED = ["pretrained", "task_arithmetic", "ties"]  # pretrained: the control without any merging
+CONTROLS = ["merge_pretrained", "realign_pretrained", "control"]  # without any merging
 # notebooks that draw; they read records only
 PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "claims", "deviations", "results"]
 PAGES += ["beyond", "wider_field", "fair_joint", "model", "status"]
 
 # a profile without committed records is drawn from what was just computed
 COMMITTED = f"records/{PROFILE}" if Path(f"records/{PROFILE}").is_dir() else ""
-# further merging methods and variants: minutes that are spared where their committed records can be drawn
+# controls, further methods and variants: minutes that are spared where their committed records can be drawn
 FURTHER = {True: True, "yes": True, False: False, "no": False, "": not COMMITTED}.get(config.get("further", ""))
 if FURTHER is None:
     raise SimoError(f"further={config['further']}: expected yes or no")
@@ -116,11 +115,12 @@ def experiments(study):
     """Names of the records of one seed."""
     main = (
         [f"expert_{task}" for task in task_names(study)]
-        + [f"merge_{method}" for method in METHODS]
-        + [f"realign_{method}" for method in REALIGNED]
-        + ["joint", "control", "relationships", "qualitative"]
+        + [f"merge_{method}" for method in ("average", "task_arithmetic", "ties")]
+        + [f"realign_{method}" for method in ("task_arithmetic", "ties")]
+        + ["joint", "relationships", "qualitative"]
     )
-    further = ["merge_ties_untrimmed", "masks", "adamerging", "released", "closed_form", "field", "joint_variants"]
+    further = [*CONTROLS, "merge_ties_untrimmed", "masks", "adamerging", "released"]
+    further += ["closed_form", "field", "joint_variants"]  # beyond the paper
     further += ["subsets"] * (VALUES[study]["dataset"] == "taskonomy")  # Figure 1
     return main + further * FURTHER
 

@@ -5,7 +5,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from simo.metrics import delta_printed
+from simo.performance import delta_printed
 from simo.plotting import STYLES
 from simo.tables import MODELS
 from simo.tasks import tasks_of

@@ -6,7 +6,8 @@ from torch import nn
 
 from simo.checkpoints import load_into
 from simo.errors import SimoError
-from simo.metrics import create_metric, normalised_performance
+from simo.metrics import create_metric
+from simo.performance import normalised_performance
 from simo.tasks import valid_pixels
 from simo.training import autocast, progress
 

@@ -1,4 +1,4 @@
-"""Metrics of single tasks, pooled over a data set, and of a multi-task model against its experts.
+"""Metrics of single tasks, pooled over a data set.
 
 Pooled means that sums and counts of all valid pixels are accumulated and divided once at the end; the
 average of batch averages, which the released code reports, depends on how images fall into batches.
@@ -87,64 +87,9 @@ class AngularError(PooledMean):
         return torch.rad2deg(torch.acos(cosines.clamp(-1, 1)))
 
 
-SMALLEST = 1e-6  # what divides or is divided at least, in the metric's unit
 METRICS = {"mIoU": MeanIoU, "aErr": AbsoluteError, "mDist": AngularError}
 
 
 def create_metric(task):
     """A fresh accumulator for the task's metric; `update(prediction, target)`, then `compute()`."""
     return METRICS[task.metric](task.channels)
-
-
-def normalised_performance(task, value, baseline):
-    """A metric relative to the expert's: M/b where higher is better, b/M for errors; 1 is the expert.
-
-    Parameters
-    ----------
-    task : Task
-        Gives the direction.
-    value, baseline : float
-        The metric of the model and of the task's expert. Below `SMALLEST`, they count as that: a model
-        after one step of training may get no pixel right.
-
-    Returns
-    -------
-    float
-        In `(0, inf)`; the paper prints it in per cent.
-    """
-    value, baseline = max(value, SMALLEST), max(baseline, SMALLEST)
-    return value / baseline if task.higher_is_better else baseline / value
-
-
-def delta_printed(tasks, values, baselines):
-    """Δ_MTL in per cent as the paper's tables print it: mean normalised performance minus 100.
-
-    Bounded below by -100. All 22 printed rows follow this definition, not the formula in the text.
-
-    Parameters
-    ----------
-    tasks : sequence of Task
-    values, baselines : dict of str to float
-        Metric by task name, of the model and of the experts.
-    """
-    ratios = [normalised_performance(task, values[task.name], baselines[task.name]) for task in tasks]
-    return 100 * (sum(ratios) / len(ratios) - 1)
-
-
-def delta_formula(tasks, values, baselines):
-    """Δ_MTL in per cent by the paper's Eq. 2, usual in multi-task learning: mean signed relative change.
-
-    Unbounded below: an error ten times the expert's counts -900.
-
-    Parameters
-    ----------
-    tasks : sequence of Task
-    values, baselines : dict of str to float
-        Metric by task name, of the model and of the experts.
-    """
-    changes = [
-        (1 if task.higher_is_better else -1)
-        * (max(values[task.name], SMALLEST) / max(baselines[task.name], SMALLEST) - 1)
-        for task in tasks
-    ]
-    return 100 * sum(changes) / len(changes)

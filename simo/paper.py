@@ -8,8 +8,8 @@ import itertools
 import pandas as pd
 
 from simo.files import read_json
-from simo.metrics import delta_formula, delta_printed, normalised_performance
 from simo.notebooks import ROOT
+from simo.performance import delta_formula, delta_printed, normalised_performance
 from simo.tasks import tasks_of
 
 PAPER_ROWS = {

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from simo.datasets import evaluation_batches
 from simo.errors import SimoError
-from simo.metrics import SMALLEST
 from simo.models import Features, add_adapters
+from simo.performance import SMALLEST
 from simo.training import autocast, fit, memory_need, progress
 
 

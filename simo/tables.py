@@ -3,8 +3,8 @@
 import pandas as pd
 
 from simo.errors import SimoError
-from simo.metrics import delta_formula, delta_printed, normalised_performance
 from simo.paper import PAPER_COSTS, PAPER_ROWS, PAPER_TABLES, decimals, paper_costs, paper_deltas
+from simo.performance import delta_formula, delta_printed, normalised_performance
 from simo.tasks import tasks_of
 
 MODELS = {

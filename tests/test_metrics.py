@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from simo.errors import SimoError
-from simo.metrics import AbsoluteError, AngularError, MeanIoU, create_metric, delta_formula, delta_printed
-from simo.metrics import normalised_performance as normalised
+from simo.metrics import AbsoluteError, AngularError, MeanIoU, create_metric
+from simo.performance import delta_formula, delta_printed
+from simo.performance import normalised_performance as normalised
 from simo.tasks import TASKS
 
 SEGMENTATION, DEPTH, NORMALS = TASKS["nyuv2"]

@@ -1,0 +1,60 @@
+"""A multi-task model against its experts: normalised performance, and both definitions of Δ_MTL.
+
+Apart from `simo.metrics`, because pages that are drawn from records need these and no torchmetrics.
+"""
+
+SMALLEST = 1e-6  # what divides or is divided at least, in the metric's unit
+
+
+def normalised_performance(task, value, baseline):
+    """A metric relative to the expert's: M/b where higher is better, b/M for errors; 1 is the expert.
+
+    Parameters
+    ----------
+    task : Task
+        Gives the direction.
+    value, baseline : float
+        The metric of the model and of the task's expert. Below `SMALLEST`, they count as that: a model
+        after one step of training may get no pixel right.
+
+    Returns
+    -------
+    float
+        In `(0, inf)`; the paper prints it in per cent.
+    """
+    value, baseline = max(value, SMALLEST), max(baseline, SMALLEST)
+    return value / baseline if task.higher_is_better else baseline / value
+
+
+def delta_printed(tasks, values, baselines):
+    """Δ_MTL in per cent as the paper's tables print it: mean normalised performance minus 100.
+
+    Bounded below by -100. All 22 printed rows follow this definition, not the formula in the text.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    values, baselines : dict of str to float
+        Metric by task name, of the model and of the experts.
+    """
+    ratios = [normalised_performance(task, values[task.name], baselines[task.name]) for task in tasks]
+    return 100 * (sum(ratios) / len(ratios) - 1)
+
+
+def delta_formula(tasks, values, baselines):
+    """Δ_MTL in per cent by the paper's Eq. 2, usual in multi-task learning: mean signed relative change.
+
+    Unbounded below: an error ten times the expert's counts -900.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    values, baselines : dict of str to float
+        Metric by task name, of the model and of the experts.
+    """
+    changes = [
+        (1 if task.higher_is_better else -1)
+        * (max(values[task.name], SMALLEST) / max(baselines[task.name], SMALLEST) - 1)
+        for task in tasks
+    ]
+    return 100 * sum(changes) / len(changes)
