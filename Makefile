@@ -32,7 +32,7 @@ help: ## this list
 	@echo "  DATA         the folder of the real data sets, raw or prepared; without it, small ones are rendered"
 	@echo "  WEIGHTS      of DINOv2, for PROFILE=paper: timm (downloads them), a .safetensors file, Meta's .pth, random"
 	@echo "  SET          parameters to change, for example SET=\"{finetune_steps: 50, realign_steps: 20}\""
-	@echo "  FURTHER      yes or no: controls, masks, AdaMerging, variants, subsets; default: no where records/PROFILE exists"
+	@echo "  FURTHER      yes or no: controls, average, masks, variants, subsets; default: no where records/PROFILE exists"
 	@echo "  BUILD        the folder of this build; default: build/PROFILE"
 	@echo "  CORES        how many threads to use at once; without it, all"
 

@@ -115,11 +115,10 @@ def experiments(study):
     """Names of the records of one seed."""
     main = (
         [f"expert_{task}" for task in task_names(study)]
-        + [f"merge_{method}" for method in ("average", "task_arithmetic", "ties")]
-        + [f"realign_{method}" for method in ("task_arithmetic", "ties")]
+        + [f"{step}_{method}" for step in ("merge", "realign") for method in ("task_arithmetic", "ties")]
         + ["joint", "relationships", "qualitative"]
     )
-    further = [*CONTROLS, "merge_ties_untrimmed", "masks", "adamerging", "released"]
+    further = [*CONTROLS, "merge_average", "merge_ties_untrimmed", "masks", "adamerging", "released"]
     further += ["closed_form", "field", "joint_variants"]  # beyond the paper
     further += ["subsets"] * (VALUES[study]["dataset"] == "taskonomy")  # Figure 1
     return main + further * FURTHER
@@ -173,11 +172,10 @@ if RENDERED.exists() and not config.get("data"):
                 for name, value in yaml.safe_load(RENDERED.read_text())[w.dataset].items()
             ),
             code=lambda w: code_hash("data_scripts/miniature.py"),
-        threads: workflow.cores
-        resources: seconds=15
+        resources: seconds=45
         shell:
             "python -m data_scripts.miniature {wildcards.dataset} --out $(dirname {output:q}) --replace"
-            " {params.options} --workers {threads} > {log:q} 2>&1"
+            " {params.options} --workers 1 > {log:q} 2>&1"
 
 else:
 
