@@ -22,7 +22,7 @@ page = $(BUILD)/book/_build/html/index.html
 
 help: ## this list
 	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [STUDIES=all] [DATA=folder] [WEIGHTS=timm] [SET=values]"
-	@echo "            [FURTHER=yes] [BUILD=folder] [CORES=all] [PYTHON=python3]"
+	@echo "            [FURTHER=no] [BUILD=folder] [CORES=all] [PYTHON=python3]"
 	@echo
 	@sed -n 's/^\([a-z0-9]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-13s%s\n", $$1, $$2 }'
 	@echo
@@ -32,7 +32,8 @@ help: ## this list
 	@echo "  DATA         the folder of the real data sets, raw or prepared; without it, small ones are rendered"
 	@echo "  WEIGHTS      of DINOv2, for PROFILE=paper: timm (downloads them), a .safetensors file, Meta's .pth, random"
 	@echo "  SET          parameters to change, for example SET=\"{finetune_steps: 50, realign_steps: 20}\""
-	@echo "  FURTHER      yes or no: controls, average, masks, variants, subsets; default: no where records/PROFILE exists"
+	@echo "  FURTHER      paper: controls, average, masks, variants, subsets, too; all: what is beyond the paper, too;"
+	@echo "               no: draw these from records/PROFILE, the default where that exists"
 	@echo "  BUILD        the folder of this build; default: build/PROFILE"
 	@echo "  CORES        how many threads to use at once; without it, all"
 
@@ -55,7 +56,7 @@ data: environment ## prepare the datasets: render the miniature, or check the fo
 	@$(pipeline) data $(settings)
 
 records: SEEDS = 0 1 2
-records: FURTHER = yes
+records: FURTHER = all
 records: environment ## recompute all three seeds and copy their results to records/
 	@$(pipeline) records $(settings)
 
@@ -64,12 +65,14 @@ rehearsal_values = {batch_size: 2, realign_batch_size: 2, probe_steps: 1, finetu
 	lambdas: [0.0, 1.0], images: [0], threads: 1, workers: 0, alphas: {pretrained: [0.0], average: [1.0], \
 	task_arithmetic: [0.0, 0.4], ties: [0.0, 1.0], ties_untrimmed: [0.0, 1.0]}, tall_scales: [0.4], \
 	consensus_alphas: [1.0], subset_alphas: [0.4], image_counts: [2], \
-	field_alphas: [0.4], field_options: {iso_c: [{}], lot: [{}]}, \
+	field_alphas: [0.4], field_options: {iso_c: [{}], lot: [{}], symerge: [{}]}, \
+	variation_alphas: [0.4], variation_ranks: [4], merged_parts: {attention: attn}, expert_rates: [0.1], \
 	joint_variants: {pcgrad: {balance: pcgrad, split: train+val, share: 1.0}}}
 rehearsal: PROFILE = paper
 rehearsal: BUILD = build/rehearsal
 rehearsal: DATA = build/rehearsal/raw
 rehearsal: WEIGHTS = random
+rehearsal: FURTHER = all
 rehearsal: SET = $(rehearsal_values)
 rehearsal: environment ## the paper's model and formats on made-up data, one step of each: before a GPU is rented
 	@.venv/bin/python -m data_scripts.fixtures "$(DATA)"

@@ -32,16 +32,18 @@ SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split()]
 # a study is a data set with one way to treat it, and has a parameter file of its name
 STUDIES = str(config.get("studies") or "nyuv2 cityscapes taskonomy").split()
 CONTROLS = ["merge_pretrained", "realign_pretrained", "control"]  # without any merging
+BEYOND = ["closed_form", "field", "joint_variants", "variations", "mechanism", "frozen_decoder", "own_models"]
 # notebooks that draw; they read records only
 PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "claims", "deviations", "results"]
-PAGES += ["beyond", "wider_field", "fair_joint", "model", "status"]
+PAGES += ["beyond", "wider_field", "fair_joint", "what_varies", "why_it_breaks", "model", "status"]
 
 # a profile without committed records is drawn from what was just computed
 COMMITTED = f"records/{PROFILE}" if Path(f"records/{PROFILE}").is_dir() else ""
-# controls, further methods and variants: minutes that are spared where their committed records can be drawn
-FURTHER = {True: True, "yes": True, False: False, "no": False, "": not COMMITTED}.get(config.get("further", ""))
-if FURTHER is None:
-    raise SimoError(f"further={config['further']}: expected yes or no")
+# controls, further methods and variants: minutes (paper) or hours (all, beyond the paper) that are spared where
+# their committed records can be drawn
+FURTHER = config.get("further", "no" if COMMITTED else "paper") or "no"  # YAML reads no as false
+if FURTHER not in ("no", "paper", "all"):
+    raise SimoError(f"further={FURTHER}: expected no, paper or all")
 
 BUILD = str(config.get("build") or f"build/{PROFILE}")
 # parameters of all studies, as a YAML mapping: set="{finetune_steps: 10, realign_steps: 5}"
@@ -57,7 +59,8 @@ if not RENDERED.exists() and not config.get("data"):
 DATA = {name: data_folder(config.get("data"), name, BUILD) for name in DATASETS}
 # expected seconds of a step on one core, for the time left, which corrects itself as steps end
 SECONDS = {"expert": 120, "joint": 150, "merge": 20, "realign": 50, "control": 80, "relationships": 70}
-SECONDS |= {"masks": 40, "adamerging": 50, "released": 40, "subsets": 160, "closed_form": 300, "field": 600, "joint_variants": 1200}
+SECONDS |= {"masks": 40, "adamerging": 50, "released": 40, "subsets": 160, "mechanism": 60, "own_models": 40}
+SECONDS |= {"closed_form": 300, "field": 600, "joint_variants": 1200, "variations": 600, "frozen_decoder": 400}
 
 CHECKPOINTS = BUILD + "/checkpoints/{study}/seed{seed}"
 RECORDS = BUILD + "/records/{study}/seed{seed}"
@@ -119,9 +122,8 @@ def experiments(study):
         + ["joint", "relationships", "qualitative"]
     )
     further = [*CONTROLS, "merge_average", "merge_ties_untrimmed", "masks", "adamerging", "released"]
-    further += ["closed_form", "field", "joint_variants"]  # beyond the paper
     further += ["subsets"] * (VALUES[study]["dataset"] == "taskonomy")  # Figure 1
-    return main + further * FURTHER
+    return main + further * (FURTHER != "no") + BEYOND * (FURTHER == "all")
 
 
 def recomputed(wildcards=None):
@@ -232,6 +234,16 @@ use rule joint as joint_variants with:
     resources: seconds=seconds("joint_variants")
 
 
+use rule joint as frozen_decoder with:
+    output:
+        notebook=EXECUTED + "/frozen_decoder.ipynb",
+        record=RECORDS + "/frozen_decoder.json",
+    log: LOGS + "/frozen_decoder.log"
+    message: "experts under one frozen decoder on {wildcards.study}, seed {wildcards.seed}"
+    params: **compute("frozen_decoder")
+    resources: seconds=seconds("frozen_decoder")
+
+
 use rule joint as expert with:
     output:
         notebook=EXECUTED + "/expert_{task}.ipynb",
@@ -329,6 +341,16 @@ use rule control as subsets with:
     resources: seconds=seconds("subsets")
 
 
+use rule control as own_models with:
+    output:
+        notebook=EXECUTED + "/own_models.ipynb",
+        record=RECORDS + "/own_models.json",
+    log: LOGS + "/own_models.log"
+    message: "one's own models, with the experts of {wildcards.study}, seed {wildcards.seed}"
+    params: **compute("own_models")
+    resources: seconds=seconds("own_models")
+
+
 use rule joint as released with:
     input:
         data=prepared,
@@ -366,6 +388,32 @@ use rule control as field with:
     message: "the wider field of merging on {wildcards.study}, seed {wildcards.seed}"
     params: **compute("field")
     resources: seconds=seconds("field")
+
+
+use rule closed_form as variations with:
+    output:
+        notebook=EXECUTED + "/variations.ipynb",
+        record=RECORDS + "/variations.json",
+    log: LOGS + "/variations.log"
+    message: "what the paper did not vary on {wildcards.study}, seed {wildcards.seed}"
+    params: **compute("variations")
+    resources: seconds=seconds("variations")
+
+
+use rule closed_form as mechanism with:
+    input:
+        data=prepared,
+        weights=weights,
+        experts=experts,
+        model=expand(rules.merge.output.model, method="task_arithmetic", allow_missing=True),
+        adapted=expand(rules.realign.output.representation, method="task_arithmetic", allow_missing=True),
+    output:
+        notebook=EXECUTED + "/mechanism.ipynb",
+        record=RECORDS + "/mechanism.json",
+    log: LOGS + "/mechanism.log"
+    message: "features and task vectors on {wildcards.study}, seed {wildcards.seed}"
+    params: **compute("mechanism")
+    resources: seconds=seconds("mechanism")
 
 
 use rule joint as qualitative with:

@@ -66,8 +66,14 @@ class LayerwiseMerge(nn.Module):
         }
 
 
-def learn_coefficients(model, base, task_vectors, dataset, tasks, optimisation, learning_rate, start, resume):
-    """Learn the coefficients with labels; heads stay as they are.
+def learn_coefficients(
+    model, base, task_vectors, dataset, tasks, optimisation, learning_rate, start, resume,
+    head_rate=None, label=None,
+):  # fmt: skip
+    """Learn the coefficients, with labels unless others are given; heads stay as they are, unless they learn.
+
+    With the experts' predictions as labels, and the heads learning, this is the idea of SyMerge (Jung et al.,
+    2026), which trains one task-specific layer beside the coefficients; here that is the whole head.
 
     Parameters
     ----------
@@ -84,6 +90,10 @@ def learn_coefficients(model, base, task_vectors, dataset, tasks, optimisation, 
         Peak.
     resume : str, Path or None
         File for the state of unfinished training.
+    head_rate : float, optional
+        Peak, of the heads.
+    label : callable, optional
+        Gives targets in place of the data set's, see `simo.realignment.expert_labels`.
 
     Returns
     -------
@@ -94,10 +104,17 @@ def learn_coefficients(model, base, task_vectors, dataset, tasks, optimisation, 
     model.to(optimisation.device).eval().requires_grad_(False)
 
     def predict(batch):
+        if label:
+            with torch.no_grad():
+                batch.update(label(batch["image"]))  # the losses read it from there
         return model.predict(merge(batch["image"]), batch["image"].shape[-2:])
 
     rates = [([merge.coefficients], learning_rate)]
-    plan = (merge, predict, rates, dataset, tasks, replace(optimisation, weight_decay=0.0))
+    trained = merge
+    if head_rate is not None:
+        rates.append((list(model.heads.train().requires_grad_(True).parameters()), head_rate))
+        trained = nn.ModuleDict({"merge": merge, "heads": model.heads})
+    plan = (trained, predict, rates, dataset, tasks, replace(optimisation, weight_decay=0.0))
     print(f"memory for the coefficients: {memory_need(*plan)}")
     history = fit(*plan, resume)
     with torch.no_grad():

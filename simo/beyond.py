@@ -50,7 +50,26 @@ def curves_table(curves):
         See `realignment_curves`.
     """
     cells = curves.groupby(["method", "images"], sort=False).delta.agg(["mean", "std"])
-    return _with_spread(cells).unstack("images").rename_axis(index=None)
+    return with_spread(cells).unstack("images").rename_axis(index=None)
+
+
+REPAIRS = ["shift", "scales", "rotation", "closed form"]
+
+
+def repairs_table(records, frame, dataset):
+    """Δ of the merged model bare, after each map of its features, and of the labelled methods, as text.
+
+    Parameters
+    ----------
+    records, frame, dataset
+        See `realignment_curves`; of every method the largest number of images.
+    """
+    curves = realignment_curves(records, frame, dataset)
+    largest = curves[curves.images == curves.images.max()].set_index("method").delta
+    rows = {"merged": frame.loc["task_arithmetic"].printed}
+    rows |= {method: largest.loc[[method]] for method in [*REPAIRS, "heads", "representation"]}
+    cells = pd.DataFrame({name: [own.mean(), own.std()] for name, own in rows.items()}, index=["mean", "std"])
+    return with_spread(cells.T).to_frame("Δ printed, %").T
 
 
 def savings(curves, labelled=("heads", "representation")):
@@ -105,6 +124,7 @@ FIELD_NAMES = {
     "tsv_m": "TSV-M (2025)",
     "regmean": "RegMean (2023), images",
     "lot": "LOT (2025), images",
+    "symerge": "SyMerge's idea (2026), images",
 }
 
 
@@ -136,7 +156,7 @@ def field_table(records, frame, dataset):
         for score in row["scores"]
     )
     cells = scores.groupby(["method", "way"], sort=False).delta.agg(["mean", "std"])
-    table = _with_spread(cells).unstack("way")
+    table = with_spread(cells).unstack("way")
     seconds = scores[scores.way == "merged"].groupby("method").seconds.mean()
     table["seconds to merge"] = seconds.map("{:.0f}".format)
     order = cells["mean"].unstack("way")["closed form"].sort_values(ascending=False).index
@@ -172,16 +192,37 @@ def joint_table(records, frame, dataset):
         own = frame.loc[model].printed
         rows = pd.concat([rows, pd.DataFrame({"name": MODELS[model], "delta": own.to_numpy()})])
     cells = rows.groupby("name").delta.agg(["mean", "std"]).sort_values("mean", ascending=False)
-    table = pd.DataFrame({"Δ printed, %": _with_spread(cells)})
+    table = pd.DataFrame({"Δ printed, %": with_spread(cells)})
     costs = rows.groupby("name")[["steps", "samples", "seconds"]].mean().loc[cells.index]
     for column, name in {"steps": "steps", "samples": "images", "seconds": "seconds"}.items():
         table[name] = costs[column].map(lambda value: f"{value:,.0f}" if value == value else "")
     return table.rename_axis(index=None)
 
 
-def _with_spread(cells):
+def with_spread(cells):
     """Columns `mean` and `std` as text."""
     return cells.apply(lambda cell: f"{cell['mean']:+.1f} ± {cell['std']:.1f}".removesuffix(" ± nan"), axis=1)
+
+
+def draw_bands(axes, frame, x, y, by, style, label):
+    """Draw a line of means over seeds and a band of their range.
+
+    Parameters
+    ----------
+    axes : Axes
+    frame : DataFrame
+        Of one line.
+    x, y, by : str
+        Columns; a point is the mean of the rows that agree in `by`.
+    style : (str, line style, str)
+        One of `simo.plotting.STYLES`.
+    label : str
+    """
+    colour, dashes, marker = style
+    groups = frame.groupby(by)
+    x, y = groups[x].mean(), groups[y]
+    axes.fill_between(x, y.min(), y.max(), color=colour, alpha=0.2, lw=0)
+    axes.plot(x, y.mean(), color=colour, ls=dashes, marker=marker, ms=4, label=label)
 
 
 def curves_figure(curves, joint, methods, against=("images", "seconds")):
@@ -209,11 +250,9 @@ def curves_figure(curves, joint, methods, against=("images", "seconds")):
     )  # fmt: skip
     for line, quantity in zip(grid, against, strict=True):
         for axes, (dataset, curve) in zip(line, curves.items(), strict=True):
-            for method, (colour, dashes, marker) in zip(methods, STYLES, strict=False):
-                own = curve[curve.method == method].groupby("images")
-                x = own[quantity].mean()
-                axes.fill_between(x, own.delta.min(), own.delta.max(), color=colour, alpha=0.2, lw=0)
-                axes.plot(x, own.delta.mean(), color=colour, ls=dashes, marker=marker, ms=4, label=method)
+            for method, style in zip(methods, STYLES, strict=False):
+                own = curve[curve.method == method]
+                draw_bands(axes, own, quantity, "delta", "images", style, method)
             axes.axhline(joint[dataset], color="black", lw=0.8, ls=(0, (6, 3)))
             axes.set(xscale="log", xlabel=quantity, title=dataset)
             if quantity == "images":

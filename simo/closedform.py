@@ -30,10 +30,11 @@ def gram(z, u):
 
 
 def centre(matrix, width):
-    """Means of z and u, and the centred sums of z zᵀ `(d, d)` and u zᵀ `(o, d)`, of a Gram matrix."""
+    """Means of z and u, and the centred sums of z zᵀ, u zᵀ and u uᵀ, of a Gram matrix of `width` z."""
     count, mean = matrix[-1, -1], matrix[-1, :-1] / matrix[-1, -1]
     centred = matrix[:-1, :-1] - count * mean.outer(mean)
-    return mean[:width], mean[width:], centred[:width, :width], centred[width:, :width]
+    z, u = slice(None, width), slice(width, None)
+    return mean[z], mean[u], centred[z, z], centred[u, z], centred[u, u]
 
 
 def ridge(matrix, prior, strength):
@@ -54,7 +55,7 @@ def ridge(matrix, prior, strength):
         `(o, d)` and `(o,)`, float64.
     """
     width = prior.shape[1]
-    z, u, zz, uz = centre(matrix, width)
+    z, u, zz, uz, _ = centre(matrix, width)
     weight = prior
     if strength < float("inf"):
         amount = strength * zz.trace() / width
@@ -100,20 +101,26 @@ def choose_ridge(fitted, held_out, prior, groups, strengths=STRENGTHS):
 
 def procrustes(matrix, width):
     """A rotation or reflection A and a shift c from z to equally wide u: least squares among orthogonal A."""
-    z, u, _, uz = centre(matrix, width)
+    z, u, _, uz, _ = centre(matrix, width)
     left, _, right = torch.linalg.svd(uz)
     return left @ right, u - left @ (right @ z)
 
 
 def diagonal(matrix, width):
     """A scale and a shift for each feature, from z to equally wide u: least squares among diagonal A."""
-    z, u, zz, uz = centre(matrix, width)
+    z, u, zz, uz, _ = centre(matrix, width)
     variance = zz.diagonal()
     scale = torch.where(variance > 0, uz.diagonal() / variance.clamp(min=1e-300), 1.0)
     return scale.diag(), u - scale * z
 
 
-FEATURE_MAPS = {"procrustes": procrustes, "diagonal": diagonal}
+def shift(matrix, width):
+    """The identity and a shift: z is given the mean of the equally wide u."""
+    z, u, *_ = centre(matrix, width)
+    return torch.eye(width, dtype=matrix.dtype, device=matrix.device), u - z
+
+
+FEATURE_MAPS = {"procrustes": procrustes, "diagonal": diagonal, "shift": shift}
 
 
 def realign_closed_form(model, experts, batches, device="cpu", precision="float32", kind="ridge"):
@@ -145,7 +152,14 @@ def realign_closed_form(model, experts, batches, device="cpu", precision="float3
     realigned = copy.deepcopy(model).to(device).eval()
     heads = {name: realigned.heads[name] for name in experts}
     layers = {name: head.first_layers() for name, head in heads.items()}
-    pairs = stream_grams(realigned, experts, batches, device, precision, kind == "ridge")
+    read = next(iter(heads.values())).inputs  # all heads read the same of an encoder
+
+    def outputs(name, number, y):
+        weight, bias = layers[name][number]
+        return y @ weight.T + bias
+
+    target = outputs if kind == "ridge" else lambda name, number, y: y
+    pairs = stream_grams(realigned.encoder, experts, batches, read, target, device, precision)
     solved, statistics = {name: [] for name in heads}, []
     for number, (fitted, held_out) in enumerate(pairs):  # one an input of the heads
         priors = [layers[name][number] for name in heads]
@@ -173,43 +187,42 @@ def _mapped_layers(fit, matrix, layers, width):
 
 
 @torch.no_grad()
-def stream_grams(model, experts, batches, device, precision, outputs):
+def stream_grams(encoder, experts, batches, read, target, device="cpu", precision="float32"):
     """Stream images through the merged encoder and all experts'.
 
     Parameters
     ----------
-    model, experts, batches, device, precision
+    encoder : Encoder
+        The merged one.
+    experts, batches, device, precision
         See `realign_closed_form`.
-    outputs : bool
-        Whether u is what the heads' first layers make of the experts' features, or those features.
+    read : callable
+        From `Features` to a list of maps `(B, d, h, w)`.
+    target : callable
+        From a task's name, a map's number and the expert's rows y `(n, d)` of it to u `(n, o)`.
 
     Returns
     -------
     list of (Tensor, Tensor)
-        For each input of the heads, Gram matrices `(d + o + 1, ...)` of the images to fit and of those held
-        out, one of `EVERY`; u are all tasks' side by side.
+        For each map, Gram matrices `(d + o + 1, ...)` of the images to fit and of those held out, one of
+        `EVERY`; u are all tasks' side by side.
     """
-    layers = {name: model.heads[name].first_layers() for name in experts}
-    any_head = next(iter(model.heads.values()))  # all read the same of an encoder
+    encoders = {name: each.to(device).eval() for name, each in experts.items()}
+    encoder.to(device).eval()
     sums, seen = {}, 0
     for batch in progress(batches, label="Gram matrices"):
         image = batch["image"].to(device, non_blocking=True)
         with autocast(device, precision):
-            merged = any_head.inputs(model.encoder(image))
-            found = {
-                name: any_head.inputs(encoder.to(device).eval()(image)) for name, encoder in experts.items()
-            }
+            merged = read(encoder(image))
+            found = {name: read(each(image)) for name, each in encoders.items()}
         held_out = (torch.arange(len(image)) + seen) % EVERY == 1  # never the first: two images suffice
         seen += len(image)
         for part in (False, True):
             chosen = held_out == part
             for number, maps in enumerate(merged):
-                targets = []
-                for name in experts:
-                    y, (weight, bias) = _rows(found[name][number][chosen]), layers[name][number]
-                    targets.append(y @ weight.T + bias if outputs else y)
+                u = [target(name, number, _rows(found[name][number][chosen])) for name in experts]
                 key = number, part
-                sums[key] = sums.get(key, 0) + gram(_rows(maps[chosen]), torch.cat(targets, dim=1))
+                sums[key] = sums.get(key, 0) + gram(_rows(maps[chosen]), torch.cat(u, dim=1))
     if seen < 2:
         raise SimoError(f"expected at least 2 images, of which some are held out; found {seen}")
     return [(sums[number, False], sums[number, True]) for number in range(len(merged))]

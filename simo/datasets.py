@@ -73,6 +73,12 @@ class PreparedDataset(Dataset):
         part.names = [self.names[index] for index in order[:count]]
         return part
 
+    def without(self, other):
+        """Return the data set of those images that another does not have."""
+        part = copy.copy(self)
+        part.names = [name for name in self.names if name not in set(other.names)]
+        return part
+
     def __getitem__(self, index):
         """Read a sample.
 

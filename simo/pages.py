@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
-from simo import beyond, claims, plotting, tables
+from simo import claims, plotting, tables
 from simo.notebooks import ROOT
 from simo.paper import paper_curves, paper_deltas, read_paper
 from simo.records import load_pictures, load_records, results_table
@@ -250,19 +250,14 @@ class Page:
             paper = self.paper if self.dataset == "taskonomy" else None
             self.show(tables.efficiency(self.records, paper))
 
-    def realignment_curves(self):
-        """Δ of every way to realign, by images and seconds; see `simo.beyond.realignment_curves`."""
-        return beyond.realignment_curves(self._all("closed_form"), self.frame, self.dataset)
+    def derive(self, experiment, function):
+        """What a function of `simo.beyond` or `simo.variations` makes of an experiment's records."""
+        return function(self._all(experiment), self.frame, self.dataset)
 
-    def field(self):
-        """Display every merging method, bare and with each realignment; see `simo.beyond.field_table`."""
-        if self.has("field"):
-            self.show(beyond.field_table(self._all("field"), self.frame, self.dataset))
-
-    def joint_variants(self):
-        """Display joint training with other balance, images and steps; see `simo.beyond.joint_table`."""
-        if self.has("joint_variants"):
-            self.show(beyond.joint_table(self._all("joint_variants"), self.frame, self.dataset))
+    def further(self, experiment, function):
+        """Display the table that such a function makes."""
+        if self.has(experiment):
+            self.show(self.derive(experiment, function))
 
     def has(self, experiment):
         """Whether there are records of an experiment; says so if not."""

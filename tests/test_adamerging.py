@@ -85,6 +85,26 @@ def test_learning_lowers_the_loss_and_leaves_the_heads(model, base, task_vectors
     assert all(0 <= value <= 1 for row in table.values() for value in row.values())
 
 
+def test_learns_from_what_experts_say(model, base, task_vectors, val, tasks, state_of, same):
+    """SyMerge's idea: other labels in place of the data's, which are not read, and heads that learn, too."""
+    heads, asked = state_of(model.heads), []
+
+    def label(image):
+        asked.append(len(image))
+        return {
+            task.name: torch.zeros(len(image), *image.shape[-2:], dtype=torch.int64)
+            if task.is_segmentation
+            else torch.ones(len(image), task.channels, *image.shape[-2:])
+            for task in tasks
+        }
+
+    plan = val, tasks, BUDGET, 0.05, 0.3, None
+    _, history = learn_coefficients(model, base, task_vectors, *plan, head_rate=0.01, label=label)
+    assert asked[-BUDGET.steps :] == [BUDGET.batch_size] * BUDGET.steps
+    assert not same(heads, model.heads.state_dict())
+    assert history[-1]["depth"] < 0.5 * history[0]["depth"]  # all ones: nothing that the data say
+
+
 def test_nothing_learned_is_the_start(model, base, task_vectors, val, tasks):
     """Without learning rate the coefficients stay where they were: weight decay does not pull them."""
     table, _ = learn(model, base, task_vectors, val, tasks, rate=0.0)

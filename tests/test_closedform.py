@@ -196,6 +196,7 @@ def test_repairs_the_damage_it_can_express(model, tasks, state_of, same, kind):
         "ridge": torch.eye(16) + 0.3 * torch.randn(16, 16),
         "diagonal": (0.5 + torch.rand(16)).diag(),
         "procrustes": torch.linalg.qr(torch.randn(16, 16))[0],
+        "shift": torch.eye(16),
     }[kind]
     block = model.encoder.backbone.blocks[-1]  # of the merged encoder
     handle = block.register_forward_hook(lambda module, inputs, output: output @ mixing.T + 0.5)
@@ -221,7 +222,8 @@ def test_no_label_is_read(model, tasks):
 def test_every_image_is_fitted_or_held_out(model, tasks):
     """Images 1 and 6 of seven are held out, however they come in batches."""
     experts = {tasks[0].name: copy.deepcopy(model.encoder)}
-    one, two = (stream_grams(model, experts, batches_of(7, size), "cpu", "float32", True) for size in (2, 7))
+    read, target = model.heads[tasks[0].name].inputs, lambda name, number, y: y
+    one, two = (stream_grams(model.encoder, experts, batches_of(7, size), read, target) for size in (2, 7))
     for pair, other in zip(one, two, strict=True):
         fitted, held_out = (matrix[-1, -1].item() for matrix in pair)  # numbers of tokens
         assert fitted / 5 == held_out / 2

@@ -1,0 +1,224 @@
+"""What the paper did not vary, and why merging breaks heads: tables and figures from records.
+
+Each function takes the records of one experiment, one a seed; the study's scores (`simo.tables.scores`), to
+whose experts Δ is relative; and the data set's name. Δ is as printed, in per cent.
+"""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.ticker import NullLocator, ScalarFormatter
+
+from simo.beyond import draw_bands, with_spread
+from simo.performance import delta_printed
+from simo.plotting import STYLES
+from simo.tasks import tasks_of
+
+MAPS = {"nothing": "as they are", "shift": "shifted", "diagonal": "scaled", "procrustes": "turned"}
+MAPS |= {"ridge": "mapped linearly"}
+
+
+def alpha_scores(records, frame, dataset):
+    """By α, bare and realigned: columns `seed`, `alpha`, `method`, `delta` and the `score` to choose by."""
+    tasks = tasks_of(dataset)
+    return pd.DataFrame(
+        {
+            "seed": record["seed"],
+            "alpha": row["alpha"],
+            "method": row["way"],
+            "score": row["score"],
+            "delta": delta_printed(tasks, row["metrics"], frame.loc["expert", record["seed"]]),
+        }
+        for record in records
+        for row in record["details"]["alphas"]
+    )
+
+
+def alpha_table(records, frame, dataset):
+    """What choosing α after realignment changes: Δ and α by way, chosen before and after, as text."""
+    scores = alpha_scores(records, frame, dataset).set_index(["seed", "alpha"])
+    before = scores[scores.method == "merged"].groupby("seed").score.idxmax()
+    rows = {}
+    for method, own in scores.groupby("method", sort=False):
+        if method == "merged":
+            continue
+        chosen = {"before": before, "after": own.groupby("seed").score.idxmax()}
+        row = {}
+        for when, places in chosen.items():
+            found = own.loc[list(places)].delta
+            row[f"α chosen {when}"] = ", ".join(f"{alpha:g}" for _, alpha in places)
+            row[f"Δ, α chosen {when}"] = f"{found.mean():+.1f} ± {found.std():.1f}"
+        rows[method] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def adapter_scores(records, frame, dataset):
+    """By adapter and rank: columns `seed`, `method`, `rank`, `delta`."""
+    tasks = tasks_of(dataset)
+    return pd.DataFrame(
+        {
+            "seed": record["seed"],
+            "method": {"paper": "the paper's adapter", "lora": "LoRA"}[row["adapter"]],
+            "rank": row["rank"],
+            "delta": delta_printed(tasks, row["metrics"], frame.loc["expert", record["seed"]]),
+        }
+        for record in records
+        for row in record["details"]["adapters"]
+    )
+
+
+def parts_table(records, frame, dataset):
+    """Δ by which tensors are merged, bare and realigned, with α and the share of merged values, as text."""
+    tasks, rows = tasks_of(dataset), []
+    for record in records:
+        parts = record["details"]["parts"]
+        for name, part in parts.items():
+            row = {"part": name, "alpha": part["alpha"]}
+            row["share"] = 100 * part["values"] / parts["everything"]["values"]
+            for score in part["scores"]:
+                experts = frame.loc["expert", record["seed"]]
+                row[score["way"]] = delta_printed(tasks, score["metrics"], experts)
+            rows.append(row)
+    rows = pd.DataFrame(rows)
+    groups = rows.groupby("part", sort=False)
+    table = pd.DataFrame({"values, %": groups.share.mean().map("{:.0f}".format)})
+    table["α"] = groups.alpha.agg(lambda alphas: ", ".join(f"{alpha:g}" for alpha in alphas))
+    for way in rows.columns.drop(["part", "alpha", "share"]):
+        table[way] = with_spread(groups[way].agg(["mean", "std"]))
+    return table.rename_axis(index=None)
+
+
+def rates_table(records, frame, dataset):
+    """How far the experts moved, how good they are, and what merging and heads make of them, as text.
+
+    Everything is relative to the main experiments' experts, so that gentler but worse experts show.
+    """
+    tasks, rows = tasks_of(dataset), []
+    for record in records:
+        seed, details = record["seed"], record["details"]
+        experts = frame.loc["expert", seed]
+        bare = {row["way"]: row["metrics"] for row in _everything(details)}
+        own = {"rate": 1.0, "lengths": details["lengths"], "experts": experts, "alpha": None}
+        for entry in [*details["rates"], own]:
+            ways = bare if entry is own else {row["way"]: row["metrics"] for row in entry["scores"]}
+            alpha = details["parts"]["everything"]["alpha"] if entry is own else entry["alpha"]
+            rows.append(
+                {
+                    "rate": entry["rate"],
+                    "moved": 100 * sum(entry["lengths"].values()) / len(tasks),
+                    "alpha": alpha,
+                    "experts": delta_printed(tasks, entry["experts"], experts),
+                    "merged": delta_printed(tasks, ways["merged"], experts),
+                    "heads": delta_printed(tasks, ways["heads"], experts),
+                }
+            )
+    groups = pd.DataFrame(rows).groupby("rate")
+    table = pd.DataFrame({"‖τ‖ / ‖θ₀‖, %": groups.moved.mean().map("{:.1f}".format)})
+    table["α"] = groups.alpha.agg(lambda alphas: ", ".join(f"{alpha:g}" for alpha in alphas))
+    for column in ("experts", "merged", "heads"):
+        table[column] = with_spread(groups[column].agg(["mean", "std"]))
+    return table.rename(index=lambda rate: f"{rate:g} × learning rate").rename_axis(index=None)
+
+
+def _everything(details):
+    return details["parts"]["everything"]["scores"]
+
+
+def feature_shares(records, frame, dataset):
+    """What merged features explain of the experts': mean over tasks.
+
+    Columns `seed`, `encoder`, `block`, `method` (a value of `MAPS`, or CKA), `share`.
+    """
+    rows = []
+    for record in records:
+        for encoder, found in record["details"]["features"].items():
+            means = pd.DataFrame(found).drop(columns="task").groupby("block").mean()
+            means = means.rename(columns=MAPS | {"cka": "CKA"}).stack().rename("share").reset_index()
+            means.columns = ["block", "method", "share"]
+            rows.append(means.assign(seed=record["seed"], encoder=encoder))
+    return pd.concat(rows, ignore_index=True)
+
+
+def vectors_table(records, frame, dataset):
+    """Length of each expert's task vector, its cosine to the others', and how concentrated it is, as text."""
+    rows = []
+    for record in records:
+        details = record["details"]
+        for task, length in details["lengths"].items():
+            others = [value for other, value in details["cosines"][task].items() if other != task]
+            energy = dict(zip(details["shares"], details["spectra"][task], strict=True))
+            rows.append(
+                {
+                    "task": task,
+                    "‖τ‖ / ‖θ₀‖": length,
+                    "mean cosine to others": sum(others) / len(others),
+                    "energy in 10 % of the directions": energy[0.1],
+                }
+            )
+    groups = pd.DataFrame(rows).groupby("task", sort=False)
+    cells = {
+        column: groups[column].agg(lambda values: f"{values.mean():.2f} ± {values.std():.2f}")
+        for column in ("‖τ‖ / ‖θ₀‖", "mean cosine to others", "energy in 10 % of the directions")
+    }
+    return pd.DataFrame(cells).rename_axis(index=None)
+
+
+def contrast_table(records, frame, dataset):
+    """The loss by merging under a frozen shared decoder and under each expert's own head, as text.
+
+    `experts` are relative to the main experiments', `merged` and `heads` to the experts of the same row, so
+    that what merging costs is comparable.
+    """
+    tasks, rows = tasks_of(dataset), []
+    main = {"merged": "task_arithmetic", "heads": "task_arithmetic+heads"}
+    for record in records:
+        seed, scores = record["seed"], record["details"]["scores"]
+        experts = frame.loc["expert", seed]
+        own = {"decoder": "each expert's own head, trained with it", "experts": 0.0}
+        own |= {way: frame.loc[(model, seed), "printed"] for way, model in main.items()}
+        frozen = {"decoder": "one decoder for all, frozen"}
+        frozen["experts"] = delta_printed(tasks, scores["expert"], experts)
+        frozen |= {way: delta_printed(tasks, scores[way], scores["expert"]) for way in main}
+        rows += [own, frozen]
+    groups = pd.DataFrame(rows).groupby("decoder", sort=False)
+    cells = {way: with_spread(groups[way].agg(["mean", "std"])) for way in ("experts", "merged", "heads")}
+    return pd.DataFrame(cells).rename_axis(index=None)
+
+
+def panels(frames, x, y, names, title="{}", logarithmic=False):
+    """Bands over seeds against something: one panel a frame, side by side.
+
+    Parameters
+    ----------
+    frames : dict of str to DataFrame
+        By the panel's title; columns `method`, and those below.
+    x, y : str
+        Columns, and labels of the axes by `names`.
+    names : dict of str to str
+        Labels of columns.
+    title : str
+        With a place for the frame's name.
+    logarithmic : bool
+        Of the axis of x.
+
+    Returns
+    -------
+    Figure
+    """
+    figure, line = plt.subplots(
+        1, len(frames), figsize=(3.0 * len(frames), 3.0), squeeze=False, layout="constrained"
+    )
+    for axes, (name, frame) in zip(line[0], frames.items(), strict=True):
+        methods = list(frame.method.unique())
+        for method, style in zip(methods, STYLES, strict=False):
+            draw_bands(axes, frame[frame.method == method], x, y, x, style, method)
+        axes.set(xlabel=names[x], title=title.format(name))
+        if logarithmic:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(frame[x].unique()))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+    line[0][0].set_ylabel(names[y])
+    figure.legend(*line[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
+    sns.despine(figure)
+    return figure

@@ -1,0 +1,94 @@
+"""simo.mechanism: similarity and explained shares against laws, task vectors against examples by hand."""
+
+import copy
+
+import pytest
+import torch
+
+from simo.closedform import gram
+from simo.mechanism import (
+    compare_features,
+    cosines,
+    explained,
+    linear_cka,
+    relative_length,
+    spectrum,
+)
+from simo.merging import TaskVector
+
+
+def rows(count=400, width=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, width, generator=generator, dtype=torch.float64) * torch.tensor([3.0, 2, 1, 1])
+
+
+def vector_of(**tensors):
+    return TaskVector(tensors, lambda name: tensors[name])
+
+
+def test_cka_sees_neither_rotations_nor_scales_nor_shifts():
+    """It is 1 for the same features in another basis, and near 0 for unrelated ones."""
+    z = rows()
+    rotation, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))
+    assert linear_cka(gram(z, 3 * z @ rotation + 5), 4) == pytest.approx(1)
+    assert linear_cka(gram(z, rows(seed=1)), 4) < 0.05
+
+
+def test_cka_by_its_definition():
+    """HSIC of centred linear kernels, normalised: the formula over pairs of rows instead of features."""
+    z, y = rows(20), rows(20, seed=1)
+    centring = torch.eye(20, dtype=torch.float64) - 1 / 20
+    kernels = [centring @ x @ x.T @ centring for x in (z, y)]
+    expected = (kernels[0] * kernels[1]).sum() / (kernels[0].norm() * kernels[1].norm())
+    assert linear_cka(gram(z, y), 4) == pytest.approx(expected.item())
+
+
+def test_each_map_explains_what_it_can_express():
+    """Shifted, scaled, turned and mixed features: fully explained by the map that undoes it, not by less."""
+    z, rotation = rows(), torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0]
+    cases = {
+        "nothing": z,
+        "shift": z + 2,
+        "diagonal": z * torch.tensor([1.0, 3, 0.2, -1]) + 2,
+        "procrustes": z @ rotation + 2,
+        "ridge": z @ torch.randn(4, 4, dtype=torch.float64) + 2,
+    }
+    undone_by = {
+        "nothing": {"nothing", "shift", "diagonal", "procrustes", "ridge"},
+        "shift": {"shift", "diagonal", "procrustes", "ridge"},
+        "diagonal": {"diagonal", "ridge"},
+        "procrustes": {"procrustes", "ridge"},
+        "ridge": {"ridge"},
+    }
+    for name, y in cases.items():
+        found = explained(gram(z[:300], y[:300]), gram(z[300:], y[300:]), 4)
+        full = {key for key, share in found.items() if share > 0.9999}
+        assert full == undone_by[name], name
+        assert max(found.values()) <= 1
+
+
+def test_encoder_explains_itself(model, tasks):
+    """Against a copy of itself: everything, at every block, which are all there, not the tapped ones only."""
+    experts = {tasks[0].name: copy.deepcopy(model.encoder)}
+    images = torch.rand(6, 3, 16, 16)
+    taps = list(model.encoder.taps)
+    found = compare_features(model.encoder, experts, [{"image": images[:4]}, {"image": images[4:]}])
+    assert [row["block"] for row in found] == list(range(1, len(model.encoder.backbone.blocks) + 1))
+    for row in found:
+        assert row["nothing"] == pytest.approx(1)
+        assert row["cka"] == pytest.approx(1)
+    assert model.encoder.taps == taps
+
+
+def test_shape_of_task_vectors_by_hand():
+    """Cosine of (3, 4) and (4, 3) is 24/25; lengths 5 on 10; σ = (3, 1) holds 9/10 of its energy in one."""
+    one, two = (
+        vector_of(a=torch.tensor(a), b=torch.tensor([0.0])) for a in ([[3.0, 0], [0, 4]], [[4.0, 0], [0, 3]])
+    )
+    found = cosines({"depth": one, "normals": two})
+    assert found["depth"]["normals"] == found["normals"]["depth"] == pytest.approx(24 / 25)
+    assert found["depth"]["depth"] == pytest.approx(1)
+    base = {"a": torch.full((2, 2), 5.0), "b": torch.zeros(1)}
+    assert relative_length(one, base) == pytest.approx(0.5)
+    matrix = vector_of(a=torch.diag(torch.tensor([1.0, 3.0])), b=torch.ones(7))
+    assert spectrum(matrix, [0.5, 1.0]) == pytest.approx([0.9, 1.0])

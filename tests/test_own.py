@@ -1,0 +1,134 @@
+"""simo.own: a user's files to a merged model and back to files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from simo.checkpoints import TensorFile, save_tensors
+from simo.errors import SimoError
+from simo.models import create_model
+from simo.own import TOLERANCE, export, export_onnx, load_expert, merge_experts
+
+SETTINGS = {
+    "backbone": "vit_tiny_patch16_224",
+    "backbone_args": {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
+    "blocks": [1, 2],
+    "head": "linear",
+    "head_options": {},
+    "input_scale": "signed",
+}
+
+
+@pytest.fixture
+def files(tmp_path, tasks):
+    """A pretrained encoder and, for each task, an expert's encoder and head, as a user would have them."""
+    base = create_model(tasks, 0, **SETTINGS)
+    save_tensors(tmp_path / "pretrained.safetensors", base.encoder.backbone.state_dict())
+    for seed, task in enumerate(tasks):
+        expert = create_model([task], seed, **SETTINGS)
+        torch.manual_seed(seed)
+        encoder = {
+            name: tensor + 0.05 * torch.randn_like(tensor)
+            for name, tensor in base.encoder.backbone.state_dict().items()
+        }
+        save_tensors(tmp_path / f"{task.name}_encoder.safetensors", encoder)
+        save_tensors(tmp_path / f"{task.name}_head.safetensors", expert.heads[task.name].state_dict())
+    return tmp_path
+
+
+def experts_of(files, tasks):
+    paths = {t: [files / f"{t.name}_{part}.safetensors" for part in ("encoder", "head")] for t in tasks}
+    return {task.name: load_expert(*paths[task], task, SETTINGS) for task in tasks}
+
+
+def test_one_expert_at_one_is_itself(files, tasks):
+    """Merging a single expert with α = 1 gives its predictions; α = 0 the pretrained encoder's state."""
+    task = tasks[0]
+    expert = experts_of(files, [task])
+    pretrained = files / "pretrained.safetensors"
+    merged = merge_experts(pretrained, expert, SETTINGS, "task_arithmetic", alpha=1.0)
+    image = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(merged(image)[task.name], expert[task.name](image)[task.name])
+    merged = merge_experts(pretrained, expert, SETTINGS, "task_arithmetic", alpha=0.0)
+    state = merged.encoder.backbone.state_dict()
+    for name, tensor in TensorFile(pretrained).items():
+        torch.testing.assert_close(state[name], tensor)
+
+
+def test_mean_of_three_by_hand(files, tasks, same):
+    """Average at α = 1 is the mean of the experts' tensors; heads stay theirs; experts are not changed."""
+    experts = experts_of(files, tasks)
+    merged = merge_experts(files / "pretrained.safetensors", experts, SETTINGS, "average", alpha=1.0)
+    name = "backbone.blocks.1.attn.qkv.weight"
+    mean = sum(expert.encoder.state_dict()[name] for expert in experts.values()) / 3
+    torch.testing.assert_close(merged.encoder.state_dict()[name], mean)
+    for task, fresh in experts_of(files, tasks).items():
+        assert same(fresh.state_dict(), experts[task].state_dict())
+        assert same(fresh.heads.state_dict(), merged.only([task]).heads.state_dict())
+
+
+def test_head_of_another_shape_is_refused(files, tasks):
+    """The message names the file and the tensor."""
+    encoder, head = files / "depth_encoder.safetensors", files / "segmentation_head.safetensors"
+    with pytest.raises(SimoError, match=r"segmentation_head.safetensors is of another architecture"):
+        load_expert(encoder, head, tasks[1], SETTINGS)
+
+
+@pytest.mark.parametrize(("head", "size"), [("linear", (16, 16)), ("linear", (20, 28)), ("dpt", (24, 16))])
+def test_onnx_computes_what_the_model_does(tmp_path, tasks, head, size):
+    """Both heads, padded sizes and grids other than the pretrained one, on another number of images."""
+    import onnxruntime
+
+    options = {"channels": [2, 3, 4, 5], "width": 4} if head == "dpt" else {}
+    depth = {"depth": 4} if head == "dpt" else {}
+    settings = SETTINGS | {
+        "head": head,
+        "head_options": options,
+        "backbone_args": SETTINGS["backbone_args"] | depth,
+        "blocks": [1, 2, 3, 4] if head == "dpt" else [1, 2],
+    }
+    model = create_model(tasks, 0, **settings).eval().requires_grad_(False)
+    names = [task.name for task in tasks]
+    assert export_onnx(model, names, size, tmp_path / "model.onnx") <= TOLERANCE
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    image = torch.rand(5, 3, *size)
+    for name, found in zip(names, session.run(names, {"image": image.numpy()}), strict=True):
+        wanted = model(image)[name].numpy()
+        np.testing.assert_allclose(found, wanted, atol=TOLERANCE * np.abs(wanted).max())
+
+
+def test_export_writes_files_that_load(files, tasks, tmp_path, same):
+    """Weights are the model's, the recipe says how, the card has the numbers; the model is not changed."""
+    merged = merge_experts(
+        files / "pretrained.safetensors", experts_of(files, tasks), SETTINGS, "ties", alpha=1.0, density=0.5
+    )
+    before = {name: tensor.clone() for name, tensor in merged.state_dict().items()}
+    scores, made = {"segmentation": 31.25, "depth": 0.512, "normals": 20.5}, {"method": "ties", "alpha": 1.0}
+    folder = tmp_path / "exported"
+    export(merged, folder, SETTINGS, tasks, (16, 16), scores, made)
+    assert same(before, merged.state_dict())
+    assert same(before, dict(TensorFile(folder / "model.safetensors")))
+    recipe = json.loads((folder / "model.json").read_text())
+    assert (recipe["model"], recipe["made"], recipe["scores"]) == (SETTINGS, made, scores)
+    card = (folder / "README.md").read_text()
+    for row in ("| segmentation | 13 | mIoU | 31.25 % |", "| depth | 1 | aErr | 0.512 m |"):
+        assert row in card
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "model.json",
+        "model.onnx",
+        "model.safetensors",
+    ]
+
+
+def test_without_the_packages_nothing_is_written(files, tasks, tmp_path, monkeypatch):
+    """The message says what to install."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    merged = merge_experts(
+        files / "pretrained.safetensors", experts_of(files, tasks), SETTINGS, "average", alpha=1.0
+    )
+    with pytest.raises(SimoError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'simo\[onnx\]'"):
+        export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), {}, {})
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,136 @@
+"""simo.variations: tables from records made by hand."""
+
+import pandas as pd
+import pytest
+
+from simo import variations
+from simo.tasks import tasks_of
+
+TASKS = [task.name for task in tasks_of("nyuv2")]
+
+
+def metrics(delta):
+    """Metrics whose Δ is this, against the experts of `frame`: all of it in mIoU."""
+    return dict(zip(TASKS, (40.0 * (1 + 3 * delta / 100), 0.5, 20.0), strict=True))
+
+
+def frame(seeds=2):
+    models = {"expert": 0.0, "task_arithmetic": -20.0, "task_arithmetic+heads": -8.0}
+    index = pd.MultiIndex.from_product([models, range(seeds)], names=["model", "seed"])
+    rows = [[*metrics(delta).values(), delta] for delta in models.values() for _ in range(seeds)]
+    return pd.DataFrame(rows, index=index, columns=[*TASKS, "printed"])
+
+
+def records(details, seeds=2):
+    return [{"seed": seed, "details": details} for seed in range(seeds)]
+
+
+def scores(merged, heads):
+    return [
+        {"way": "merged", "score": 0.8, "metrics": metrics(merged)},
+        {"way": "heads", "score": 0.9, "metrics": metrics(heads)},
+    ]
+
+
+def test_alpha_chosen_before_and_after():
+    """Before: where the bare model scores best; after: where the realigned one does. Test Δ does not choose."""
+    alphas = [
+        {"alpha": 0.2, "way": "merged", "score": 0.8, "metrics": metrics(-20)},
+        {"alpha": 0.2, "way": "heads", "score": 0.90, "metrics": metrics(-10)},
+        {"alpha": 0.5, "way": "merged", "score": 0.7, "metrics": metrics(-30)},
+        {"alpha": 0.5, "way": "heads", "score": 0.95, "metrics": metrics(-12)},
+    ]
+    table = variations.alpha_table(records({"alphas": alphas}), frame(), "nyuv2")
+    assert table.loc["heads"].to_dict() == {
+        "α chosen before": "0.2, 0.2",
+        "Δ, α chosen before": "-10.0 ± 0.0",
+        "α chosen after": "0.5, 0.5",
+        "Δ, α chosen after": "-12.0 ± 0.0",
+    }
+    assert list(table.index) == ["heads"]
+
+
+def test_adapters_by_kind_and_rank():
+    """One row a seed and adapter, with Δ against the seed's experts."""
+    adapters = [
+        {"adapter": "paper", "rank": 16, "metrics": metrics(-5)},
+        {"adapter": "lora", "rank": 2, "metrics": metrics(-4)},
+    ]
+    found = variations.adapter_scores(records({"adapters": adapters}), frame(), "nyuv2")
+    assert found.method.tolist() == ["the paper's adapter", "LoRA"] * 2
+    assert found.delta.tolist() == pytest.approx([-5, -4, -5, -4])
+
+
+def test_parts_by_hand():
+    """Share of the values that are merged, α by seed, and Δ of every way."""
+    parts = {
+        "everything": {"alpha": 0.3, "values": 200, "scores": scores(-20, -8)},
+        "attention": {"alpha": 0.5, "values": 50, "scores": scores(-10, -7)},
+    }
+    table = variations.parts_table(records({"parts": parts}), frame(), "nyuv2")
+    assert table.loc["attention"].tolist() == ["25", "0.5, 0.5", "-10.0 ± 0.0", "-7.0 ± 0.0"]
+    assert list(table.columns) == ["values, %", "α", "merged", "heads"]
+
+
+def test_rates_stand_beside_the_main_experts():
+    """Gentle experts are 3 points worse and lose nothing more; the main ones are the reference."""
+    parts = {"everything": {"alpha": 0.3, "values": 1, "scores": scores(-20, -8)}}
+    gentle = {
+        "rate": 0.1,
+        "alpha": 1.0,
+        "lengths": dict.fromkeys(TASKS, 0.02),
+        "experts": metrics(-3),
+        "scores": scores(-3, -2),
+    }
+    details = {"parts": parts, "rates": [gentle], "lengths": dict.fromkeys(TASKS, 0.3)}
+    table = variations.rates_table(records(details), frame(), "nyuv2")
+    assert list(table.index) == ["0.1 × learning rate", "1 × learning rate"]
+    assert table.iloc[0].tolist() == ["2.0", "1, 1", "-3.0 ± 0.0", "-3.0 ± 0.0", "-2.0 ± 0.0"]
+    assert table.iloc[1].tolist() == ["30.0", "0.3, 0.3", "+0.0 ± 0.0", "-20.0 ± 0.0", "-8.0 ± 0.0"]
+
+
+def test_feature_shares_are_means_over_tasks():
+    """Two tasks at one block: the mean, under the names that the figure shows."""
+    rows = [
+        {"task": task, "block": 1, "cka": cka, "nothing": share, "ridge": 0.9}
+        for task, cka, share in (("depth", 0.5, -1.0), ("normals", 0.7, 0.0))
+    ]
+    found = variations.feature_shares(records({"features": {"merged": rows}}, 1), frame(), "nyuv2")
+    assert found.set_index("method").share.to_dict() == pytest.approx(
+        {"CKA": 0.6, "as they are": -0.5, "mapped linearly": 0.9}
+    )
+    assert set(found.encoder) == {"merged"}
+
+
+def test_vectors_by_hand():
+    """A task's cosine is the mean over the other tasks, not over itself."""
+    pair = {"depth": {"depth": 1.0, "normals": 0.1, "segmentation": 0.3}}
+    details = {
+        "cosines": pair,
+        "lengths": {"depth": 0.25},
+        "shares": [0.1, 1.0],
+        "spectra": {"depth": [0.6, 1.0]},
+    }
+    table = variations.vectors_table(records(details), frame(), "nyuv2")
+    assert table.loc["depth"].tolist() == ["0.25 ± 0.00", "0.20 ± 0.00", "0.60 ± 0.00"]
+
+
+def test_contrast_is_relative_to_the_experts_of_its_row():
+    """Frozen decoder: experts at half the mIoU of the main ones, and merging that loses nothing of it."""
+    found = {"expert": metrics(-50 / 3), "merged": metrics(-50 / 3), "heads": metrics(0)}
+    table = variations.contrast_table(records({"scores": found}), frame(), "nyuv2")
+    own, frozen = table.index
+    assert table.loc[own].tolist() == ["+0.0 ± 0.0", "-20.0 ± 0.0", "-8.0 ± 0.0"]
+    assert table.loc[frozen].tolist() == ["-16.7 ± 0.0", "+0.0 ± 0.0", "+33.3 ± 0.0"]
+
+
+def test_panels_share_their_legend():
+    """One panel a data set, one line and band a method, and a single legend below."""
+    rows = [(seed, x, m, x) for seed in (0, 1) for x in (1, 2) for m in ("heads", "merged")]
+    data = pd.DataFrame(rows, columns=["seed", "rank", "method", "delta"])
+    labels = {"rank": "rank", "delta": "Δ"}
+    figure = variations.panels({"nyuv2": data, "taskonomy": data}, "rank", "delta", labels, logarithmic=True)
+    assert [axes.get_title() for axes in figure.axes] == ["nyuv2", "taskonomy"]
+    for axes in figure.axes:
+        assert (len(axes.lines), len(axes.collections), axes.get_xscale()) == (2, 2, "log")
+    assert len(figure.legends) == 1
