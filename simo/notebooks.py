@@ -184,16 +184,7 @@ def run_notebook(notebook, output, parameters):
     failed = output.with_name(f"{output.stem}.failed.ipynb")
     with atomic_path(output) as temporary:
         try:
-            papermill.execute_notebook(
-                str(_notebook_path(notebook)),
-                str(temporary),
-                parameters,
-                kernel_name="python3",
-                cwd=str(ROOT),
-                progress_bar=False,
-                stderr_file=sys.stderr,
-                stdout_file=sys.stdout,
-            )
+            _execute(str(_notebook_path(notebook)), str(temporary), parameters)
         except papermill.PapermillExecutionError as error:
             temporary.replace(failed)
             raise SimoError(
@@ -205,6 +196,32 @@ def run_notebook(notebook, output, parameters):
                 f"the kernel of {Path(notebook).name} died, most often for lack of memory"
             ) from error
     failed.unlink(missing_ok=True)
+
+
+def _execute(notebook, output, parameters, attempts=3):
+    """Let papermill execute a notebook, again if its kernel died before any cell ran.
+
+    Jupyter picks free network ports first and takes them later; notebooks that start side by side may pick
+    the same, and then one of the kernels dies at once.
+    """
+    import papermill
+
+    for attempt in range(1, attempts + 1):
+        try:
+            return papermill.execute_notebook(
+                notebook,
+                output,
+                parameters,
+                kernel_name="python3",
+                cwd=str(ROOT),
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                stdout_file=sys.stdout,
+            )
+        except RuntimeError as error:
+            if "died before replying" not in str(error) or attempt == attempts:
+                raise
+            print(f"the kernel did not start; attempt {attempt + 1} of {attempts}", file=sys.stderr)
 
 
 def main(arguments=None):

@@ -374,3 +374,42 @@ def test_notebook_names_no_place_of_its_own(path):
     """No absolute path and no folder of whoever wrote it."""
     text = "".join("".join(cell["source"]) for cell in cells_of(path))
     assert not re.search(r"""["'`(\s](/(home|root|work|Users|tmp|mnt)/|~/|[A-Z]:\\)""", text)
+
+
+@pytest.mark.parametrize(("failures", "succeeds"), [(2, True), (3, False)])
+def test_kernel_that_did_not_start_is_started_again(notebook, tmp_path, monkeypatch, failures, succeeds):
+    """Two notebooks side by side may be given the same port: nothing has run then, so it is tried again."""
+    import papermill
+
+    calls = []
+
+    def execute(source, output, *arguments, **options):
+        calls.append(source)
+        if len(calls) <= failures:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        Path(output).write_text("{}")
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    if succeeds:
+        notebooks.run_notebook(notebook, tmp_path / "out.ipynb", {})
+    else:
+        with pytest.raises(RuntimeError, match="died before replying"):
+            notebooks.run_notebook(notebook, tmp_path / "out.ipynb", {})
+    assert len(calls) == 3
+    assert (tmp_path / "out.ipynb").exists() == succeeds
+
+
+def test_other_errors_are_not_tried_again(notebook, tmp_path, monkeypatch):
+    """A second attempt would hide them."""
+    import papermill
+
+    calls = []
+
+    def execute(*arguments, **options):
+        calls.append(1)
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    with pytest.raises(RuntimeError, match="something else"):
+        notebooks.run_notebook(notebook, tmp_path / "out.ipynb", {})
+    assert calls == [1]
