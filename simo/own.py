@@ -1,12 +1,12 @@
 """Your own experts: from their files to a merged, realigned model, and from that to files for others.
 
-    experts = {t.name: load_expert(f"{t.name}_encoder.safetensors", f"{t.name}_head.safetensors", t, settings)
-               for t in tasks}
-    merged = merge_experts("pretrained.safetensors", experts, settings, "task_arithmetic", alpha=0.3)
-    encoders = {name: expert.encoder for name, expert in experts.items()}
-    realigned = realign_closed_form(merged, encoders, images)
-    scores = evaluate(realigned, labelled, tasks)
-    export(realigned, "exported", settings, tasks, (224, 224), scores, {"method": "task_arithmetic"})
+experts = {t.name: load_expert(f"{t.name}_encoder.safetensors", f"{t.name}_head.safetensors", t, settings)
+           for t in tasks}
+merged = merge_experts("pretrained.safetensors", experts, settings, "task_arithmetic", alpha=0.3)
+encoders = {name: expert.encoder for name, expert in experts.items()}
+realigned = realign_closed_form(merged, encoders, images)
+scores = evaluate(realigned, labelled, tasks)
+export(realigned, "exported", settings, tasks, (224, 224), scores, {"method": "task_arithmetic"})
 """
 
 import copy
@@ -135,15 +135,16 @@ def export_onnx(model, names, size, path):
         raise SimoError(f"exporting to ONNX needs {', '.join(missing)}: pip install 'simo[onnx]'")
     import onnxruntime
 
+    outputs = _Outputs(model, names).eval()
     program = torch.onnx.export(
-        _Outputs(model, names), (torch.rand(2, 3, *size),), dynamo=True, verbose=False,
-        input_names=["image"], output_names=names, dynamic_shapes=[{0: torch.export.Dim("batch")}],
+        outputs, (torch.rand(2, 3, *size),), dynamo=True, verbose=False,
+        input_names=["image"], output_names=names, dynamic_shapes=[{0: "batch"}],
     )  # fmt: skip
     program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     image = torch.rand(3, 3, *size)  # another number of images
     found = session.run(None, {"image": image.numpy()})
-    wanted = _Outputs(model, names)(image)
+    wanted = outputs(image)
     difference = max(
         ((torch.from_numpy(ours) - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item()
         for ours, theirs in zip(found, wanted, strict=True)

@@ -383,6 +383,15 @@ def test_samples_are_nested(nyuv2):
         val.sample(5, seed=3)
 
 
+def test_rest_and_sample_make_the_split(nyuv2):
+    """What is without a part has every other image once, in the split's order; the split stays as it is."""
+    val = PreparedDataset(nyuv2, "nyuv2", "val")
+    part = val.sample(3, seed=3)
+    rest = val.without(part)
+    assert rest.names == [name for name in val.names if name not in part.names]
+    assert (len(part), len(rest), len(val)) == (3, 1, 4)
+
+
 def test_splits_can_be_joined(nyuv2):
     """`train+val` holds the images of both, in order; an unknown part is refused as ever."""
     joined = PreparedDataset(nyuv2, "nyuv2", "train+val")

@@ -14,7 +14,7 @@ from simo.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 # one data set; the pages of the others are drawn without records. The rehearsal runs all three
-CONFIG = ["--config", "profile=smoke", "studies=nyuv2"]
+CONFIG = ["--config", "profile=smoke", "studies=nyuv2", "further=all"]
 EXPERIMENTS = {
     "joint",
     "control",
@@ -23,14 +23,13 @@ EXPERIMENTS = {
     "masks",
     "adamerging",
     "released",
-    "closed_form",
-    "field",
-    "joint_variants",
 }
 EXPERIMENTS |= {
     f"merge_{method}" for method in ("pretrained", "average", "task_arithmetic", "ties", "ties_untrimmed")
 }
 EXPERIMENTS |= {f"realign_{method}" for method in ("pretrained", "task_arithmetic", "ties")}
+MERGED_BEYOND = {"closed_form", "field", "variations", "mechanism", "own_models"}  # the paper, from experts
+BEYOND = MERGED_BEYOND | {"joint_variants", "frozen_decoder"}
 
 
 def experiments(dataset):
@@ -71,7 +70,7 @@ def test_every_experiment_leaves_a_record_with_its_provenance(project):
     """One command from nothing writes all records, each with hashes, versions, device and time."""
     paths = (project / "build/smoke/records/nyuv2").glob("seed0/*.json")
     records = {path.stem: json.loads(path.read_text()) for path in paths}
-    assert records.keys() == experiments("nyuv2")
+    assert records.keys() == experiments("nyuv2") | BEYOND
     for record in records.values():
         assert record["provenance"]["hashes"].keys() >= {"code", "data", "backbone"}
         assert record["provenance"]["seconds"] > 0
@@ -94,24 +93,24 @@ def test_second_run_does_nothing(project):
 
 
 AFTER_EXPERTS = {"merge", "realign", "control", "relationships", "qualitative"}
-AFTER_EXPERTS |= {"masks", "adamerging", "released", "closed_form", "field"}
+AFTER_EXPERTS |= {"masks", "adamerging", "released"} | MERGED_BEYOND
 NYUV2 = "notebooks/params/smoke/nyuv2.yaml"
 CHANGES = [
     (
         NYUV2,
         "adapter_lr: 0.01",
         "adapter_lr: 0.02",
-        {"realign", "released", "control", "qualitative", "closed_form", "field"},
+        {"realign", "released", "control", "qualitative"} | MERGED_BEYOND - {"own_models"},
     ),
     (NYUV2, "lambdas: [0.0, 1.0]", "lambdas: [0.0, 0.5, 1.0]", {"relationships"}),
     ("simo/training.py", "# dropout", "# what drops out", set()),
     ("simo/training.py", "Minimise the unweighted mean", "Minimise the mean", set()),
-    ("simo/merging.py", "density=0.2", "density=0.3", AFTER_EXPERTS - {"control"}),
+    ("simo/merging.py", "density=0.2", "density=0.3", AFTER_EXPERTS - {"control"} | {"frozen_decoder"}),
     (
         "notebooks/params/smoke/data.yaml",
         "train: 12",
         "train: 13",
-        {"render", "joint", "joint_variants", "expert"} | AFTER_EXPERTS,
+        {"render", "joint", "expert"} | AFTER_EXPERTS | BEYOND,
     ),
 ]
 
@@ -148,6 +147,8 @@ def test_only_affected_pages_are_drawn_again(project):
         "beyond",
         "wider_field",
         "fair_joint",
+        "what_varies",
+        "why_it_breaks",
     }
 
 
@@ -183,7 +184,10 @@ def test_real_data_that_are_missing_stop_the_run_at_once(project):
 
 @pytest.fixture(scope="module")
 def rehearsal(project):
-    """`make rehearsal` with a narrower model: the paper's profile from made-up raw data to a book."""
+    """`make rehearsal` with a narrower model: the paper's profile from made-up raw data to a book.
+
+    Without what is beyond the paper, which `project` has run, to spare minutes.
+    """
     for dataset in ("cityscapes", "taskonomy"):
         path = project / f"notebooks/params/paper/{dataset}.yaml"
         full = "{channels: [24, 48, 96, 192], width: 128}"
@@ -193,6 +197,7 @@ def rehearsal(project):
     values = yaml.safe_load(re.search(r'"set=(.*?)"', done.stdout).group(1))
     values |= {"backbone_args": {"embed_dim": 48, "depth": 12, "num_heads": 3}}
     config = ["profile=paper", "data=build/rehearsal/raw", "weights=random", "build=build/rehearsal"]
+    config += ["further=paper"]
     for command in (
         ["-m", "data_scripts.fixtures", "build/rehearsal/raw"],
         ["tools/pipeline.py", "book", "--config", *config, f"set={json.dumps(values)}"],
@@ -234,8 +239,6 @@ def test_every_number_of_a_rehearsal_is_marked(rehearsal):
         "masks",
         "adamerging",
         "released",
-        "closed_form",
-        "field",
         "control",
     ):
         assert "Executed on a fixture" in (pages / f"{page}.html").read_text(encoding="utf-8")

@@ -64,7 +64,7 @@ def test_each_map_explains_what_it_can_express():
         found = explained(gram(z[:300], y[:300]), gram(z[300:], y[300:]), 4)
         full = {key for key, share in found.items() if share > 0.9999}
         assert full == undone_by[name], name
-        assert max(found.values()) <= 1
+        assert max(found.values()) <= 1 + 1e-9
 
 
 def test_encoder_explains_itself(model, tasks):

@@ -33,7 +33,7 @@ def scores(merged, heads):
 
 
 def test_alpha_chosen_before_and_after():
-    """Before: where the bare model scores best; after: where the realigned one does. Test Δ does not choose."""
+    """Before: where the bare model scores best; after: where the realigned one does. Not where Δ is best."""
     alphas = [
         {"alpha": 0.2, "way": "merged", "score": 0.8, "metrics": metrics(-20)},
         {"alpha": 0.2, "way": "heads", "score": 0.90, "metrics": metrics(-10)},
