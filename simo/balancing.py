@@ -120,13 +120,15 @@ def balancing(name, shared):
         losses = share * losses
         trained = [parameter for parameter in shared if parameter.requires_grad]
         if trained:
-            rows = [torch.autograd.grad(loss, trained, retain_graph=True) for loss in losses]
+            given = {"retain_graph": True, "materialize_grads": True}  # the final norm feeds no head
+            rows = [torch.autograd.grad(loss, trained, **given) for loss in losses]
             gradients = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
         losses.mean().backward()
         if trained:  # what was added to the shared parameters was the mean
             change = BY_GRADIENT[name](gradients) - gradients.mean(dim=0)
             sizes = [parameter.numel() for parameter in trained]
             for parameter, part in zip(trained, change.split(sizes), strict=True):
-                parameter.grad += part.view_as(parameter)
+                if parameter.grad is not None:
+                    parameter.grad += part.view_as(parameter)
 
     return backward

@@ -86,6 +86,15 @@ def test_frozen_encoder_changes_nothing(name):
     torch.testing.assert_close(head.grad, CONFLICT.mean(0))
 
 
+@pytest.mark.parametrize("name", BY_GRADIENT)
+def test_parameter_that_no_head_reads_is_left_alone(name):
+    """Such as the encoder's final norm, which comes after the last tapped block: no gradient, no error."""
+    shared, unread = torch.zeros(2, requires_grad=True), torch.zeros(3, requires_grad=True)
+    balancing(name, [shared, unread])(torch.stack([row @ shared for row in CONFLICT]), [])
+    torch.testing.assert_close(shared.grad, BY_GRADIENT[name](CONFLICT))
+    assert unread.grad is None
+
+
 def test_unknown_balancing_is_named():
     """A misspelt name is refused with the names that exist."""
     with pytest.raises(SimoError, match="unknown balancing 'pgcrad': expected one of .*'pcgrad'"):
