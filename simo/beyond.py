@@ -199,9 +199,12 @@ def joint_table(records, frame, dataset):
     return table.rename_axis(index=None)
 
 
-def with_spread(cells):
-    """Columns `mean` and `std` as text."""
-    return cells.apply(lambda cell: f"{cell['mean']:+.1f} ± {cell['std']:.1f}".removesuffix(" ± nan"), axis=1)
+def with_spread(cells, form="+.1f"):
+    """Columns `mean` and `std` as text; of a single seed the mean alone."""
+    return cells.apply(
+        lambda cell: f"{cell['mean']:{form}} ± {cell['std']:{form.lstrip('+')}}".removesuffix(" ± nan"),
+        axis=1,
+    )
 
 
 def draw_bands(axes, frame, x, y, by, style, label):

@@ -114,7 +114,7 @@ def export(model, folder, settings, tasks, size, scores, made):
     SimoError
         If that is above `TOLERANCE`, or the packages for ONNX are not installed. Nothing is written then.
     """
-    folder, device = Path(folder), next(model.parameters()).device
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     names = [task.name for task in tasks]
@@ -124,7 +124,7 @@ def export(model, folder, settings, tasks, size, scores, made):
     save_checkpoint(folder / "model.safetensors", model.state_dict(), recipe)
     with atomic_path(folder / "README.md") as path:
         path.write_text(model_card(model, settings, tasks, size, scores, made, difference), encoding="utf-8")
-    print(f"{folder}: ONNX differs from the model on {device.type} by {difference:.1e} at most, relatively")
+    print(f"{folder.name}: ONNX differs from PyTorch by {difference:.1e} at most, relatively")
     return difference
 
 

@@ -255,8 +255,9 @@ class Page:
         return function(self._all(experiment), self.frame, self.dataset)
 
     def further(self, experiment, function):
-        """Display the table that such a function makes."""
+        """Display the table that such a function makes, under the study's name."""
         if self.has(experiment):
+            display(Markdown(f"**{self.study}**"))
             self.show(self.derive(experiment, function))
 
     def has(self, experiment):

@@ -45,9 +45,9 @@ def alpha_table(records, frame, dataset):
         chosen = {"before": before, "after": own.groupby("seed").score.idxmax()}
         row = {}
         for when, places in chosen.items():
-            found = own.loc[list(places)].delta
+            found = own.loc[list(places)].delta.agg(["mean", "std"])
             row[f"α chosen {when}"] = ", ".join(f"{alpha:g}" for _, alpha in places)
-            row[f"Δ, α chosen {when}"] = f"{found.mean():+.1f} ± {found.std():.1f}"
+            row[f"Δ, α chosen {when}"] = with_spread(found.to_frame().T).iloc[0]
         rows[method] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -133,7 +133,13 @@ def feature_shares(records, frame, dataset):
     for record in records:
         for encoder, found in record["details"]["features"].items():
             means = pd.DataFrame(found).drop(columns="task").groupby("block").mean()
-            means = means.rename(columns=MAPS | {"cka": "CKA"}).stack().rename("share").reset_index()
+            means = (
+                means[["cka", *MAPS]]
+                .rename(columns=MAPS | {"cka": "CKA"})
+                .stack()
+                .rename("share")
+                .reset_index()
+            )
             means.columns = ["block", "method", "share"]
             rows.append(means.assign(seed=record["seed"], encoder=encoder))
     return pd.concat(rows, ignore_index=True)
@@ -157,8 +163,7 @@ def vectors_table(records, frame, dataset):
             )
     groups = pd.DataFrame(rows).groupby("task", sort=False)
     cells = {
-        column: groups[column].agg(lambda values: f"{values.mean():.2f} ± {values.std():.2f}")
-        for column in ("‖τ‖ / ‖θ₀‖", "mean cosine to others", "energy in 10 % of the directions")
+        name: with_spread(groups[name].agg(["mean", "std"]), ".2f") for name in rows[0] if name != "task"
     }
     return pd.DataFrame(cells).rename_axis(index=None)
 

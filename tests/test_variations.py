@@ -92,13 +92,13 @@ def test_rates_stand_beside_the_main_experts():
 def test_feature_shares_are_means_over_tasks():
     """Two tasks at one block: the mean, under the names that the figure shows."""
     rows = [
-        {"task": task, "block": 1, "cka": cka, "nothing": share, "ridge": 0.9}
+        {"task": task, "block": 1, "cka": cka, **dict.fromkeys(variations.MAPS, 0.9), "nothing": share}
         for task, cka, share in (("depth", 0.5, -1.0), ("normals", 0.7, 0.0))
     ]
     found = variations.feature_shares(records({"features": {"merged": rows}}, 1), frame(), "nyuv2")
-    assert found.set_index("method").share.to_dict() == pytest.approx(
-        {"CKA": 0.6, "as they are": -0.5, "mapped linearly": 0.9}
-    )
+    shares = found.set_index("method").share.to_dict()
+    assert list(shares) == ["CKA", "as they are", "shifted", "scaled", "turned", "mapped linearly"]
+    assert list(shares.values()) == pytest.approx([0.6, -0.5, 0.9, 0.9, 0.9, 0.9])
     assert set(found.encoder) == {"merged"}
 
 
