@@ -10,35 +10,43 @@ from simo.plotting import STYLES
 from simo.tables import MODELS
 from simo.tasks import tasks_of
 
+BESIDE_JOINT = ("joint", "task_arithmetic+heads", "task_arithmetic+representation", "pretrained+heads")
 FACTOR = 10  # what counts as much fewer images, or much less time
 
 
-def realignment_curves(records, frame, dataset):
-    """Δ of every way to realign, by images and seconds.
+def with_deltas(records, frame, dataset, rows_of):
+    """Rows of the details of records, each with its seed, and with Δ in the place of its metrics.
 
     Parameters
     ----------
     records : list of dict
-        Of the experiment `closed_form`, one a seed.
+        Of one experiment, one a seed.
     frame : DataFrame
         See `simo.tables.scores`; its experts are what Δ is relative to.
     dataset : str
+    rows_of : callable
+        From a record's details to dicts with an entry `metrics`.
 
     Returns
     -------
     DataFrame
-        Columns `seed`, `method`, `images`, `seconds`, `delta` (printed, in per cent).
+        Columns `seed`, `delta` (printed, in per cent), and the rows' other entries.
     """
     tasks = tasks_of(dataset)
     return pd.DataFrame(
         {
             "seed": record["seed"],
             "delta": delta_printed(tasks, row["metrics"], frame.loc["expert", record["seed"]]),
-            **{name: row[name] for name in ("method", "images", "seconds")},
+            **{name: value for name, value in row.items() if name != "metrics"},
         }
         for record in records
-        for row in record["details"]["curves"]
+        for row in rows_of(record["details"])
     )
+
+
+def realignment_curves(records, frame, dataset):
+    """Δ of every way to realign: columns `seed`, `method`, `images`, `seconds`, `delta`."""
+    return with_deltas(records, frame, dataset, lambda details: details["curves"])
 
 
 def curves_table(curves):
@@ -133,28 +141,21 @@ def field_table(records, frame, dataset):
 
     Parameters
     ----------
-    records : list of dict
-        Of the experiment `field`, one a seed.
-    frame, dataset
-        See `realignment_curves`.
+    records, frame, dataset
+        Of the experiment `field`, see `with_deltas`.
 
     Returns
     -------
     DataFrame
         Of text, mean ± standard deviation over seeds; one row a method, best after closed form first.
     """
-    tasks = tasks_of(dataset)
-    scores = pd.DataFrame(
-        {
-            "method": row["method"],
-            "way": score["realignment"] or "merged",
-            "seconds": score["seconds"],
-            "delta": delta_printed(tasks, score["metrics"], frame.loc["expert", record["seed"]]),
-        }
-        for record in records
-        for row in record["details"]["methods"]
-        for score in row["scores"]
-    )
+
+    def rows_of(details):
+        for row in details["methods"]:
+            for score in row["scores"]:
+                yield score | {"method": row["method"], "way": score["realignment"] or "merged"}
+
+    scores = with_deltas(records, frame, dataset, rows_of)
     cells = scores.groupby(["method", "way"], sort=False).delta.agg(["mean", "std"])
     table = with_spread(cells).unstack("way")
     seconds = scores[scores.way == "merged"].groupby("method").seconds.mean()
@@ -168,32 +169,27 @@ def joint_table(records, frame, dataset):
 
     Parameters
     ----------
-    records : list of dict
-        Of the experiment `joint_variants`, one a seed.
-    frame, dataset
-        See `realignment_curves`.
+    records, frame, dataset
+        Of the experiment `joint_variants`, see `with_deltas`.
 
     Returns
     -------
     DataFrame
         Of text, mean ± standard deviation over seeds of Δ; best first.
     """
-    tasks = tasks_of(dataset)
-    rows = pd.DataFrame(
-        {
-            "name": f"Joint, {row['name']}",
-            "delta": delta_printed(tasks, row["metrics"], frame.loc["expert", record["seed"]]),
-            **{name: row["cost"][name] for name in ("steps", "samples", "seconds")},
-        }
-        for record in records
-        for row in record["details"]["variants"]
-    )
-    for model in ("joint", "task_arithmetic+heads", "task_arithmetic+representation"):
-        own = frame.loc[model].printed
-        rows = pd.concat([rows, pd.DataFrame({"name": MODELS[model], "delta": own.to_numpy()})])
-    cells = rows.groupby("name").delta.agg(["mean", "std"]).sort_values("mean", ascending=False)
+
+    def rows_of(details):
+        for row in details["variants"]:
+            yield row["cost"] | {"name": f"Joint, {row['name']}", "metrics": row["metrics"]}
+
+    rows = [with_deltas(records, frame, dataset, rows_of)]
+    for model in BESIDE_JOINT:
+        if model in frame.index:
+            rows.append(pd.DataFrame({"name": MODELS[model], "delta": frame.loc[model].printed.to_numpy()}))
+    groups = pd.concat(rows).groupby("name")
+    cells = groups.delta.agg(["mean", "std"]).sort_values("mean", ascending=False)
     table = pd.DataFrame({"Δ printed, %": with_spread(cells)})
-    costs = rows.groupby("name")[["steps", "samples", "seconds"]].mean().loc[cells.index]
+    costs = groups[["steps", "samples", "seconds"]].mean().loc[cells.index]
     for column, name in {"steps": "steps", "samples": "images", "seconds": "seconds"}.items():
         table[name] = costs[column].map(lambda value: f"{value:,.0f}" if value == value else "")
     return table.rename_axis(index=None)
@@ -253,7 +249,7 @@ def curves_figure(curves, joint, methods, against=("images", "seconds")):
     )  # fmt: skip
     for line, quantity in zip(grid, against, strict=True):
         for axes, (dataset, curve) in zip(line, curves.items(), strict=True):
-            for method, style in zip(methods, STYLES, strict=False):
+            for method, style in zip(methods, STYLES[: len(methods)], strict=True):
                 own = curve[curve.method == method]
                 draw_bands(axes, own, quantity, "delta", "images", style, method)
             axes.axhline(joint[dataset], color="black", lw=0.8, ls=(0, (6, 3)))

@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from simo.beyond import draw_bands, with_spread
+from simo.beyond import draw_bands, with_deltas, with_spread
 from simo.performance import delta_printed
 from simo.plotting import STYLES
 from simo.tasks import tasks_of
@@ -19,19 +19,9 @@ MAPS |= {"ridge": "mapped linearly"}
 
 
 def alpha_scores(records, frame, dataset):
-    """By α, bare and realigned: columns `seed`, `alpha`, `method`, `delta` and the `score` to choose by."""
-    tasks = tasks_of(dataset)
-    return pd.DataFrame(
-        {
-            "seed": record["seed"],
-            "alpha": row["alpha"],
-            "method": row["way"],
-            "score": row["score"],
-            "delta": delta_printed(tasks, row["metrics"], frame.loc["expert", record["seed"]]),
-        }
-        for record in records
-        for row in record["details"]["alphas"]
-    )
+    """By α, bare and realigned: columns `seed`, `alpha`, `method`, `delta`, and the `score` to choose by."""
+    scores = with_deltas(records, frame, dataset, lambda details: details["alphas"])
+    return scores.rename(columns={"way": "method"})
 
 
 def alpha_table(records, frame, dataset):
@@ -54,38 +44,23 @@ def alpha_table(records, frame, dataset):
 
 def adapter_scores(records, frame, dataset):
     """By adapter and rank: columns `seed`, `method`, `rank`, `delta`."""
-    tasks = tasks_of(dataset)
-    return pd.DataFrame(
-        {
-            "seed": record["seed"],
-            "method": {"paper": "the paper's adapter", "lora": "LoRA"}[row["adapter"]],
-            "rank": row["rank"],
-            "delta": delta_printed(tasks, row["metrics"], frame.loc["expert", record["seed"]]),
-        }
-        for record in records
-        for row in record["details"]["adapters"]
-    )
+    scores = with_deltas(records, frame, dataset, lambda details: details["adapters"])
+    return scores.assign(method=scores.adapter.map({"paper": "the paper's adapter", "lora": "LoRA"}))
 
 
 def parts_table(records, frame, dataset):
     """Δ by which tensors are merged, bare and realigned, with α and the share of merged values, as text."""
-    tasks, rows = tasks_of(dataset), []
-    for record in records:
-        parts = record["details"]["parts"]
-        for name, part in parts.items():
-            row = {"part": name, "alpha": part["alpha"]}
-            row["share"] = 100 * part["values"] / parts["everything"]["values"]
+
+    def rows_of(details):
+        whole = details["parts"]["everything"]["values"]
+        for name, part in details["parts"].items():
             for score in part["scores"]:
-                experts = frame.loc["expert", record["seed"]]
-                row[score["way"]] = delta_printed(tasks, score["metrics"], experts)
-            rows.append(row)
-    rows = pd.DataFrame(rows)
-    groups = rows.groupby("part", sort=False)
-    table = pd.DataFrame({"values, %": groups.share.mean().map("{:.0f}".format)})
-    table["α"] = groups.alpha.agg(lambda alphas: ", ".join(f"{alpha:g}" for alpha in alphas))
-    for way in rows.columns.drop(["part", "alpha", "share"]):
-        table[way] = with_spread(groups[way].agg(["mean", "std"]))
-    return table.rename_axis(index=None)
+                yield score | {"part": name, "alpha": part["alpha"], "share": 100 * part["values"] / whole}
+
+    scores = with_deltas(records, frame, dataset, rows_of)
+    table = _alphas(scores, "part")
+    table.insert(0, "values, %", scores.groupby("part").share.mean().map("{:.0f}".format))
+    return table.join(_by_way(scores, "part")).rename_axis(index=None)
 
 
 def rates_table(records, frame, dataset):
@@ -93,35 +68,35 @@ def rates_table(records, frame, dataset):
 
     Everything is relative to the main experiments' experts, so that gentler but worse experts show.
     """
-    tasks, rows = tasks_of(dataset), []
-    for record in records:
-        seed, details = record["seed"], record["details"]
-        experts = frame.loc["expert", seed]
-        bare = {row["way"]: row["metrics"] for row in _everything(details)}
-        own = {"rate": 1.0, "lengths": details["lengths"], "experts": experts, "alpha": None}
-        for entry in [*details["rates"], own]:
-            ways = bare if entry is own else {row["way"]: row["metrics"] for row in entry["scores"]}
-            alpha = details["parts"]["everything"]["alpha"] if entry is own else entry["alpha"]
-            rows.append(
-                {
-                    "rate": entry["rate"],
-                    "moved": 100 * sum(entry["lengths"].values()) / len(tasks),
-                    "alpha": alpha,
-                    "experts": delta_printed(tasks, entry["experts"], experts),
-                    "merged": delta_printed(tasks, ways["merged"], experts),
-                    "heads": delta_printed(tasks, ways["heads"], experts),
-                }
-            )
-    groups = pd.DataFrame(rows).groupby("rate")
-    table = pd.DataFrame({"‖τ‖ / ‖θ₀‖, %": groups.moved.mean().map("{:.1f}".format)})
-    table["α"] = groups.alpha.agg(lambda alphas: ", ".join(f"{alpha:g}" for alpha in alphas))
-    for column in ("experts", "merged", "heads"):
-        table[column] = with_spread(groups[column].agg(["mean", "std"]))
-    return table.rename(index=lambda rate: f"{rate:g} × learning rate").rename_axis(index=None)
+
+    def rows_of(details):
+        everything = details["parts"]["everything"]
+        main = {"rate": 1.0, "lengths": details["lengths"], "experts": None, **everything}
+        for entry in [*details["rates"], main]:
+            moved = 100 * sum(entry["lengths"].values()) / len(entry["lengths"])
+            own = {"rate": entry["rate"], "alpha": entry["alpha"], "moved": moved}
+            if entry["experts"]:
+                yield own | {"way": "experts", "metrics": entry["experts"]}
+            for score in entry["scores"]:
+                if score["way"] != "closed form":
+                    yield own | score
+
+    scores = with_deltas(records, frame, dataset, rows_of)
+    table = _alphas(scores, "rate")
+    table.insert(0, "‖τ‖ / ‖θ₀‖, %", scores.groupby("rate").moved.mean().map("{:.1f}".format))
+    table = table.join(_by_way(scores, "rate").reindex(columns=["experts", "merged", "heads"]))
+    return table.fillna("0").rename(index=lambda rate: f"{rate:g} × learning rate").rename_axis(index=None)
 
 
-def _everything(details):
-    return details["parts"]["everything"]["scores"]
+def _alphas(scores, by):
+    """The α of each seed, listed."""
+    alphas = scores[scores.way == "merged"].groupby(by, sort=False).alpha
+    return alphas.agg(lambda values: ", ".join(f"{value:g}" for value in values)).to_frame("α")
+
+
+def _by_way(scores, by):
+    """Mean and spread of Δ, one column a way."""
+    return with_spread(scores.groupby([by, "way"], sort=False).delta.agg(["mean", "std"])).unstack("way")
 
 
 def feature_shares(records, frame, dataset):
@@ -215,7 +190,7 @@ def panels(frames, x, y, names, title="{}", logarithmic=False):
     )
     for axes, (name, frame) in zip(line[0], frames.items(), strict=True):
         methods = list(frame.method.unique())
-        for method, style in zip(methods, STYLES, strict=False):
+        for method, style in zip(methods, STYLES[: len(methods)], strict=True):
             draw_bands(axes, frame[frame.method == method], x, y, x, style, method)
         axes.set(xlabel=names[x], title=title.format(name))
         if logarithmic:

@@ -86,7 +86,7 @@ def test_rates_stand_beside_the_main_experts():
     table = variations.rates_table(records(details), frame(), "nyuv2")
     assert list(table.index) == ["0.1 × learning rate", "1 × learning rate"]
     assert table.iloc[0].tolist() == ["2.0", "1, 1", "-3.0 ± 0.0", "-3.0 ± 0.0", "-2.0 ± 0.0"]
-    assert table.iloc[1].tolist() == ["30.0", "0.3, 0.3", "+0.0 ± 0.0", "-20.0 ± 0.0", "-8.0 ± 0.0"]
+    assert table.iloc[1].tolist() == ["30.0", "0.3, 0.3", "0", "-20.0 ± 0.0", "-8.0 ± 0.0"]
 
 
 def test_feature_shares_are_means_over_tasks():
