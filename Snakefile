@@ -234,16 +234,6 @@ use rule joint as joint_variants with:
     resources: seconds=seconds("joint_variants")
 
 
-use rule joint as frozen_decoder with:
-    output:
-        notebook=EXECUTED + "/frozen_decoder.ipynb",
-        record=RECORDS + "/frozen_decoder.json",
-    log: LOGS + "/frozen_decoder.log"
-    message: "experts under one frozen decoder on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("frozen_decoder")
-    resources: seconds=seconds("frozen_decoder")
-
-
 use rule joint as expert with:
     output:
         notebook=EXECUTED + "/expert_{task}.ipynb",
@@ -398,6 +388,16 @@ use rule closed_form as variations with:
     message: "what the paper did not vary on {wildcards.study}, seed {wildcards.seed}"
     params: **compute("variations")
     resources: seconds=seconds("variations")
+
+
+use rule closed_form as frozen_decoder with:
+    output:
+        notebook=EXECUTED + "/frozen_decoder.ipynb",
+        record=RECORDS + "/frozen_decoder.json",
+    log: LOGS + "/frozen_decoder.log"
+    message: "experts under one frozen decoder on {wildcards.study}, seed {wildcards.seed}"
+    params: **compute("frozen_decoder")
+    resources: seconds=seconds("frozen_decoder")
 
 
 use rule closed_form as mechanism with:

@@ -8,7 +8,6 @@ so that training can be resumed at any step.
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 
 from simo.errors import SimoError
 
@@ -22,7 +21,8 @@ def uncertainty(losses, history, share=1.0):
     """Homoscedastic uncertainty (Kendall et al., 2018), each log variance at its optimum.
 
     Σ L_t / (2 e^{s_t}) + s_t / 2 is least for s_t = log L_t, where its gradient is that of ½ Σ log L_t: every
-    loss counts relative to its own size. Variant: the usual code learns s_t, which lags behind.
+    loss counts relative to its own size. Variant: the usual code learns s_t, which lags behind. As losses
+    fall gradients grow, so that clipping acts more often here than elsewhere.
     """
     (0.5 * share * losses.clamp(min=1e-12).log().sum()).backward()
 
@@ -55,16 +55,18 @@ def pcgrad(gradients):
         `(P,)`. The others are taken in random order, by torch's global generator.
     """
     changed = gradients.clone()
-    for own in changed:
-        for other in gradients[torch.randperm(len(gradients)).to(gradients.device)]:
-            conflict = own @ other
-            if conflict < 0:  # never with itself
-                own -= conflict / other.square().sum() * other
+    for task, own in enumerate(changed):
+        for other in torch.randperm(len(gradients)).tolist():
+            conflict = own @ gradients[other]
+            if other != task and conflict < 0:
+                own -= conflict / gradients[other].square().sum() * gradients[other]
     return changed.mean(dim=0)
 
 
 def cagrad(gradients, radius=0.4):
     """The step near the mean gradient that helps the worst task most (CAGrad; Liu et al., 2021).
+
+    Variant: without the factor 1 / (1 + c²) that libraries have as an option.
 
     Parameters
     ----------
@@ -78,18 +80,22 @@ def cagrad(gradients, radius=0.4):
     Tensor
         `(P,)`.
     """
+    from scipy.optimize import minimize  # slow to import
+
     products = (gradients @ gradients.T).double().cpu().numpy()
+    products = products / max(products.trace(), 1e-300)  # the solver's tolerance is absolute
     count = len(products)
     mean = np.full(count, 1 / count)
-    reach = radius * np.sqrt(max(mean @ products @ mean, 1e-24))
+    reach = radius * np.sqrt(max(mean @ products @ mean, 0))
 
     def worst(weights):
         return weights @ products @ mean + reach * np.sqrt(max(weights @ products @ weights, 1e-24))
 
     simplex = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
-    found = minimize(worst, mean, method="SLSQP", bounds=[(0, 1)] * count, constraints=simplex).x
-    combined = torch.as_tensor(found, dtype=gradients.dtype, device=gradients.device) @ gradients
-    return gradients.mean(dim=0) + reach / combined.norm().clamp(min=1e-12) * combined
+    found = minimize(worst, mean, method="SLSQP", bounds=[(0, 1)] * count, constraints=simplex)
+    weights = torch.as_tensor(found.x if found.success else mean, dtype=gradients.dtype)
+    combined, middle = weights.to(gradients.device) @ gradients, gradients.mean(dim=0)
+    return middle + radius * middle.norm() / combined.norm().clamp(min=1e-12) * combined
 
 
 BY_LOSS = {"equal": equal, "uncertainty": uncertainty, "dwa": dwa}

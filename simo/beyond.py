@@ -7,7 +7,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from simo.performance import delta_printed
 from simo.plotting import STYLES
-from simo.tables import MODELS
+from simo.tables import MODELS, costs_of
 from simo.tasks import tasks_of
 
 BESIDE_JOINT = ("joint", "task_arithmetic+heads", "task_arithmetic+representation", "pretrained+heads")
@@ -33,15 +33,16 @@ def with_deltas(records, frame, dataset, rows_of):
         Columns `seed`, `delta` (printed, in per cent), and the rows' other entries.
     """
     tasks = tasks_of(dataset)
-    return pd.DataFrame(
-        {
-            "seed": record["seed"],
-            "delta": delta_printed(tasks, row["metrics"], frame.loc["expert", record["seed"]]),
-            **{name: value for name, value in row.items() if name != "metrics"},
-        }
-        for record in records
-        for row in rows_of(record["details"])
-    )
+    rows = []
+    for record in records:
+        experts, resumed = frame.loc["expert", record["seed"]], record["provenance"].get("resumed")
+        for row in rows_of(record["details"]):
+            own = {name: value for name, value in row.items() if name != "metrics"}
+            if resumed and "seconds" in own:
+                own["seconds"] = float("nan")  # those of a continued run are too few
+            delta = delta_printed(tasks, row["metrics"], experts)
+            rows.append({"seed": record["seed"], "delta": delta, **own})
+    return pd.DataFrame(rows)
 
 
 def realignment_curves(records, frame, dataset):
@@ -83,6 +84,8 @@ def repairs_table(records, frame, dataset):
 def savings(curves, labelled=("heads", "representation")):
     """With how many images, and in what time, closed form is as good as a labelled method with all images.
 
+    The labelled method, too, is given the least number of images, of those tried, from which it is as good.
+
     Parameters
     ----------
     curves : dict of str to DataFrame
@@ -100,21 +103,17 @@ def savings(curves, labelled=("heads", "representation")):
         means = curve.groupby(["method", "images"])[["delta", "seconds"]].mean()
         own = means.loc["closed form"]
         for method in labelled:
-            images = means.loc[method].index.max()
-            mark = means.loc[method, images]
-            reached = own[own.delta >= mark.delta]
-            row = {
-                "Δ": f"{mark.delta:+.1f}",
-                "images": f"{images}",
-                "seconds": f"{mark.seconds:.1f}",
-            }
+            theirs = means.loc[method]
+            mark = theirs.delta[theirs.index.max()]
+            least = theirs[theirs.delta >= mark].index[0]
+            reached, row = own[own.delta >= mark], {"Δ with all images": f"{mark:+.1f}"}
+            row["needs"] = f"{least} images, {theirs.seconds[least]:.1f} s"
             if reached.empty:
                 row["closed form"] = f"does not: {own.delta.max():+.1f}"
             else:
-                fewer, faster = images / reached.index[0], mark.seconds / reached.seconds.iloc[0]
-                row["closed form"] = (
-                    f"{reached.delta.iloc[0]:+.1f} from {reached.index[0]} in {reached.seconds.iloc[0]:.1f} s"
-                )
+                first = reached.iloc[0]
+                fewer, faster = least / first.name, theirs.seconds[least] / first.seconds
+                row["closed form"] = f"{first.delta:+.1f} from {first.name} images, {first.seconds:.1f} s"
                 row |= {"times fewer images": f"{fewer:.0f}", "times faster": f"{faster:.1f}"}
                 row[f"{FACTOR} times of either"] = "yes" if max(fewer, faster) >= FACTOR else "no"
             rows[f"{dataset}, {method}"] = row
@@ -132,7 +131,7 @@ FIELD_NAMES = {
     "tsv_m": "TSV-M (2025)",
     "regmean": "RegMean (2023), images",
     "lot": "LOT (2025), images",
-    "symerge": "SyMerge's idea (2026), images",
+    "symerge": "SyMerge's idea (2026), heads trained",
 }
 
 
@@ -164,13 +163,15 @@ def field_table(records, frame, dataset):
     return table.loc[order].rename(index=FIELD_NAMES).rename_axis(index=None)
 
 
-def joint_table(records, frame, dataset):
+def joint_table(records, frame, dataset, main):
     """Δ and cost of joint training's variants, beside plain joint training and the paper's realignments.
 
     Parameters
     ----------
     records, frame, dataset
         Of the experiment `joint_variants`, see `with_deltas`.
+    main : list of dict
+        All records of the study, for what the main experiments cost.
 
     Returns
     -------
@@ -182,11 +183,12 @@ def joint_table(records, frame, dataset):
         for row in details["variants"]:
             yield row["cost"] | {"name": f"Joint, {row['name']}", "metrics": row["metrics"]}
 
-    rows = [with_deltas(records, frame, dataset, rows_of)]
-    for model in BESIDE_JOINT:
-        if model in frame.index:
-            rows.append(pd.DataFrame({"name": MODELS[model], "delta": frame.loc[model].printed.to_numpy()}))
-    groups = pd.concat(rows).groupby("name")
+    beside = [
+        {"name": MODELS[model], "delta": frame.loc[(model, seed), "printed"], **cost}
+        for seed, model, cost in costs_of(main)
+        if model in BESIDE_JOINT
+    ]
+    groups = pd.concat([with_deltas(records, frame, dataset, rows_of), pd.DataFrame(beside)]).groupby("name")
     cells = groups.delta.agg(["mean", "std"]).sort_values("mean", ascending=False)
     table = pd.DataFrame({"Δ printed, %": with_spread(cells)})
     costs = groups[["steps", "samples", "seconds"]].mean().loc[cells.index]

@@ -129,7 +129,8 @@ def realign_closed_form(model, experts, batches, device="cpu", precision="float3
     Parameters
     ----------
     model : MultiTaskModel
-        The merged encoder under the experts' heads; not changed.
+        The merged encoder under the experts' heads, whose first layers say what to come close to. Not
+        changed.
     experts : dict of str to Encoder
         By task name.
     batches : iterable of dict
@@ -153,37 +154,50 @@ def realign_closed_form(model, experts, batches, device="cpu", precision="float3
     heads = {name: realigned.heads[name] for name in experts}
     layers = {name: head.first_layers() for name, head in heads.items()}
     read = next(iter(heads.values())).inputs  # all heads read the same of an encoder
-
-    def outputs(name, number, y):
-        weight, bias = layers[name][number]
-        return y @ weight.T + bias
-
-    target = outputs if kind == "ridge" else lambda name, number, y: y
-    pairs = stream_grams(realigned.encoder, experts, batches, read, target, device, precision)
-    solved, statistics = {name: [] for name in heads}, []
-    for number, (fitted, held_out) in enumerate(pairs):  # one an input of the heads
-        priors = [layers[name][number] for name in heads]
-        total, width = fitted + held_out, priors[0][0].shape[1]
-        mean, square = total[-1, :width] / total[-1, -1], total.diagonal()[:width] / total[-1, -1]
-        statistics.append((mean, square - mean.square()))
-        if kind == "ridge":
-            groups = [len(bias) for _, bias in priors]
-            found = choose_ridge(fitted, held_out, torch.cat([weight for weight, _ in priors]), groups)
-        else:
-            found = _mapped_layers(FEATURE_MAPS[kind], total, priors, width)
-        for name, (weight, bias, *_) in zip(heads, found, strict=True):
-            solved[name].append((weight, bias))
+    where = {"device": device, "precision": precision}
+    if kind == "ridge":
+        solved, statistics = _solve_layers(realigned.encoder, experts, batches, read, layers, where)
+    else:
+        fit, solved = FEATURE_MAPS[kind], {}
+        for name, expert in experts.items():  # one at a time: whole features of all would fill the memory
+            own = {name: expert}, batches, read, lambda name, number, y: y
+            matrices = [sum(pair) for pair in stream_grams(realigned.encoder, *own, **where)]
+            widths = [weight.shape[1] for weight, _ in layers[name]]
+            maps = [fit(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
+            solved[name] = [
+                (weight @ change, bias + weight @ shift)
+                for (weight, bias), (change, shift) in zip(layers[name], maps, strict=True)
+            ]
+        statistics = [_statistics(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
     for name, head in heads.items():
         head.set_first_layers(solved[name], statistics)
     return realigned
 
 
-def _mapped_layers(fit, matrix, layers, width):
-    """Each task's layer after the map from z to its expert's features, which are side by side in u."""
-    for number, (weight, bias) in enumerate(layers):
-        own = [*range(width), *range(width * (number + 1), width * (number + 2)), -1]
-        change, shift = fit(matrix[own][:, own], width)
-        yield weight @ change, bias + weight @ shift
+def _solve_layers(encoder, experts, batches, read, layers, where):
+    """Ridge regression of all tasks' first layers, and the statistics of their inputs."""
+
+    def target(name, number, y):
+        weight, bias = layers[name][number]
+        return y @ weight.T + bias
+
+    solved, statistics = {name: [] for name in experts}, []
+    pairs = stream_grams(encoder, experts, batches, read, target, **where)
+    for number, (fitted, held_out) in enumerate(pairs):  # one an input of the heads
+        priors = [layers[name][number] for name in experts]
+        prior, groups = torch.cat([weight for weight, _ in priors]), [len(bias) for _, bias in priors]
+        for name, (weight, bias, _) in zip(
+            experts, choose_ridge(fitted, held_out, prior, groups), strict=True
+        ):
+            solved[name].append((weight, bias))
+        statistics.append(_statistics(fitted + held_out, prior.shape[1]))
+    return solved, statistics
+
+
+def _statistics(matrix, width):
+    """Mean and variance of z, from a Gram matrix."""
+    mean, square = matrix[-1, :width] / matrix[-1, -1], matrix.diagonal()[:width] / matrix[-1, -1]
+    return mean, square - mean.square()
 
 
 @torch.no_grad()

@@ -75,8 +75,8 @@ class PreparedDataset(Dataset):
 
     def without(self, other):
         """Return the data set of those images that another does not have."""
-        part = copy.copy(self)
-        part.names = [name for name in self.names if name not in set(other.names)]
+        part, left_out = copy.copy(self), set(other.names)
+        part.names = [name for name in self.names if name not in left_out]
         return part
 
     def __getitem__(self, index):

@@ -19,7 +19,7 @@ def evaluate(model, batches, tasks, device="cpu", precision="float32"):
     Parameters
     ----------
     model : MultiTaskModel
-        Put into eval mode; must have a head for each task.
+        Moved to the device and put into eval mode; must have a head for each task.
     batches : iterable of dict
         `image` and a target for each task, see `simo.datasets.evaluation_batches`.
     tasks : sequence of Task
@@ -31,7 +31,7 @@ def evaluate(model, batches, tasks, device="cpu", precision="float32"):
     dict of str to float
         Metric by task name, in the task's unit.
     """
-    model.eval()
+    model.to(device).eval()
     metrics = {task.name: create_metric(task).to(device) for task in tasks}
     for batch in batches:
         with autocast(device, precision):

@@ -1,4 +1,4 @@
-"""Why merging breaks heads: how far merged features are from the experts', and task vectors apart.
+"""Why merging breaks heads: how far merged features are from the experts', and how task vectors are built.
 
 Features z of the merged encoder are compared with an expert's y of the same tokens, block by block, from the
 Gram matrices of `simo.closedform`: how alike they are up to a rotation, and how much of y is left to explain
@@ -9,7 +9,7 @@ import copy
 
 import torch
 
-from simo.closedform import FEATURE_MAPS, centre, choose_ridge, ridge, squared_errors, stream_grams
+from simo.closedform import FEATURE_MAPS, centre, choose_ridge, squared_errors, stream_grams
 
 
 def linear_cka(matrix, width):
@@ -26,33 +26,33 @@ def linear_cka(matrix, width):
     return (uz.square().sum() / (zz.norm() * uu.norm())).item()
 
 
-def explained(fitted, held_out, width):
+def explained(fitted, held_out, tested, width):
     """Share of an expert's features that the merged encoder's explain, by what may be done to these.
 
     Parameters
     ----------
-    fitted, held_out : Tensor
-        Gram matrices of z and equally wide y, of different images.
+    fitted, held_out, tested : Tensor
+        Gram matrices of z and equally wide y, of different images: to fit, to choose the ridge by, to score.
     width : int
         Of z.
 
     Returns
     -------
     dict of str to float
-        1 − Σ ‖y − A z − c‖² / Σ ‖y − ȳ‖² on the held-out images: `nothing` for A = 1, c = 0, the keys of
-        `FEATURE_MAPS`, and `ridge`, whose strength is chosen there, too. At most 1; below 0, the mean of y
-        would be nearer.
+        1 − Σ ‖y − A z − c‖² / Σ ‖y − ȳ‖² on the tested images, ȳ the mean of those fitted: `nothing` for
+        A = 1, c = 0, the keys of `FEATURE_MAPS`, and `ridge`. At most 1; below 0, ȳ would be nearer.
     """
     identity = torch.eye(width, dtype=fitted.dtype, device=fitted.device)
     maps = {"nothing": (identity, torch.zeros_like(identity[0]))}
-    maps |= {name: fit(fitted, width) for name, fit in FEATURE_MAPS.items()}
-    ((*_, strength),) = choose_ridge(fitted, held_out, identity, [width])
-    maps["ridge"] = ridge(fitted, identity, strength)
-    total = centre(held_out, width)[-1].trace()
-    return {name: (1 - squared_errors(held_out, *each).sum() / total).item() for name, each in maps.items()}
+    maps |= {name: fit(fitted + held_out, width) for name, fit in FEATURE_MAPS.items()}
+    ((weight, bias, _),) = choose_ridge(fitted, held_out, identity, [width])
+    maps["ridge"] = weight, bias
+    _, mean, *_ = centre(fitted + held_out, width)
+    total = squared_errors(tested, torch.zeros_like(identity), mean).sum()
+    return {name: (1 - squared_errors(tested, *each).sum() / total).item() for name, each in maps.items()}
 
 
-def compare_features(encoder, experts, batches, device="cpu", precision="float32"):
+def compare_features(encoder, experts, val, test, device="cpu", precision="float32"):
     """Compare an encoder's patch features with each expert's, after every block.
 
     Parameters
@@ -61,8 +61,10 @@ def compare_features(encoder, experts, batches, device="cpu", precision="float32
         The merged one, or another of the same architecture; not changed.
     experts : dict of str to Encoder
         By task name.
-    batches, device, precision
-        See `simo.closedform.realign_closed_form`.
+    val, test : iterable of dict
+        Batches of `image` `(B, 3, H, W)`: maps are fitted on `val`, all numbers are of `test`.
+    device, precision : str
+        See `simo.training.pick_device`.
 
     Returns
     -------
@@ -71,52 +73,15 @@ def compare_features(encoder, experts, batches, device="cpu", precision="float32
     """
     encoder, rows = _tap_all(encoder), []
     for name, expert in experts.items():  # each by itself, so that the matrices stay small
-        found = stream_grams(
-            encoder,
-            {name: _tap_all(expert)},
-            batches,
-            lambda features: list(features.patches.unbind(1)),
-            lambda task, number, y: y,
-            device,
-            precision,
-        )
-        for block, (fitted, held_out) in enumerate(found, start=1):
-            shares = explained(fitted, held_out, encoder.dim)
-            rows.append(
-                {"task": name, "block": block, "cka": linear_cka(fitted + held_out, encoder.dim), **shares}
-            )
+        own = {name: _tap_all(expert)}
+        found = [
+            stream_grams(encoder, own, batches, _maps, lambda task, number, y: y, device, precision)
+            for batches in (val, test)
+        ]
+        for block, (pair, tested) in enumerate(zip(*found, strict=True), start=1):
+            shares = explained(*pair, sum(tested), encoder.dim)
+            rows.append({"task": name, "block": block, "cka": linear_cka(sum(tested), encoder.dim), **shares})
     return rows
-
-
-def cosines(task_vectors):
-    """Cosines between whole task vectors.
-
-    Parameters
-    ----------
-    task_vectors : dict of str to TaskVector
-        By task name.
-
-    Returns
-    -------
-    dict of str to dict of str to float
-        By two tasks.
-    """
-    names = list(task_vectors)
-    products = torch.zeros(len(names), len(names), dtype=torch.float64)
-    for tensor in task_vectors[names[0]]:
-        rows = torch.stack([task_vectors[name][tensor].double().flatten() for name in names])
-        products += rows @ rows.T
-    scale = products.diagonal().clamp(min=1e-300).sqrt()
-    values = (products / scale.outer(scale)).tolist()
-    return {name: dict(zip(names, row, strict=True)) for name, row in zip(names, values, strict=True)}
-
-
-def relative_length(task_vector, base):
-    """‖τ‖ / ‖θ_0‖: how far an expert has moved from the pretrained encoder."""
-    lengths = [
-        sum(state[name].double().square().sum() for name in task_vector) for state in (task_vector, base)
-    ]
-    return (lengths[0] / lengths[1]).sqrt().item()
 
 
 def spectrum(task_vector, shares):
@@ -141,6 +106,11 @@ def spectrum(task_vector, shares):
             places = [max(1, round(share * len(energy))) - 1 for share in shares]
             curves.append(energy[places] / energy[-1].clamp(min=1e-300))
     return torch.stack(curves).mean(dim=0).tolist()
+
+
+def _maps(features):
+    """Patch features `(B, D, h, w)` of each block."""
+    return list(features.patches.unbind(1))
 
 
 def _tap_all(encoder):

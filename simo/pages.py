@@ -250,15 +250,15 @@ class Page:
             paper = self.paper if self.dataset == "taskonomy" else None
             self.show(tables.efficiency(self.records, paper))
 
-    def derive(self, experiment, function):
+    def derive(self, experiment, function, **options):
         """What a function of `simo.beyond` or `simo.variations` makes of an experiment's records."""
-        return function(self._all(experiment), self.frame, self.dataset)
+        return function(self._all(experiment), self.frame, self.dataset, **options)
 
-    def further(self, experiment, function):
+    def further(self, experiment, function, **options):
         """Display the table that such a function makes, under the study's name."""
         if self.has(experiment):
             display(Markdown(f"**{self.study}**"))
-            self.show(self.derive(experiment, function))
+            self.show(self.derive(experiment, function, **options))
 
     def has(self, experiment):
         """Whether there are records of an experiment; says so if not."""

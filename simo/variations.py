@@ -14,6 +14,7 @@ from simo.performance import delta_printed
 from simo.plotting import STYLES
 from simo.tasks import tasks_of
 
+MOVED = "‖τ‖ / ‖θ₀‖, %"
 MAPS = {"nothing": "as they are", "shift": "shifted", "diagonal": "scaled", "procrustes": "turned"}
 MAPS |= {"ridge": "mapped linearly"}
 
@@ -25,17 +26,18 @@ def alpha_scores(records, frame, dataset):
 
 
 def alpha_table(records, frame, dataset):
-    """What choosing α after realignment changes: Δ and α by way, chosen before and after, as text."""
+    """What choosing α after realignment changes: Δ and α by way, as text.
+
+    Before: the α of the best bare model on all validation images; after: that of the best realigned model on
+    those it was not realigned on.
+    """
     scores = alpha_scores(records, frame, dataset).set_index(["seed", "alpha"])
-    before = scores[scores.method == "merged"].groupby("seed").score.idxmax()
+    before = [(record["seed"], record["details"]["parts"]["everything"]["alpha"]) for record in records]
     rows = {}
-    for method, own in scores.groupby("method", sort=False):
-        if method == "merged":
-            continue
-        chosen = {"before": before, "after": own.groupby("seed").score.idxmax()}
+    for method, own in scores[scores.method != "merged"].groupby("method", sort=False):
         row = {}
-        for when, places in chosen.items():
-            found = own.loc[list(places)].delta.agg(["mean", "std"])
+        for when, places in {"before": before, "after": list(own.groupby("seed").score.idxmax())}.items():
+            found = own.loc[places].delta.agg(["mean", "std"])
             row[f"α chosen {when}"] = ", ".join(f"{alpha:g}" for _, alpha in places)
             row[f"Δ, α chosen {when}"] = with_spread(found.to_frame().T).iloc[0]
         rows[method] = row
@@ -83,9 +85,10 @@ def rates_table(records, frame, dataset):
 
     scores = with_deltas(records, frame, dataset, rows_of)
     table = _alphas(scores, "rate")
-    table.insert(0, "‖τ‖ / ‖θ₀‖, %", scores.groupby("rate").moved.mean().map("{:.1f}".format))
+    table.insert(0, MOVED, scores.groupby("rate").moved.mean().map("{:.1f}".format))
     table = table.join(_by_way(scores, "rate").reindex(columns=["experts", "merged", "heads"]))
-    return table.fillna("0").rename(index=lambda rate: f"{rate:g} × learning rate").rename_axis(index=None)
+    table["experts"] = table.experts.fillna("0")  # the main ones are what Δ is relative to
+    return table.rename(index=lambda rate: f"{rate:g} × learning rate").rename_axis(index=None)
 
 
 def _alphas(scores, by):
@@ -152,17 +155,20 @@ def contrast_table(records, frame, dataset):
     tasks, rows = tasks_of(dataset), []
     main = {"merged": "task_arithmetic", "heads": "task_arithmetic+heads"}
     for record in records:
-        seed, scores = record["seed"], record["details"]["scores"]
-        experts = frame.loc["expert", seed]
-        own = {"decoder": "each expert's own head, trained with it", "experts": 0.0}
-        own |= {way: frame.loc[(model, seed), "printed"] for way, model in main.items()}
-        frozen = {"decoder": "one decoder for all, frozen"}
-        frozen["experts"] = delta_printed(tasks, scores["expert"], experts)
+        seed, details = record["seed"], record["details"]
+        own = {"decoder": "each expert's own head, trained with it", **details["own_heads"]}
+        own |= {way: frame.loc[(model, seed), "printed"] for way, model in main.items()} | {"experts": 0.0}
+        scores = details["scores"]
+        frozen = {"decoder": "one decoder for all, frozen", **details}
         frozen |= {way: delta_printed(tasks, scores[way], scores["expert"]) for way in main}
-        rows += [own, frozen]
-    groups = pd.DataFrame(rows).groupby("decoder", sort=False)
-    cells = {way: with_spread(groups[way].agg(["mean", "std"])) for way in ("experts", "merged", "heads")}
-    return pd.DataFrame(cells).rename_axis(index=None)
+        frozen["experts"] = delta_printed(tasks, scores["expert"], frame.loc["expert", seed])
+        for row in (own, frozen):
+            moved = 100 * sum(row["lengths"].values()) / len(tasks)
+            rows += [row | {"moved": moved, "way": way, "delta": row[way]} for way in ("experts", *main)]
+    scores = pd.DataFrame(rows)
+    table = _alphas(scores, "decoder")
+    table.insert(0, MOVED, scores.groupby("decoder").moved.mean().map("{:.1f}".format))
+    return table.join(_by_way(scores, "decoder")).rename_axis(index=None)
 
 
 def panels(frames, x, y, names, title="{}", logarithmic=False):

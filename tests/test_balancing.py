@@ -66,6 +66,12 @@ def test_cagrad_by_hand():
     torch.testing.assert_close(cagrad(CONFLICT, radius=0.0), CONFLICT.mean(0))
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_cagrad_does_not_depend_on_the_scale(scale):
+    """Gradients a hundred times smaller give a step a hundred times smaller, in the same direction."""
+    torch.testing.assert_close(cagrad(scale * CONFLICT) / scale, cagrad(CONFLICT), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", BY_GRADIENT)
 def test_only_shared_parameters_are_combined(name):
     """Heads keep the mean's gradient; the shared parameter gets the combined one, added to what it had."""

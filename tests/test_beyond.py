@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from stories import cost_record
 
 from simo import beyond
 from simo.tasks import tasks_of
@@ -26,7 +27,7 @@ def test_curves_are_relative_to_the_experts_of_the_seed():
     experts.index = pd.MultiIndex.from_tuples([("expert", 2)], names=["model", "seed"])
     metrics = dict(zip(TASKS, (20.0, 0.5, 40.0), strict=True))
     row = {"method": "heads", "images": 4, "seconds": 1.5, "metrics": metrics}
-    records = [{"seed": 2, "details": {"curves": [row]}}]
+    records = [{"seed": 2, "details": {"curves": [row]}, "provenance": {}}]
     curves = beyond.realignment_curves(records, experts, "nyuv2")
     assert curves.drop(columns="delta").to_dict("records") == [
         {"seed": 2, "method": "heads", "images": 4, "seconds": 1.5}
@@ -35,7 +36,7 @@ def test_curves_are_relative_to_the_experts_of_the_seed():
 
 
 def test_savings_by_hand():
-    """The least number of images that reaches the mark counts, with its own time; both factors follow."""
+    """The least number of images that reaches the mark counts for both, with its own time; factors follow."""
     rows = [("heads", 16, 9.0, -30.0), ("heads", 256, 10.0, -20.0)]
     rows += [
         ("closed form", 4, 0.5, -40.0),
@@ -44,12 +45,15 @@ def test_savings_by_hand():
     ]
     table = beyond.savings({"nyuv2": curves_of(rows)}, labelled=["heads"])
     row = table.loc["nyuv2, heads"]
-    assert (row["Δ"], row["images"], row["seconds"]) == ("-20.0", "256", "10.0")
-    assert row["closed form"] == "-20.0 from 64 in 0.8 s"
+    assert (row["Δ with all images"], row["needs"]) == ("-20.0", "256 images, 10.0 s")
+    assert row["closed form"] == "-20.0 from 64 images, 0.8 s"
     assert (row["times fewer images"], row["times faster"]) == ("4", "12.5")
     assert row["10 times of either"] == "yes"
     rows[-2:] = [("closed form", 64, 2.0, -20.0), ("closed form", 256, 2.0, -10.0)]
     assert beyond.savings({"nyuv2": curves_of(rows)}, ["heads"]).iloc[0]["10 times of either"] == "no"
+    rows[0] = ("heads", 16, 9.0, -20.0)  # heads need no more images for their own mark
+    row = beyond.savings({"nyuv2": curves_of(rows)}, ["heads"]).iloc[0]
+    assert (row["needs"], row["times fewer images"]) == ("16 images, 9.0 s", "0")
 
 
 def test_mark_that_is_not_reached_is_shown():
@@ -95,7 +99,9 @@ def test_field_table_by_hand():
         {"method": "lot", "scores": scores(10.0, 20.0)},
         {"method": "ties", "scores": scores(20.0, 40.0)},
     ]
-    table = beyond.field_table([{"seed": 0, "details": {"methods": methods}}], experts, "nyuv2")
+    table = beyond.field_table(
+        [{"seed": 0, "details": {"methods": methods}, "provenance": {}}], experts, "nyuv2"
+    )
     assert list(table.index) == ["TIES (2023)", "LOT (2025), images"]
     # mIoU is a third of Δ: a half of it is -16.7, a quarter -25
     assert table.loc["TIES (2023)"].tolist() == ["-16.7", "+0.0", "+0.0", "+0.0", "7"]
@@ -110,7 +116,26 @@ def test_joint_table_by_hand():
     frame.columns = [*TASKS, "printed"]
     metrics = dict(zip(TASKS, (38.8, 0.5, 20.0), strict=True))  # a hundredth less in the mean
     variant = {"name": "dwa", "metrics": metrics, "cost": {"steps": 600, "samples": 1056, "seconds": 9.6}}
-    table = beyond.joint_table([{"seed": 0, "details": {"variants": [variant]}}], frame, "nyuv2")
+    records = [{"seed": 0, "details": {"variants": [variant]}, "provenance": {}}]
+    main = [
+        cost_record(0, "joint", ("joint", 500, 1056, 9, 8.0)),
+        cost_record(0, "realign", ("task_arithmetic+heads", 600, 256, 9, 2.0)),
+        cost_record(0, "realign", ("task_arithmetic+representation", 200, 256, 9, float("nan"))),
+        cost_record(0, "merge", ("ties", 0, 256, 0, 1.0)),
+    ]
+    table = beyond.joint_table(records, frame, "nyuv2", main)
     assert list(table.index) == ["Joint, dwa", "Joint training", "TA + representation", "TA + heads"]
     assert table.loc["Joint, dwa"].tolist() == ["-1.0", "600", "1,056", "10"]
-    assert table.loc["TA + heads"].tolist() == ["-8.0", "", "", ""]
+    assert table.loc["TA + heads"].tolist() == ["-8.0", "600", "256", "2"]
+    assert table.loc["TA + representation"].tolist() == ["-7.0", "200", "256", ""]
+
+
+def test_seconds_of_a_continued_run_do_not_count():
+    """They are too few; the score is as good as any."""
+    experts = pd.DataFrame([[40.0, 0.5, 20.0]], columns=TASKS)
+    experts.index = pd.MultiIndex.from_tuples([("expert", 0)], names=["model", "seed"])
+    row = {"seconds": 1.5, "metrics": dict(zip(TASKS, (40.0, 0.5, 20.0), strict=True))}
+    records = [{"seed": 0, "details": {"curves": [row]}, "provenance": {"resumed": True}}]
+    found = beyond.realignment_curves(records, experts, "nyuv2").iloc[0]
+    assert found.delta == 0
+    assert pd.isna(found.seconds)

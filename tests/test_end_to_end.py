@@ -28,8 +28,8 @@ EXPERIMENTS |= {
     f"merge_{method}" for method in ("pretrained", "average", "task_arithmetic", "ties", "ties_untrimmed")
 }
 EXPERIMENTS |= {f"realign_{method}" for method in ("pretrained", "task_arithmetic", "ties")}
-MERGED_BEYOND = {"closed_form", "field", "variations", "mechanism", "own_models"}  # the paper, from experts
-BEYOND = MERGED_BEYOND | {"joint_variants", "frozen_decoder"}
+FROM_EXPERTS = {"closed_form", "field", "variations", "mechanism", "frozen_decoder", "own_models"}
+BEYOND = FROM_EXPERTS | {"joint_variants"}  # the paper
 
 
 def experiments(dataset):
@@ -93,19 +93,19 @@ def test_second_run_does_nothing(project):
 
 
 AFTER_EXPERTS = {"merge", "realign", "control", "relationships", "qualitative"}
-AFTER_EXPERTS |= {"masks", "adamerging", "released"} | MERGED_BEYOND
+AFTER_EXPERTS |= {"masks", "adamerging", "released"} | FROM_EXPERTS
 NYUV2 = "notebooks/params/smoke/nyuv2.yaml"
 CHANGES = [
     (
         NYUV2,
         "adapter_lr: 0.01",
         "adapter_lr: 0.02",
-        {"realign", "released", "control", "qualitative"} | MERGED_BEYOND - {"own_models"},
+        {"realign", "released", "control", "qualitative"} | FROM_EXPERTS - {"own_models", "frozen_decoder"},
     ),
     (NYUV2, "lambdas: [0.0, 1.0]", "lambdas: [0.0, 0.5, 1.0]", {"relationships"}),
     ("simo/training.py", "# dropout", "# what drops out", set()),
-    ("simo/training.py", "Minimise the unweighted mean", "Minimise the mean", set()),
-    ("simo/merging.py", "density=0.2", "density=0.3", AFTER_EXPERTS - {"control"} | {"frozen_decoder"}),
+    ("simo/training.py", "Minimise the tasks' losses", "Lower the tasks' losses", set()),
+    ("simo/merging.py", "density=0.2", "density=0.3", AFTER_EXPERTS - {"control"}),
     (
         "notebooks/params/smoke/data.yaml",
         "train: 12",

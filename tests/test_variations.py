@@ -22,7 +22,7 @@ def frame(seeds=2):
 
 
 def records(details, seeds=2):
-    return [{"seed": seed, "details": details} for seed in range(seeds)]
+    return [{"seed": seed, "details": details, "provenance": {"resumed": False}} for seed in range(seeds)]
 
 
 def scores(merged, heads):
@@ -33,14 +33,15 @@ def scores(merged, heads):
 
 
 def test_alpha_chosen_before_and_after():
-    """Before: where the bare model scores best; after: where the realigned one does. Not where Δ is best."""
+    """Before: the bare model's own choice; after: where the realigned one scores best, not where Δ does."""
     alphas = [
         {"alpha": 0.2, "way": "merged", "score": 0.8, "metrics": metrics(-20)},
         {"alpha": 0.2, "way": "heads", "score": 0.90, "metrics": metrics(-10)},
         {"alpha": 0.5, "way": "merged", "score": 0.7, "metrics": metrics(-30)},
         {"alpha": 0.5, "way": "heads", "score": 0.95, "metrics": metrics(-12)},
     ]
-    table = variations.alpha_table(records({"alphas": alphas}), frame(), "nyuv2")
+    details = {"alphas": alphas, "parts": {"everything": {"alpha": 0.2}}}
+    table = variations.alpha_table(records(details), frame(), "nyuv2")
     assert table.loc["heads"].to_dict() == {
         "α chosen before": "0.2, 0.2",
         "Δ, α chosen before": "-10.0 ± 0.0",
@@ -118,10 +119,13 @@ def test_vectors_by_hand():
 def test_contrast_is_relative_to_the_experts_of_its_row():
     """Frozen decoder: experts at half the mIoU of the main ones, and merging that loses nothing of it."""
     found = {"expert": metrics(-50 / 3), "merged": metrics(-50 / 3), "heads": metrics(0)}
-    table = variations.contrast_table(records({"scores": found}), frame(), "nyuv2")
+    own_heads = {"alpha": 0.3, "lengths": dict.fromkeys(TASKS, 0.2)}
+    details = {"scores": found, "alpha": 0.6, "lengths": dict.fromkeys(TASKS, 0.1), "own_heads": own_heads}
+    table = variations.contrast_table(records(details), frame(), "nyuv2")
     own, frozen = table.index
-    assert table.loc[own].tolist() == ["+0.0 ± 0.0", "-20.0 ± 0.0", "-8.0 ± 0.0"]
-    assert table.loc[frozen].tolist() == ["-16.7 ± 0.0", "+0.0 ± 0.0", "+33.3 ± 0.0"]
+    assert list(table.columns) == ["‖τ‖ / ‖θ₀‖, %", "α", "experts", "merged", "heads"]
+    assert table.loc[own].tolist() == ["20.0", "0.3, 0.3", "+0.0 ± 0.0", "-20.0 ± 0.0", "-8.0 ± 0.0"]
+    assert table.loc[frozen].tolist() == ["10.0", "0.6, 0.6", "-16.7 ± 0.0", "+0.0 ± 0.0", "+33.3 ± 0.0"]
 
 
 def test_panels_share_their_legend():
