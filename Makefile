@@ -72,7 +72,6 @@ rehearsal: PROFILE = paper
 rehearsal: BUILD = build/rehearsal
 rehearsal: DATA = build/rehearsal/raw
 rehearsal: WEIGHTS = random
-rehearsal: FURTHER = all
 rehearsal: SET = $(rehearsal_values)
 rehearsal: environment ## the paper's model and formats on made-up data, one step of each: before a GPU is rented
 	@.venv/bin/python -m data_scripts.fixtures "$(DATA)"
