@@ -192,8 +192,7 @@ def rehearsal(project):
     subsets = "build/rehearsal/records/taskonomy/seed0/subsets.json"  # no other test runs that notebook
     for command in (
         ["-m", "data_scripts.fixtures", "build/rehearsal/raw"],
-        ["tools/pipeline.py", "book", "--config", *config],
-        ["-m", "snakemake", subsets, "--cores", "2", "--config", *config],
+        ["tools/pipeline.py", "book", subsets, "--config", *config],
     ):
         done = run(project, *command)
         assert done.returncode == 0, done.stdout
