@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
 from simo.performance import delta_printed
 from simo.plotting import STYLES
@@ -258,8 +258,10 @@ def curves_figure(curves, joint, methods, against=("images", "seconds")):
             axes.set(xscale="log", xlabel=quantity, title=dataset)
             if quantity == "images":
                 axes.set_xticks(sorted(curve.images.unique()))
-                axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter(ScalarFormatter())
+            else:
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter("{x:g}")
         line[0].set_ylabel("Δ printed, %")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
     sns.despine(figure)
