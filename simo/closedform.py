@@ -37,8 +37,10 @@ def centre(matrix, width):
     return mean[z], mean[u], centred[z, z], centred[u, z], centred[u, u]
 
 
-def ridge(matrix, prior, strength):
+def ridges(matrix, prior, strengths):
     """W and b that minimise Σ ‖u − W z − b‖² + λ ‖W − W₀‖², with λ = strength · tr(Σ z zᵀ) / d, centred.
+
+    W = W₀ + (Σ u zᵀ − W₀ Σ z zᵀ) (Σ z zᵀ + λ)⁻¹; one eigendecomposition of Σ z zᵀ serves all strengths.
 
     Parameters
     ----------
@@ -46,30 +48,27 @@ def ridge(matrix, prior, strength):
         Gram matrix, see `gram`.
     prior : Tensor
         W₀ `(o, d)`, float64.
-    strength : float
+    strengths : iterable of float
         0 is least squares; infinity a shift of the mean alone.
 
-    Returns
-    -------
+    Yields
+    ------
     (Tensor, Tensor)
-        `(o, d)` and `(o,)`, float64.
+        `(o, d)` and `(o,)`, float64, one pair a strength.
     """
-    width = prior.shape[1]
-    z, u, zz, uz, _ = centre(matrix, width)
-    weight = prior
-    if strength < float("inf"):
-        amount = strength * zz.trace() / width
-        root = torch.linalg.cholesky(zz + amount * torch.eye(width, dtype=zz.dtype, device=zz.device))
-        weight = torch.cholesky_solve((uz + amount * prior).T, root).T
-    return weight, u - weight @ z
+    z, u, zz, uz, _ = centre(matrix, prior.shape[1])
+    sizes, basis = torch.linalg.eigh(zz)
+    missing = (uz - prior @ zz) @ basis
+    for strength in strengths:
+        weight = prior + missing / (sizes + strength * sizes.mean()) @ basis.T
+        yield weight, u - weight @ z
 
 
 def squared_errors(matrix, weight, bias):
     """Σ (u − W z − b)² of each output `(o,)`, over the rows of a Gram matrix."""
-    residual = torch.cat(
-        [-weight, torch.eye(len(bias), dtype=bias.dtype, device=bias.device), -bias[:, None]], 1
-    )
-    return ((residual @ matrix) * residual).sum(dim=1)
+    layer, inputs = torch.cat([weight, bias[:, None]], dim=1), [*range(weight.shape[1]), -1]
+    cross, square = matrix[weight.shape[1] : -1, inputs], matrix[inputs][:, inputs]
+    return matrix.diagonal()[weight.shape[1] : -1] - (layer * (2 * cross - layer @ square)).sum(dim=1)
 
 
 def choose_ridge(fitted, held_out, prior, groups, strengths=STRENGTHS):
@@ -90,9 +89,9 @@ def choose_ridge(fitted, held_out, prior, groups, strengths=STRENGTHS):
     list of (Tensor, Tensor, float)
         W, b and the strength of each group.
     """
-    errors = torch.stack([squared_errors(held_out, *ridge(fitted, prior, each)) for each in strengths])
+    errors = torch.stack([squared_errors(held_out, *each) for each in ridges(fitted, prior, strengths)])
     chosen = [strengths[part.sum(dim=1).argmin().item()] for part in errors.split(groups, dim=1)]
-    layers = {strength: ridge(fitted + held_out, prior, strength) for strength in set(chosen)}
+    layers = dict(zip(chosen, ridges(fitted + held_out, prior, chosen), strict=True))
     return [
         (*(part.split(groups)[task] for part in layers[strength]), strength)
         for task, strength in enumerate(chosen)

@@ -12,7 +12,7 @@ from simo.closedform import (
     gram,
     procrustes,
     realign_closed_form,
-    ridge,
+    ridges,
     squared_errors,
     stream_grams,
 )
@@ -40,8 +40,8 @@ def random_pairs(count=200, width=4, outputs=3, seed=0):
 def test_ridge_by_hand():
     """z = (-1, 0, 1), u = (0, 3, 6), W₀ = 1: Σ z z = 2 and Σ u z = 6, so the slope is (6 + λ) / (2 + λ)."""
     matrix = gram(column(-1, 0, 1), column(0, 3, 6))
-    for strength, slope in ((0.0, 3.0), (1.0, 2.0), (float("inf"), 1.0)):  # λ is twice the strength
-        weight, bias = ridge(matrix, column(1), strength)
+    slopes = {0.0: 3.0, 1.0: 2.0, float("inf"): 1.0}  # λ is twice the strength
+    for slope, (weight, bias) in zip(slopes.values(), ridges(matrix, column(1), slopes), strict=True):
         assert (weight.item(), bias.item()) == pytest.approx((slope, 3))
 
 
@@ -49,7 +49,8 @@ def test_ridge_minimises_its_objective():
     """No small change of W or b lowers the penalised error: gradients by autograd are zero."""
     z, u, _ = random_pairs()
     prior, strength = torch.ones(3, 4, dtype=torch.float64), 0.3
-    weight, bias = (value.clone().requires_grad_() for value in ridge(gram(z, u), prior, strength))
+    (layer,) = ridges(gram(z, u), prior, [strength])
+    weight, bias = (value.clone().requires_grad_() for value in layer)
     amount = strength * (z - z.mean(0)).square().sum() / 4
     loss = (u - z @ weight.T - bias).square().sum() + amount * (weight - prior).square().sum()
     for gradient in torch.autograd.grad(loss, (weight, bias)):
@@ -60,8 +61,8 @@ def test_layer_on_features_is_the_map_times_the_layer():
     """The commuting law: regressing W₀ y on z towards W₀ is W₀ times the regression of y on z towards I."""
     z, y, _ = random_pairs(outputs=4)
     prior = torch.randn(2, 4, dtype=torch.float64)
-    direct, _ = ridge(gram(z, y @ prior.T), prior, 0.2)
-    change, _ = ridge(gram(z, y), torch.eye(4, dtype=torch.float64), 0.2)
+    ((direct, _),) = ridges(gram(z, y @ prior.T), prior, [0.2])
+    ((change, _),) = ridges(gram(z, y), torch.eye(4, dtype=torch.float64), [0.2])
     torch.testing.assert_close(direct, prior @ change)
 
 
