@@ -53,13 +53,15 @@ def realignment_curves(records, frame, dataset):
 def curves_table(curves):
     """Mean ± standard deviation over seeds of Δ, as text: one row a method, one column a number of images.
 
+    Numbers that not all methods were given are left out.
+
     Parameters
     ----------
     curves : DataFrame
         See `realignment_curves`.
     """
     cells = curves.groupby(["method", "images"], sort=False).delta.agg(["mean", "std"])
-    return with_spread(cells).unstack("images").rename_axis(index=None)
+    return with_spread(cells).unstack("images").dropna(axis="columns").rename_axis(index=None)
 
 
 REPAIRS = ["shift", "scales", "rotation", "closed form"]
@@ -81,42 +83,39 @@ def repairs_table(records, frame, dataset):
     return with_spread(cells.T).to_frame("Δ printed, %").T
 
 
-def savings(curves, labelled=("heads", "representation")):
-    """With how many images, and in what time, closed form is as good as a labelled method with all images.
-
-    The labelled method, too, is given the least number of images, of those tried, from which it is as good.
+def savings(curves, labelled="heads"):
+    """From how many images, and in what time, closed form is as good as a labelled method with so many.
 
     Parameters
     ----------
     curves : dict of str to DataFrame
         By data set, see `realignment_curves`; means over seeds are compared.
-    labelled : sequence of str
-        The methods to be as good as.
+    labelled : str
+        The method to be as good as.
 
     Returns
     -------
     DataFrame
-        Of text, one row a data set and labelled method.
+        Of text, one row a data set and number of labelled images. *Needs* is the least number of images, of
+        those tried, at which and above which closed form is as good.
     """
     rows = {}
     for dataset, curve in curves.items():
         means = curve.groupby(["method", "images"])[["delta", "seconds"]].mean()
         own = means.loc["closed form"]
-        for method in labelled:
-            theirs = means.loc[method]
-            mark = theirs.delta[theirs.index.max()]
-            least = theirs[theirs.delta >= mark].index[0]
-            reached, row = own[own.delta >= mark], {"Δ with all images": f"{mark:+.1f}"}
-            row["needs"] = f"{least} images, {theirs.seconds[least]:.1f} s"
-            if reached.empty:
-                row["closed form"] = f"does not: {own.delta.max():+.1f}"
+        lasting = own.delta[::-1].cummin()[::-1]
+        for images, mark in means.loc[labelled].iterrows():
+            row = {f"Δ of {labelled}": f"{mark.delta:+.1f}", "seconds": f"{mark.seconds:.1f}"}
+            enough = own[lasting >= mark.delta]
+            if enough.empty:
+                row["closed form needs"] = f"more than {own.index.max()} images"
             else:
-                first = reached.iloc[0]
-                fewer, faster = least / first.name, theirs.seconds[least] / first.seconds
-                row["closed form"] = f"{first.delta:+.1f} from {first.name} images, {first.seconds:.1f} s"
-                row |= {"times fewer images": f"{fewer:.0f}", "times faster": f"{faster:.1f}"}
+                least = enough.iloc[0]
+                fewer, faster = images / least.name, mark.seconds / least.seconds
+                row["closed form needs"] = f"{least.name} images, {least.seconds:.1f} s"
+                row |= {"times fewer images": f"{fewer:.1f}", "times faster": f"{faster:.1f}"}
                 row[f"{FACTOR} times of either"] = "yes" if max(fewer, faster) >= FACTOR else "no"
-            rows[f"{dataset}, {method}"] = row
+            rows[f"{dataset}, {images} labelled images"] = row
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
@@ -256,10 +255,8 @@ def curves_figure(curves, joint, methods, against=("images", "seconds")):
                 draw_bands(axes, own, quantity, "delta", "images", style, method)
             axes.axhline(joint[dataset], color="black", lw=0.8, ls=(0, (6, 3)))
             axes.set(xscale="log", xlabel=quantity, title=dataset)
-            if quantity == "images":
-                axes.set_xticks(sorted(curve.images.unique()))
-            else:
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            decimal = {"base": 10, "subs": (1, 2, 5)}
+            axes.xaxis.set_major_locator(LogLocator(**{"base": 4} if quantity == "images" else decimal))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter("{x:g}")
         line[0].set_ylabel("Δ printed, %")
