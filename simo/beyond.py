@@ -70,6 +70,8 @@ REPAIRS = ["shift", "scales", "rotation", "closed form"]
 def repairs_table(records, frame, dataset):
     """Δ of the merged model bare, after each map of its features, and of the labelled methods, as text.
 
+    One row, named after the data set.
+
     Parameters
     ----------
     records, frame, dataset
@@ -80,7 +82,7 @@ def repairs_table(records, frame, dataset):
     rows = {"merged": frame.loc["task_arithmetic"].printed}
     rows |= {method: largest.loc[[method]] for method in [*REPAIRS, "heads", "representation"]}
     cells = pd.DataFrame({name: [own.mean(), own.std()] for name, own in rows.items()}, index=["mean", "std"])
-    return with_spread(cells.T).to_frame("Δ printed, %").T
+    return with_spread(cells.T).to_frame(dataset).T
 
 
 def savings(curves, labelled="heads"):

@@ -83,6 +83,24 @@ def test_table_shows_mean_and_spread():
     assert table.loc["heads"].to_dict() == {4: "-30.0 ± 1.4", 16: "-20.0 ± 1.4"}
 
 
+def test_repairs_are_those_of_most_images():
+    """One row a data set: the merged model's Δ, and every method's from the largest number of images."""
+    experts = pd.DataFrame([[40.0, 0.5, 20.0, 0.0], [0.0, 0.0, 0.0, -50.0]], columns=[*TASKS, "printed"])
+    experts.index = pd.MultiIndex.from_tuples(
+        [("expert", 0), ("task_arithmetic", 0)], names=["model", "seed"]
+    )
+    names = [*beyond.REPAIRS, "heads", "representation"]
+    rows = [
+        {"method": name, "images": n, "metrics": dict(zip(TASKS, (miou, 0.5, 20.0), strict=True))}
+        for name in names
+        for n, miou in ((4, 0.0), (16, 40.0 - 3 * names.index(name)))
+    ]
+    records = [{"seed": 0, "details": {"curves": rows}, "provenance": {}}]
+    table = beyond.repairs_table(records, experts, "nyuv2")
+    shown = ["-50.0", *(f"{-2.5 * number + 0:+.1f}" for number in range(len(names)))]
+    assert table.loc["nyuv2"].tolist() == shown
+
+
 def test_figure_has_a_panel_a_data_set_and_quantity():
     """Each panel shows every method, its band and joint training's line, on a logarithmic axis."""
     rows = [(method, n, n / 10, -n) for method in ("heads", "closed form") for n in (4, 16)]
