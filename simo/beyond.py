@@ -11,6 +11,8 @@ from simo.tables import MODELS, costs_of
 from simo.tasks import tasks_of
 
 BESIDE_JOINT = ("joint", "task_arithmetic+heads", "task_arithmetic+representation", "pretrained+heads")
+COSTS = {"steps": "steps", "samples": "images", "seconds": "seconds"}
+COSTS |= {"all steps": "steps with the experts'", "all seconds": "seconds with the experts'"}
 FACTOR = 10  # what counts as much fewer images, or much less time
 
 
@@ -177,25 +179,29 @@ def joint_table(records, frame, dataset, main):
     Returns
     -------
     DataFrame
-        Of text, mean ± standard deviation over seeds of Δ; best first.
+        Of text, mean ± standard deviation over seeds of Δ; best first. What needs experts also has its cost
+        with theirs.
     """
 
     def rows_of(details):
         for row in details["variants"]:
             yield row["cost"] | {"name": f"Joint, {row['name']}", "metrics": row["metrics"]}
 
-    beside = [
-        {"name": MODELS[model], "delta": frame.loc[(model, seed), "printed"], **cost}
-        for seed, model, cost in costs_of(main)
-        if model in BESIDE_JOINT
-    ]
+    costs = pd.DataFrame([{"seed": seed, "model": model, **cost} for seed, model, cost in costs_of(main)])
+    experts = costs[costs.model == "expert"].groupby("seed")[["steps", "seconds"]].sum()
+    beside = []
+    for row in costs[costs.model.isin(BESIDE_JOINT)].to_dict("records"):
+        row |= {"name": MODELS[row["model"]], "delta": frame.loc[(row["model"], row["seed"]), "printed"]}
+        if row["model"].startswith("task_arithmetic"):
+            own = experts.loc[row["seed"]]
+            row |= {f"all {quantity}": row[quantity] + own[quantity] for quantity in own.index}
+        beside.append(row)
     groups = pd.concat([with_deltas(records, frame, dataset, rows_of), pd.DataFrame(beside)]).groupby("name")
     cells = groups.delta.agg(["mean", "std"]).sort_values("mean", ascending=False)
     table = pd.DataFrame({"Δ printed, %": with_spread(cells)})
-    costs = groups[["steps", "samples", "seconds"]].mean().loc[cells.index]
-    for column, name in {"steps": "steps", "samples": "images", "seconds": "seconds"}.items():
-        table[name] = costs[column].map(lambda value: f"{value:,.0f}" if value == value else "")
-    return table.rename_axis(index=None)
+    for column, name in COSTS.items():
+        table[name] = groups[column].mean()[cells.index].map("{:,.0f}".format, na_action="ignore")
+    return table.fillna("").rename_axis(index=None)
 
 
 def with_spread(cells, form="+.1f"):

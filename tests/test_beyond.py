@@ -149,6 +149,8 @@ def test_joint_table_by_hand():
     variant = {"name": "dwa", "metrics": metrics, "cost": {"steps": 600, "samples": 1056, "seconds": 9.6}}
     records = [{"seed": 0, "details": {"variants": [variant]}, "provenance": {}}]
     main = [
+        cost_record(0, "expert_depth", ("expert", 300, 1056, 9, 4.0)),
+        cost_record(0, "expert_normals", ("expert", 300, 1056, 9, 5.0)),
         cost_record(0, "joint", ("joint", 500, 1056, 9, 8.0)),
         cost_record(0, "realign", ("task_arithmetic+heads", 600, 256, 9, 2.0)),
         cost_record(0, "realign", ("task_arithmetic+representation", 200, 256, 9, float("nan"))),
@@ -156,9 +158,9 @@ def test_joint_table_by_hand():
     ]
     table = beyond.joint_table(records, frame, "nyuv2", main)
     assert list(table.index) == ["Joint, dwa", "Joint training", "TA + representation", "TA + heads"]
-    assert table.loc["Joint, dwa"].tolist() == ["-1.0", "600", "1,056", "10"]
-    assert table.loc["TA + heads"].tolist() == ["-8.0", "600", "256", "2"]
-    assert table.loc["TA + representation"].tolist() == ["-7.0", "200", "256", ""]
+    assert table.loc["Joint, dwa"].tolist() == ["-1.0", "600", "1,056", "10", "", ""]
+    assert table.loc["TA + heads"].tolist() == ["-8.0", "600", "256", "2", "1,200", "11"]
+    assert table.loc["TA + representation"].tolist() == ["-7.0", "200", "256", "", "800", ""]
 
 
 def test_seconds_of_a_continued_run_do_not_count():
