@@ -101,3 +101,15 @@ def test_pretrained_features_explain_almost_as_much(page, shares):
 def test_adapters_do_not_bring_features_back(shares):
     """Representation realignment leaves CKA to the experts no higher than it was."""
     assert shares["merged + adapters"]["CKA"] < shares["merged"]["CKA"]
+
+
+def test_frozen_decoder_costs_less_but_nothing_is_merged(page):
+    """Merging loses less than under own heads, and next to none of the task vectors is what is chosen."""
+    table = page.derive("frozen_decoder", variations.contrast_table)
+    own, frozen = (
+        float(table.filter(like=name, axis=0)["merged"].iloc[0].split(" ")[0]) for name in ("own", "frozen")
+    )
+    assert frozen > own + 5
+    chosen = table.filter(like="frozen", axis=0)["α"].iloc[0].split(", ")
+    assert len(chosen) == 3
+    assert max(map(float, chosen)) <= 0.1
