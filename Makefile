@@ -66,7 +66,7 @@ rehearsal_values = {batch_size: 2, realign_batch_size: 2, probe_steps: 1, finetu
 	task_arithmetic: [0.0, 0.4], ties: [0.0, 1.0], ties_untrimmed: [0.0, 1.0]}, tall_scales: [0.4], \
 	consensus_alphas: [1.0], subset_alphas: [0.4], image_counts: [2], \
 	field_alphas: [0.4], field_options: {iso_c: [{}], lot: [{}], symerge: [{}]}, \
-	variation_alphas: [0.4], variation_ranks: [4], merged_parts: {attention: attn}, expert_rates: [0.1], \
+	variation_alphas: [0.4], variation_ranks: [4], merged_parts: {attention: attn}, expert_rates: [0.1], encoder_depths: [4], \
 	joint_variants: {pcgrad: {balance: pcgrad, split: train+val, steps: joint}}}
 rehearsal: PROFILE = paper
 rehearsal: BUILD = build/rehearsal

@@ -66,7 +66,7 @@ def parts_table(records, frame, dataset):
 
 
 def rates_table(records, frame, dataset):
-    """How far the experts moved, how good they are, and what merging and heads make of them, as text.
+    """How far the experts moved, how good they are, and what merging and realignment make of them, as text.
 
     Everything is relative to the main experiments' experts, so that gentler but worse experts show.
     """
@@ -80,15 +80,33 @@ def rates_table(records, frame, dataset):
             if entry["experts"]:
                 yield own | {"way": "experts", "metrics": entry["experts"]}
             for score in entry["scores"]:
-                if score["way"] != "closed form":
-                    yield own | score
+                yield own | score
 
     scores = with_deltas(records, frame, dataset, rows_of)
     table = _alphas(scores, "rate")
     table.insert(0, MOVED, scores.groupby("rate").moved.mean().map("{:.1f}".format))
-    table = table.join(_by_way(scores, "rate").reindex(columns=["experts", "merged", "heads"]))
+    table = table.join(_by_way(scores, "rate").reindex(columns=["experts", "merged", "heads", "closed form"]))
     table["experts"] = table.experts.fillna("0")  # the main ones are what Δ is relative to
     return table.rename(index=lambda rate: f"{rate:g} × learning rate").rename_axis(index=None)
+
+
+def depth_scores(records, frame, dataset):
+    """By depth of the encoder: columns `seed`, `depth`, `method`, `delta`.
+
+    Everything is relative to the experts of the same depth, but these to the main experiments'.
+    """
+    tasks, rows = tasks_of(dataset), []
+    for record in records:
+        seed, details = record["seed"], record["details"]
+        main = frame.loc["expert", seed]
+        whole = {"depth": details["whole"], "experts": main, "joint": frame.loc["joint", seed]}
+        for entry in [*details["depths"], whole | details["parts"]["everything"]]:
+            found = {score["way"]: score["metrics"] for score in entry["scores"]} | {"joint": entry["joint"]}
+            deltas = {way: delta_printed(tasks, metrics, entry["experts"]) for way, metrics in found.items()}
+            deltas["experts"] = delta_printed(tasks, entry["experts"], main)
+            own = {"seed": seed, "depth": entry["depth"]}
+            rows += [own | {"method": method, "delta": delta} for method, delta in deltas.items()]
+    return pd.DataFrame(rows)
 
 
 def _alphas(scores, by):

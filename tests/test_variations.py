@@ -15,7 +15,7 @@ def metrics(delta):
 
 
 def frame(seeds=2):
-    models = {"expert": 0.0, "task_arithmetic": -20.0, "task_arithmetic+heads": -8.0}
+    models = {"expert": 0.0, "joint": -2.0, "task_arithmetic": -20.0, "task_arithmetic+heads": -8.0}
     index = pd.MultiIndex.from_product([models, range(seeds)], names=["model", "seed"])
     rows = [[*metrics(delta).values(), delta] for delta in models.values() for _ in range(seeds)]
     return pd.DataFrame(rows, index=index, columns=[*TASKS, "printed"])
@@ -29,6 +29,7 @@ def scores(merged, heads):
     return [
         {"way": "merged", "score": 0.8, "metrics": metrics(merged)},
         {"way": "heads", "score": 0.9, "metrics": metrics(heads)},
+        {"way": "closed form", "score": 0.9, "metrics": metrics(heads + 1)},
     ]
 
 
@@ -69,8 +70,8 @@ def test_parts_by_hand():
         "attention": {"alpha": 0.5, "values": 50, "scores": scores(-10, -7)},
     }
     table = variations.parts_table(records({"parts": parts}), frame(), "nyuv2")
-    assert table.loc["attention"].tolist() == ["25", "0.5, 0.5", "-10.0 ± 0.0", "-7.0 ± 0.0"]
-    assert list(table.columns) == ["values, %", "α", "merged", "heads"]
+    assert table.loc["attention"].tolist() == ["25", "0.5, 0.5", "-10.0 ± 0.0", "-7.0 ± 0.0", "-6.0 ± 0.0"]
+    assert list(table.columns) == ["values, %", "α", "merged", "heads", "closed form"]
 
 
 def test_rates_stand_beside_the_main_experts():
@@ -86,8 +87,28 @@ def test_rates_stand_beside_the_main_experts():
     details = {"parts": parts, "rates": [gentle], "lengths": dict.fromkeys(TASKS, 0.3)}
     table = variations.rates_table(records(details), frame(), "nyuv2")
     assert list(table.index) == ["0.1 × learning rate", "1 × learning rate"]
-    assert table.iloc[0].tolist() == ["2.0", "1, 1", "-3.0 ± 0.0", "-3.0 ± 0.0", "-2.0 ± 0.0"]
-    assert table.iloc[1].tolist() == ["30.0", "0.3, 0.3", "0", "-20.0 ± 0.0", "-8.0 ± 0.0"]
+    assert table.iloc[0].tolist() == ["2.0", "1, 1", *(f"{delta:.1f} ± 0.0" for delta in (-3, -3, -2, -1))]
+    assert table.iloc[1].tolist() == [
+        "30.0",
+        "0.3, 0.3",
+        "0",
+        *(f"{delta:.1f} ± 0.0" for delta in (-20, -8, -7)),
+    ]
+
+
+def test_depths_are_relative_to_experts_of_the_same_depth():
+    """Experts of half the depth are 10 % worse; what is as good as they are loses nothing."""
+    parts = {"everything": {"alpha": 0.3, "values": 1, "scores": scores(-20, -8)}}
+    half = {"depth": 3, "experts": metrics(-10), "joint": metrics(-10), "scores": scores(-20, -10)}
+    details = {"parts": parts, "depths": [half], "whole": 6}
+    found = variations.depth_scores(records(details), frame(), "nyuv2")
+    means = found.groupby(["depth", "method"]).delta.mean()
+    assert means[3].to_dict() == pytest.approx(
+        {"experts": -10, "heads": 0, "closed form": 10 / 7, "joint": 0, "merged": -100 / 7}
+    )
+    assert means[6].to_dict() == pytest.approx(
+        {"experts": 0, "heads": -8, "closed form": -7, "joint": -2, "merged": -20}
+    )
 
 
 def test_feature_shares_are_means_over_tasks():
