@@ -113,3 +113,42 @@ def test_frozen_decoder_costs_less_but_nothing_is_merged(page):
     chosen = table.filter(like="frozen", axis=0)["α"].iloc[0].split(", ")
     assert len(chosen) == 3
     assert max(map(float, chosen)) <= 0.1
+
+
+@pytest.fixture(scope="module")
+def field(page):
+    """Mean Δ over seeds of every merging method, one column a way to realign; SyMerge's idea apart."""
+    table = page.derive("field", beyond.field_table).drop(columns="seconds to merge")
+    means = table.map(lambda cell: float(cell.split(" ")[0]))
+    learned = means.index.str.startswith("SyMerge")
+    return means[~learned], means[learned].squeeze()
+
+
+def test_all_bare_methods_collapse_alike(field):
+    """Within six points of each other, and below the worst of the realigned ones."""
+    ten, _ = field
+    assert len(ten) == 10
+    assert ten.merged.max() - ten.merged.min() < 6
+    assert ten.drop(columns="merged").min(axis=None) > ten.merged.max()
+
+
+def test_no_method_is_far_ahead_of_task_arithmetic_once_realigned(field):
+    """By four points or so at most."""
+    ten, _ = field
+    realigned = ten.drop(columns="merged")
+    assert (realigned.max() - realigned.loc["Task arithmetic (2023)"]).max() < 4.5
+
+
+def test_closed_form_is_better_than_heads_after_every_method(field):
+    """SyMerge's idea included."""
+    ten, learned = field
+    assert (ten["closed form"] > ten["heads"]).all()
+    assert learned["closed form"] > learned["heads"]
+
+
+def test_learned_coefficients_and_heads_lead_every_column(page, field):
+    """Bare they are level with the ten with heads realigned, or better; joint training is better still."""
+    ten, learned = field
+    assert (learned > ten.max()).all()
+    assert learned["merged"] > ten["heads"].max() - 0.5
+    assert learned.max() < page.frame.loc["joint"].printed.mean()
