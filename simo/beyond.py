@@ -70,7 +70,7 @@ REPAIRS = ["shift", "scales", "rotation", "closed form"]
 
 
 def repairs_table(records, frame, dataset):
-    """Δ of the merged model bare, after each map of its features, and of the labelled methods, as text.
+    """Δ of the merged model bare, masked by task, after each map of its features, and realigned, as text.
 
     One row, named after the data set.
 
@@ -81,7 +81,7 @@ def repairs_table(records, frame, dataset):
     """
     curves = realignment_curves(records, frame, dataset)
     largest = curves[curves.images == curves.images.max()].set_index("method").delta
-    rows = {"merged": frame.loc["task_arithmetic"].printed}
+    rows = {"merged": frame.loc["task_arithmetic"].printed, "TALL-masks": frame.loc["tall_mask"].printed}
     rows |= {method: largest.loc[[method]] for method in [*REPAIRS, "heads", "representation"]}
     cells = pd.DataFrame({name: [own.mean(), own.std()] for name, own in rows.items()}, index=["mean", "std"])
     return with_spread(cells.T).to_frame(dataset).T
@@ -149,20 +149,26 @@ def field_table(records, frame, dataset):
     Returns
     -------
     DataFrame
-        Of text, mean ± standard deviation over seeds; one row a method, best after closed form first.
+        Of text, mean ± standard deviation over seeds, and what each seed chose; one row a method, best after
+        closed form first.
     """
 
     def rows_of(details):
         for row in details["methods"]:
+            best = max(row["scans"], key=lambda scan: scan["score"], default={"alpha": "", "options": {}})
+            own = {"method": row["method"], "α": f"{best['alpha']}"}
+            own["option"] = " ".join(f"{name} {value:g}" for name, value in best["options"].items())
             for score in row["scores"]:
-                yield score | {"method": row["method"], "way": score["realignment"] or "merged"}
+                yield score | own | {"way": score["realignment"] or "merged"}
 
     scores = with_deltas(records, frame, dataset, rows_of)
     cells = scores.groupby(["method", "way"], sort=False).delta.agg(["mean", "std"])
     table = with_spread(cells).unstack("way")
+    merged = scores[scores.way == "merged"].groupby("method")
+    for choice in ("α", "option"):
+        table[choice] = merged[choice].agg(lambda values: ", ".join(filter(None, values)))
     # of the seed that was disturbed least by whatever else ran
-    seconds = scores[scores.way == "merged"].groupby("method").seconds.min()
-    table["seconds to merge"] = seconds.map("{:.0f}".format)
+    table["seconds to merge"] = merged.seconds.min().map("{:.0f}".format)
     order = cells["mean"].unstack("way")["closed form"].sort_values(ascending=False).index
     return table.loc[order].rename(index=FIELD_NAMES).rename_axis(index=None)
 

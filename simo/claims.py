@@ -250,7 +250,7 @@ CLAIMS = [
         lambda seed: max(others(seed)),
         lambda value: value < 90,
         "% of the expert",
-        source="Figures 3, 5 and 6",
+        source="ours, from Figures 3, 5 and 6",
     ),
     Claim(
         "tasks-hardly-overlap",

@@ -19,8 +19,7 @@ FIXTURE = "fixture"  # the mark
 SCALES = {
     "miniature": "Rendered scenes and a small ViT pretrained on such renders, **not the real data and "
     "DINOv2**. Compare the *pattern* with the paper: which methods collapse, what repairs "
-    "them, and by how much. "
-    "The paper's own scale was **not run**.",
+    "them, and by how much.",
     "smoke": "A handful of rendered scenes and a few steps: a test of the machinery. "
     "**The numbers mean nothing.**",
     "paper": "The paper's model and settings on the real data set.",
@@ -83,6 +82,8 @@ class Page:
         """Say what the records of this page are: which scale, which data."""
         if self:
             text = f"Records of the profile **{self.profile}**. {SCALES.get(self.profile, '')}"
+            if self.profile != "paper" and not _records(ROOT / "records" / "paper" / self.study):
+                text += " The paper's own scale was **not run**."
             if self.fixture:
                 text += (
                     " **Every number on this page was computed from a fixture: made-up data that only show "

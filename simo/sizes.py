@@ -7,7 +7,7 @@ from simo.models import add_adapters, count_parameters, create_model
 from simo.tasks import tasks_of
 
 MODEL = ("backbone", "backbone_args", "blocks", "head", "head_options", "input_scale")
-# Table 4 of the report (Taskonomy), in millions; an expert's is the encoder with one head
+# the paper's Table 4 (Taskonomy), in millions; an expert's is the encoder with one head
 PAPER = pd.DataFrame(
     {
         "trained parameters": ["90.1 M", "103.9 M", "17.3 M", "17.6 M"],

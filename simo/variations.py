@@ -152,14 +152,16 @@ def vectors_table(records, frame, dataset):
             rows.append(
                 {
                     "task": task,
-                    "‖τ‖ / ‖θ₀‖": length,
+                    MOVED: 100 * length,
                     "mean cosine to others": sum(others) / len(others),
                     "energy in 10 % of the directions": energy[0.1],
                 }
             )
     groups = pd.DataFrame(rows).groupby("task", sort=False)
     cells = {
-        name: with_spread(groups[name].agg(["mean", "std"]), ".2f") for name in rows[0] if name != "task"
+        name: with_spread(groups[name].agg(["mean", "std"]), ".1f" if name == MOVED else ".2f")
+        for name in rows[0]
+        if name != "task"
     }
     return pd.DataFrame(cells).rename_axis(index=None)
 

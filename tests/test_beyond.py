@@ -85,10 +85,10 @@ def test_table_shows_mean_and_spread():
 
 def test_repairs_are_those_of_most_images():
     """One row a data set: the merged model's Δ, and every method's from the largest number of images."""
-    experts = pd.DataFrame([[40.0, 0.5, 20.0, 0.0], [0.0, 0.0, 0.0, -50.0]], columns=[*TASKS, "printed"])
-    experts.index = pd.MultiIndex.from_tuples(
-        [("expert", 0), ("task_arithmetic", 0)], names=["model", "seed"]
-    )
+    values = [[40.0, 0.5, 20.0, 0.0], [0.0, 0.0, 0.0, -50.0], [0.0, 0.0, 0.0, -9.0]]
+    models = [("expert", 0), ("task_arithmetic", 0), ("tall_mask", 0)]
+    index = pd.MultiIndex.from_tuples(models, names=["model", "seed"])
+    experts = pd.DataFrame(values, index, [*TASKS, "printed"])
     names = [*beyond.REPAIRS, "heads", "representation"]
     rows = [
         {"method": name, "images": n, "metrics": dict(zip(TASKS, (miou, 0.5, 20.0), strict=True))}
@@ -97,7 +97,7 @@ def test_repairs_are_those_of_most_images():
     ]
     records = [{"seed": 0, "details": {"curves": rows}, "provenance": {}}]
     table = beyond.repairs_table(records, experts, "nyuv2")
-    shown = ["-50.0", *(f"{-2.5 * number + 0:+.1f}" for number in range(len(names)))]
+    shown = ["-50.0", "-9.0", *(f"{-2.5 * number + 0:+.1f}" for number in range(len(names)))]
     assert table.loc["nyuv2"].tolist() == shown
 
 
@@ -115,7 +115,7 @@ def test_figure_has_a_panel_a_data_set_and_quantity():
 
 
 def test_field_table_by_hand():
-    """Δ of a method bare and realigned, methods ordered by closed form, seconds those of merging."""
+    """Δ bare and realigned, methods ordered by closed form, the best option, seconds those of merging."""
     experts = pd.DataFrame([[40.0, 0.5, 20.0]], columns=TASKS)
     experts.index = pd.MultiIndex.from_tuples([("expert", 0)], names=["model", "seed"])
 
@@ -126,16 +126,17 @@ def test_field_table_by_hand():
             for way, miou in ways.items()
         ]
 
+    scans = [{"options": {"density": share}, "alpha": 0.2 + share, "score": share} for share in (0.2, 0.5)]
     methods = [
-        {"method": "lot", "scores": scores(10.0, 20.0)},
-        {"method": "ties", "scores": scores(20.0, 40.0)},
+        {"method": "lot", "scores": scores(10.0, 20.0), "scans": []},
+        {"method": "ties", "scores": scores(20.0, 40.0), "scans": scans},
     ]
     table = beyond.field_table(
         [{"seed": 0, "details": {"methods": methods}, "provenance": {}}], experts, "nyuv2"
     )
     assert list(table.index) == ["TIES (2023)", "LOT (2025), images"]
     # mIoU is a third of Δ: a half of it is -16.7, a quarter -25
-    assert table.loc["TIES (2023)"].tolist() == ["-16.7", "+0.0", "+0.0", "+0.0", "7"]
+    assert table.loc["TIES (2023)"].tolist() == ["-16.7", "+0.0", "+0.0", "+0.0", "0.7", "density 0.5", "7"]
     assert table.loc["LOT (2025), images", "merged"] == "-25.0"
 
 

@@ -37,9 +37,9 @@ def test_closed_form_is_better_than_labelled_heads_and_distillation(curves):
 
 
 def test_its_lead_is_largest_where_images_are_few(curves):
-    """Over heads: with 16 images or fewer it is larger than with all."""
+    """Over heads it is largest at 4 or 16 images."""
     lead = curves.loc["closed form"] - curves.loc["heads"]
-    assert lead.iloc[:2].max() > lead.iloc[-1]
+    assert lead.idxmax() in (4, 16)
 
 
 def test_training_heads_on_from_it_pays_with_all_images_only(page, curves):
@@ -84,10 +84,11 @@ def test_narrower_maps_fall_far_short(curves):
 
 
 def test_information_is_there_but_elsewhere(page, shares):
-    """A linear map explains nine tenths; as they are, features explain half on NYUv2, and else nothing."""
+    """A linear map explains nine tenths, no rotation does; as they are, half on NYUv2, and else nothing."""
     merged = shares["merged"]
     assert merged["CKA"] > 0.8
     assert 0.89 < merged["mapped linearly"] < 0.95
+    assert merged["turned"] < 0.75
     assert 0.5 < merged["as they are"] < 0.6 if page.dataset == "nyuv2" else merged["as they are"] < 0
 
 
@@ -104,21 +105,44 @@ def test_adapters_do_not_bring_features_back(shares):
 
 
 def test_frozen_decoder_costs_less_but_nothing_is_merged(page):
-    """Merging loses less than under own heads, and next to none of the task vectors is what is chosen."""
+    """Less is lost than under own heads, as next to nothing is merged; with heads realigned it is behind."""
     table = page.derive("frozen_decoder", variations.contrast_table)
-    own, frozen = (
-        float(table.filter(like=name, axis=0)["merged"].iloc[0].split(" ")[0]) for name in ("own", "frozen")
-    )
-    assert frozen > own + 5
-    chosen = table.filter(like="frozen", axis=0)["α"].iloc[0].split(", ")
-    assert len(chosen) == 3
-    assert max(map(float, chosen)) <= 0.1
+    rows = [table.filter(like=name, axis=0).iloc[0] for name in ("own", "frozen")]
+    own, frozen = ({way: float(row[way].split(" ")[0]) for way in ("merged", "heads")} for row in rows)
+    assert frozen["merged"] > own["merged"] + 5
+    lead = own["heads"] - frozen["heads"]
+    assert abs(lead) < 1 if page.dataset == "cityscapes" else lead > 5
+    chosen = [float(alpha) for alpha in rows[1]["α"].split(", ")]
+    assert sorted(chosen) == ([0, 0.1, 0.1] if page.dataset == "cityscapes" else [0, 0, 0])
+
+
+def test_masks_bring_back_most_but_for_taskonomy(page):
+    """Of what merging lost, with the heads as they were."""
+    means = page.frame.printed.groupby("model").mean()
+    share = 1 - means["tall_mask"] / means["task_arithmetic"]
+    assert share < 1 / 3 if page.dataset == "taskonomy" else share > 0.7
+
+
+def test_a_map_of_features_can_harm_the_metric(page):
+    """The best shift and the best rotation do, on Cityscapes."""
+    curves = page.derive("closed_form", beyond.realignment_curves)
+    means = curves[curves.images == curves.images.max()].groupby("method").delta.mean()
+    merged = page.frame.loc["task_arithmetic"].printed.mean()
+    assert (means[["shift", "rotation"]] < merged).all() == (page.dataset == "cityscapes")
+
+
+def test_realignment_does_not_reach_joint_training(page):
+    """Neither fix, after neither way to merge; but each takes back more than half of the loss."""
+    means = page.frame.printed.groupby("model").mean()
+    for model in ("task_arithmetic", "ties"):
+        for kind in ("heads", "representation"):
+            assert means[model] / 2 < means[f"{model}+{kind}"] < means["joint"] - 1
 
 
 @pytest.fixture(scope="module")
 def field(page):
     """Mean Δ over seeds of every merging method, one column a way to realign; SyMerge's idea apart."""
-    table = page.derive("field", beyond.field_table).drop(columns="seconds to merge")
+    table = page.derive("field", beyond.field_table).drop(columns=["α", "option", "seconds to merge"])
     means = table.map(lambda cell: float(cell.split(" ")[0]))
     learned = means.index.str.startswith("SyMerge")
     return means[~learned], means[learned].squeeze()

@@ -134,7 +134,7 @@ def test_vectors_by_hand():
         "spectra": {"depth": [0.6, 1.0]},
     }
     table = variations.vectors_table(records(details), frame(), "nyuv2")
-    assert table.loc["depth"].tolist() == ["0.25 ± 0.00", "0.20 ± 0.00", "0.60 ± 0.00"]
+    assert table.loc["depth"].tolist() == ["25.0 ± 0.0", "0.20 ± 0.00", "0.60 ± 0.00"]
 
 
 def test_contrast_is_relative_to_the_experts_of_its_row():
