@@ -156,8 +156,8 @@ def field_table(records, frame, dataset):
     def rows_of(details):
         for row in details["methods"]:
             best = max(row["scans"], key=lambda scan: scan["score"], default={"alpha": "", "options": {}})
-            own = {"method": row["method"], "α": f"{best['alpha']}"}
-            own["option"] = " ".join(f"{name} {value:g}" for name, value in best["options"].items())
+            own = {"method": row["method"], "α": best["alpha"]}
+            own["option"], own["value"] = next(iter(best["options"].items()), ("", ""))
             for score in row["scores"]:
                 yield score | own | {"way": score["realignment"] or "merged"}
 
@@ -165,8 +165,10 @@ def field_table(records, frame, dataset):
     cells = scores.groupby(["method", "way"], sort=False).delta.agg(["mean", "std"])
     table = with_spread(cells).unstack("way")
     merged = scores[scores.way == "merged"].groupby("method")
-    for choice in ("α", "option"):
-        table[choice] = merged[choice].agg(lambda values: ", ".join(filter(None, values)))
+    listed = merged[["α", "value"]].agg(
+        lambda values: ", ".join(str(value) for value in values if value != "")
+    )
+    table = table.assign(α=listed["α"], option=merged.option.first() + " " + listed.value)
     # of the seed that was disturbed least by whatever else ran
     table["seconds to merge"] = merged.seconds.min().map("{:.0f}".format)
     order = cells["mean"].unstack("way")["closed form"].sort_values(ascending=False).index
