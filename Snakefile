@@ -60,7 +60,7 @@ DATA = {name: data_folder(config.get("data"), name, BUILD) for name in DATASETS}
 # expected seconds of a step on one core, for the time left, which corrects itself as steps end
 SECONDS = {"expert": 120, "joint": 150, "merge": 20, "realign": 50, "control": 80, "relationships": 70}
 SECONDS |= {"masks": 40, "adamerging": 50, "released": 40, "subsets": 160, "mechanism": 60, "own_models": 40}
-SECONDS |= {"closed_form": 300, "field": 600, "joint_variants": 1200, "variations": 600, "frozen_decoder": 400}
+SECONDS |= {"closed_form": 300, "field": 900, "joint_variants": 1200, "variations": 1400, "frozen_decoder": 400}
 
 CHECKPOINTS = BUILD + "/checkpoints/{study}/seed{seed}"
 RECORDS = BUILD + "/records/{study}/seed{seed}"
