@@ -59,34 +59,37 @@ def parts_table(records, frame, dataset):
             for score in part["scores"]:
                 yield score | {"part": name, "alpha": part["alpha"], "share": 100 * part["values"] / whole}
 
-    scores = with_deltas(records, frame, dataset, rows_of)
+    scores = with_deltas(records, frame, dataset, rows_of).rename(columns={"way": "method"})
     table = _alphas(scores, "part")
     table.insert(0, "values, %", scores.groupby("part").share.mean().map("{:.0f}".format))
-    return table.join(_by_way(scores, "part")).rename_axis(index=None)
+    return table.join(_by_method(scores, "part")).rename_axis(index=None)
 
 
-def rates_table(records, frame, dataset):
-    """How far the experts moved, how good they are, and what merging and realignment make of them, as text.
+def rate_scores(records, frame, dataset):
+    """By the experts' learning rate: columns `seed`, `rate`, `moved` (per cent), `alpha`, `method`, `delta`.
 
     Everything is relative to the main experiments' experts, so that gentler but worse experts show.
     """
 
     def rows_of(details):
-        everything = details["parts"]["everything"]
-        main = {"rate": 1.0, "lengths": details["lengths"], "experts": None, **everything}
+        main = {"rate": 1.0, "lengths": details["lengths"], **details["parts"]["everything"]}
         for entry in [*details["rates"], main]:
             moved = 100 * sum(entry["lengths"].values()) / len(entry["lengths"])
             own = {"rate": entry["rate"], "alpha": entry["alpha"], "moved": moved}
-            if entry["experts"]:
-                yield own | {"way": "experts", "metrics": entry["experts"]}
-            for score in entry["scores"]:
+            experts = [{"way": "experts", "metrics": entry["experts"]}] if "experts" in entry else []
+            for score in entry["scores"] + experts:
                 yield own | score
 
-    scores = with_deltas(records, frame, dataset, rows_of)
+    scores = with_deltas(records, frame, dataset, rows_of).rename(columns={"way": "method"})
+    main = {"rate": 1.0, "method": "experts", "delta": 0.0}  # what Δ is relative to
+    return pd.concat([scores, pd.DataFrame([{"seed": record["seed"], **main} for record in records])])
+
+
+def rates_table(records, frame, dataset):
+    """How far the experts moved, by their learning rate, and the α of each seed, as text."""
+    scores = rate_scores(records, frame, dataset)
     table = _alphas(scores, "rate")
     table.insert(0, MOVED, scores.groupby("rate").moved.mean().map("{:.1f}".format))
-    table = table.join(_by_way(scores, "rate").reindex(columns=["experts", "merged", "heads", "closed form"]))
-    table["experts"] = table.experts.fillna("0")  # the main ones are what Δ is relative to
     return table.rename(index=lambda rate: f"{rate:g} × learning rate").rename_axis(index=None)
 
 
@@ -111,13 +114,14 @@ def depth_scores(records, frame, dataset):
 
 def _alphas(scores, by):
     """The α of each seed, listed."""
-    alphas = scores[scores.way == "merged"].groupby(by, sort=False).alpha
+    alphas = scores[scores.method == "merged"].groupby(by, sort=False).alpha
     return alphas.agg(lambda values: ", ".join(f"{value:g}" for value in values)).to_frame("α")
 
 
-def _by_way(scores, by):
-    """Mean and spread of Δ, one column a way."""
-    return with_spread(scores.groupby([by, "way"], sort=False).delta.agg(["mean", "std"])).unstack("way")
+def _by_method(scores, by):
+    """Mean and spread of Δ, one column a method."""
+    cells = scores.groupby([by, "method"], sort=False).delta.agg(["mean", "std"])
+    return with_spread(cells).unstack("method")
 
 
 def feature_shares(records, frame, dataset):
@@ -184,11 +188,11 @@ def contrast_table(records, frame, dataset):
         frozen["experts"] = delta_printed(tasks, scores["expert"], frame.loc["expert", seed])
         for row in (own, frozen):
             moved = 100 * sum(row["lengths"].values()) / len(tasks)
-            rows += [row | {"moved": moved, "way": way, "delta": row[way]} for way in ("experts", *main)]
+            rows += [row | {"moved": moved, "method": way, "delta": row[way]} for way in ("experts", *main)]
     scores = pd.DataFrame(rows)
     table = _alphas(scores, "decoder")
     table.insert(0, MOVED, scores.groupby("decoder").moved.mean().map("{:.1f}".format))
-    return table.join(_by_way(scores, "decoder")).rename_axis(index=None)
+    return table.join(_by_method(scores, "decoder")).rename_axis(index=None)
 
 
 def panels(frames, x, y, names, title="{}", logarithmic=False):
