@@ -11,6 +11,8 @@ import torch
 
 from simo.errors import SimoError
 
+PERIOD = 10  # rows of the loss history, of about 100: single rows are a few batches, and mostly noise
+
 
 def equal(losses, history, share=1.0):
     """The mean of the losses: what the paper and everything else here does."""
@@ -30,14 +32,15 @@ def uncertainty(losses, history, share=1.0):
 def dwa(losses, history, share=1.0, temperature=2.0):
     """Dynamic weight average (Liu et al., 2019): more weight for losses that fall more slowly.
 
-    Weights are T softmax(r / temperature), r_t the last mean loss over the one before; rows of the history
-    take the place of epochs. The first two rows are trained with equal weights.
+    Weights are T softmax(r / temperature), r_t the mean loss of the last `PERIOD` rows of the history over
+    that of the `PERIOD` rows before. Variant: these, a tenth of the training each, take the place of epochs,
+    and move on with every row. Until there are two, weights are equal.
     """
     weights = torch.ones_like(losses)
-    if len(history) >= 2:
-        last, before = (list(row.values())[-len(losses) :] for row in history[:-3:-1])
-        ratios = losses.new_tensor(last) / losses.new_tensor(before).clamp(min=1e-12)
-        weights = len(losses) * (ratios / temperature).softmax(dim=0)
+    if len(history) >= 2 * PERIOD:
+        rows = [list(row.values())[-len(losses) :] for row in history[-2 * PERIOD :]]
+        before, last = losses.new_tensor(rows).unflatten(0, (2, PERIOD)).mean(dim=1)
+        weights = len(losses) * (last / before.clamp(min=1e-12) / temperature).softmax(dim=0)
     (share * (weights * losses).mean()).backward()
 
 

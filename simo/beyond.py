@@ -12,7 +12,7 @@ from simo.tasks import tasks_of
 
 BESIDE_JOINT = ("joint", "task_arithmetic+heads", "task_arithmetic+representation", "pretrained+heads")
 COSTS = {"steps": "steps", "samples": "images", "seconds": "seconds"}
-COSTS |= {"all steps": "steps with the experts'", "all seconds": "seconds with the experts'"}
+COSTS |= {f"all {name}": f"{column} with the experts'" for name, column in COSTS.items()}
 FACTOR = 10  # what counts as much fewer images, or much less time
 
 
@@ -197,7 +197,9 @@ def joint_table(records, frame, dataset, main):
             yield row["cost"] | {"name": f"Joint, {row['name']}", "metrics": row["metrics"]}
 
     costs = pd.DataFrame([{"seed": seed, "model": model, **cost} for seed, model, cost in costs_of(main)])
-    experts = costs[costs.model == "expert"].groupby("seed")[["steps", "seconds"]].sum()
+    experts = costs[costs.model == "expert"].groupby("seed")
+    # all experts see the same images; a time that is missing is not 0
+    experts = experts.agg({"steps": "sum", "samples": "first", "seconds": lambda own: own.sum(skipna=False)})
     beside = []
     for row in costs[costs.model.isin(BESIDE_JOINT)].to_dict("records"):
         row |= {"name": MODELS[row["model"]], "delta": frame.loc[(row["model"], row["seed"]), "printed"]}
@@ -209,8 +211,9 @@ def joint_table(records, frame, dataset, main):
     cells = groups.delta.agg(["mean", "std"]).sort_values("mean", ascending=False)
     table = pd.DataFrame({"Δ printed, %": with_spread(cells)})
     for column, name in COSTS.items():
-        table[name] = groups[column].mean()[cells.index].map("{:,.0f}".format, na_action="ignore")
-    return table.fillna("").rename_axis(index=None)
+        means = groups[column].mean()[cells.index]
+        table[name] = means.map(lambda mean: "" if pd.isna(mean) else f"{mean:,.0f}")
+    return table.rename_axis(index=None)
 
 
 def with_spread(cells, form="+.1f"):

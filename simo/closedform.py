@@ -99,17 +99,21 @@ def choose_ridge(fitted, held_out, prior, groups, strengths=STRENGTHS):
 
 
 def procrustes(matrix, width):
-    """A rotation or reflection A and a shift c from z to equally wide u: least squares among orthogonal A."""
+    """A rotation or reflection A and a shift c from z to equally wide u: least squares among orthogonal A.
+
+    Where rows are too few to say how to turn, as little as possible is turned.
+    """
     z, u, _, uz, _ = centre(matrix, width)
-    left, _, right = torch.linalg.svd(uz)
+    nudge = 1e-8 * torch.linalg.matrix_norm(uz, 2) * torch.eye(width, dtype=uz.dtype, device=uz.device)
+    left, _, right = torch.linalg.svd(uz + nudge)
     return left @ right, u - left @ (right @ z)
 
 
 def diagonal(matrix, width):
     """A scale and a shift for each feature, from z to equally wide u: least squares among diagonal A."""
     z, u, zz, uz, _ = centre(matrix, width)
-    variance = zz.diagonal()
-    scale = torch.where(variance > 0, uz.diagonal() / variance.clamp(min=1e-300), 1.0)
+    variance, square = zz.diagonal(), matrix.diagonal()[:width]
+    scale = torch.where(variance > 1e-12 * square, uz.diagonal() / variance.clamp(min=1e-300), 1.0)
     return scale.diag(), u - scale * z
 
 
@@ -128,12 +132,13 @@ def realign_closed_form(model, experts, batches, device="cpu", precision="float3
     Parameters
     ----------
     model : MultiTaskModel
-        The merged encoder under the experts' heads, whose first layers say what to come close to. Not
-        changed.
+        The merged encoder under the experts' heads, whose first layers say what to come close to. All heads
+        read the same of the encoder (`inputs`). Not changed.
     experts : dict of str to Encoder
         By task name.
     batches : iterable of dict
-        Of `image` `(B, 3, H, W)`; no label is read.
+        Of `image` `(B, 3, H, W)`; no label is read. Iterated once, or, unless `kind` is `ridge`, once for
+        every expert.
     device, precision : str
         See `simo.training.pick_device`. Sums are float64 whatever the encoders compute in.
     kind : str
@@ -147,8 +152,10 @@ def realign_closed_form(model, experts, batches, device="cpu", precision="float3
     Raises
     ------
     SimoError
-        For fewer than two images.
+        For fewer than two images, or an unknown kind.
     """
+    if kind != "ridge" and kind not in FEATURE_MAPS:
+        raise SimoError(f"unknown kind {kind!r}: expected ridge or one of {sorted(FEATURE_MAPS)}")
     realigned = copy.deepcopy(model).to(device).eval()
     heads = {name: realigned.heads[name] for name in experts}
     layers = {name: head.first_layers() for name, head in heads.items()}

@@ -17,12 +17,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from simo.checkpoints import TensorFile, load_into, save_checkpoint
+from simo.checkpoints import TensorFile, load_into, load_recipe, save_checkpoint
 from simo.errors import SimoError
 from simo.files import atomic_path
 from simo.heads import create_head
 from simo.merging import TaskVector, merge
-from simo.models import MultiTaskModel, count_parameters, create_encoder
+from simo.models import (
+    AdaptedBlock,
+    MultiTaskModel,
+    add_adapters,
+    count_parameters,
+    create_encoder,
+    create_model,
+)
 
 TOLERANCE = 1e-3  # largest difference between ONNX and eager outputs, relative to the outputs' largest value
 
@@ -72,16 +79,17 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, **options):
     Returns
     -------
     MultiTaskModel
-        In eval mode.
+        In eval mode, on the CPU.
     """
     encoder = _encoder(pretrained_file, settings)
     base = encoder.state_dict()
-    vectors = [
-        TaskVector.between(base, expert.encoder.state_dict(), name) for name, expert in experts.items()
-    ]
+    vectors = []
+    for name, expert in experts.items():  # on the CPU, wherever they were used before
+        state = {tensor: value.cpu() for tensor, value in expert.encoder.state_dict().items()}
+        vectors.append(TaskVector.between(base, state, name))
     merged = merge(method, vectors, **options).apply(base, alpha)
     load_into(encoder, dict(merged), f"encoder merged by {method}")
-    heads = {name: copy.deepcopy(expert.heads[name]) for name, expert in experts.items()}
+    heads = {name: copy.deepcopy(expert.heads[name]).cpu() for name, expert in experts.items()}
     return MultiTaskModel(encoder, heads).eval()
 
 
@@ -112,20 +120,49 @@ def export(model, folder, settings, tasks, size, scores, made):
     Raises
     ------
     SimoError
-        If that is above `TOLERANCE`, or the packages for ONNX are not installed. Nothing is written then.
+        If that is above `TOLERANCE`, a score is missing, or the packages for ONNX are not installed. Nothing
+        is written then.
     """
+    missing = [task.name for task in tasks if task.name not in scores]
+    if missing:
+        raise SimoError(f"scores of {', '.join(missing)} are missing: the model card has one of every task")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     names = [task.name for task in tasks]
     with atomic_path(folder / "model.onnx") as path:
         difference = export_onnx(model, names, size, path)
+    ranks = [module.down.out_features for module in model.modules() if isinstance(module, AdaptedBlock)]
     recipe = {"kind": "exported", "tasks": names, "model": settings, "made": made, "scores": scores}
+    recipe["adapter_rank"] = ranks[0] if ranks else 0
     save_checkpoint(folder / "model.safetensors", model.state_dict(), recipe)
     with atomic_path(folder / "README.md") as path:
         path.write_text(model_card(model, settings, tasks, size, scores, made, difference), encoding="utf-8")
     print(f"{folder.name}: ONNX differs from PyTorch by {difference:.1e} at most, relatively")
     return difference
+
+
+def load_exported(folder, tasks):
+    """The model that `export` wrote.
+
+    Parameters
+    ----------
+    folder : str or Path
+    tasks : sequence of Task
+        Those that it was exported with.
+
+    Returns
+    -------
+    MultiTaskModel
+        In eval mode.
+    """
+    path = Path(folder) / "model.safetensors"
+    recipe = load_recipe(path, kind="exported", tasks=[task.name for task in tasks])
+    model = create_model(tasks, seed=0, **recipe["model"])
+    if recipe["adapter_rank"]:
+        add_adapters(model.encoder, recipe["adapter_rank"])
+    load_into(model, TensorFile(path), path)
+    return model.eval()
 
 
 def export_onnx(model, names, size, path):
@@ -145,10 +182,11 @@ def export_onnx(model, names, size, path):
     image = torch.rand(3, 3, *size)  # another number of images
     found = session.run(None, {"image": image.numpy()})
     wanted = outputs(image)
-    difference = max(
-        ((torch.from_numpy(ours) - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item()
+    differences = [
+        (torch.from_numpy(ours) - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)
         for ours, theirs in zip(found, wanted, strict=True)
-    )
+    ]
+    difference = torch.stack(differences).max().item()  # NaN if any is
     if not difference <= TOLERANCE:
         raise SimoError(f"the ONNX model's outputs differ by {difference:.1e}, more than {TOLERANCE:g}")
     return difference
@@ -172,7 +210,7 @@ def model_card(model, settings, tasks, size, scores, made, difference):
             "",
             "## Files",
             "",
-            "- `model.safetensors`, with its recipe `model.json`: weights for `simo`.",
+            "- `model.safetensors`, with its recipe `model.json`: weights for `simo.own.load_exported`.",
             f"- `model.onnx`: from `image`, float32 `(batch, 3, {size[0]}, {size[1]})` in [0, 1], to one "
             f"output `(batch, channels, {size[0]}, {size[1]})` a task; class scores are logits. It differs "
             f"from PyTorch by {difference:.1e} at most, relatively, on random images.",

@@ -118,6 +118,23 @@ class Run:
         settings = {name: given[name] for name in names} | {"compile": given["compile_model"]}
         return Optimisation(steps=steps, batch_size=batch_size, **settings, **self.where)
 
+    def once(self, name, compute, *arguments):
+        """Compute a part of the record, or read it if an interrupted run got that far.
+
+        Parameters
+        ----------
+        name : str
+            Of the part: of its file, and of the folder for its own unfinished training.
+        compute : callable
+            From the arguments and that folder to something JSON-able.
+        *arguments
+            Its first ones.
+        """
+        path = self.partial / f"{name}.json"
+        if not path.exists():
+            write_json(path, compute(*arguments, self.partial / name))
+        return read_json(path)
+
     def metrics(self, experiment, split):
         """Metrics of the first result of a finished experiment of this seed on a split, by task name."""
         results = read_json(self.records / f"{experiment}.json")["results"]

@@ -279,7 +279,9 @@ def efficiency(records, paper=None):
     }
     rows = {model: means[model] for model in PAPER_COSTS if model in means}
     if "expert" in costs:
-        together = pd.DataFrame([pd.DataFrame(each).sum() for each in costs["expert"].values()]).mean()
+        together = pd.DataFrame(
+            [pd.DataFrame(each).sum(skipna=False) for each in costs["expert"].values()]
+        ).mean()
         together["samples"] = means["expert"]["samples"]  # the same images for every task
         rows["All experts"] = together
         for model in [name for name in rows if name.startswith("task_arithmetic")]:

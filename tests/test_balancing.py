@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from simo.balancing import BY_GRADIENT, balancing, cagrad, dwa, equal, pcgrad, uncertainty
+from simo.balancing import BY_GRADIENT, PERIOD, balancing, cagrad, dwa, equal, pcgrad, uncertainty
 from simo.errors import SimoError
 
 
@@ -38,14 +38,16 @@ def test_uncertainty_is_the_learned_form_at_its_optimum():
 
 
 def test_dwa_by_hand():
-    """Ratios 1 and .5 at temperature 2: weights 1.124 and .876; equal before there are two rows."""
-    rows = [
-        {"step": 1, "learning_rate": 1, "a": 2.0, "b": 2.0},
-        {"step": 2, "learning_rate": 1, "a": 2.0, "b": 1.0},
-    ]
+    """Ratios 1 and .5 at temperature 2: weights 1.124 and .876; equal before there are two periods.
+
+    Means of periods count: single rows of the second loss are far from them, and a row before is too old.
+    """
+    old = {"step": 0, "learning_rate": 1, "a": 9.0, "b": 1.0}
+    rows = [{**old, "a": 2.0, "b": 1.0 + 2 * (n % 2)} for n in range(PERIOD)]
+    rows = [old, *rows, *({**row, "b": row["b"] / 2} for row in rows)]
     losses = [lambda p: p, lambda p: 0 * p]
     assert 2 * gradient_of(dwa, losses, rows) == pytest.approx(1.1244, abs=1e-3)
-    assert 2 * gradient_of(dwa, losses, rows[:1]) == pytest.approx(1)
+    assert 2 * gradient_of(dwa, losses, rows[2:]) == pytest.approx(1)
 
 
 CONFLICT = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])

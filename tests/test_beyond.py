@@ -159,9 +159,11 @@ def test_joint_table_by_hand():
     ]
     table = beyond.joint_table(records, frame, "nyuv2", main)
     assert list(table.index) == ["Joint, dwa", "Joint training", "TA + representation", "TA + heads"]
-    assert table.loc["Joint, dwa"].tolist() == ["-1.0", "600", "1,056", "10", "", ""]
-    assert table.loc["TA + heads"].tolist() == ["-8.0", "600", "256", "2", "1,200", "11"]
-    assert table.loc["TA + representation"].tolist() == ["-7.0", "200", "256", "", "800", ""]
+    assert table.loc["Joint, dwa"].tolist() == ["-1.0", "600", "1,056", "10", "", "", ""]
+    assert table.loc["TA + heads"].tolist() == ["-8.0", "600", "256", "2", "1,200", "1,312", "11"]
+    assert table.loc["TA + representation"].tolist() == ["-7.0", "200", "256", "", "800", "1,312", ""]
+    main[1] = cost_record(0, "expert_normals", ("expert", 300, 1056, 9, float("nan")))
+    assert beyond.joint_table(records, frame, "nyuv2", main).loc["TA + heads"].iloc[-1] == ""
 
 
 def test_seconds_of_a_continued_run_do_not_count():

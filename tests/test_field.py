@@ -138,6 +138,19 @@ def test_iso_cts_ends_in_iso_c():
     torch.testing.assert_close(values, values.mean().expand_as(values), rtol=1e-4, atol=1e-4)
 
 
+def test_iso_cts_takes_each_tasks_own_directions():
+    """Of three directions one is common, e₁ e₁ᵀ with 4; e₂ e₃ᵀ and e₃ e₂ᵀ, with 1, are each one task's own.
+
+    All get the mean of the singular values, 2.
+    """
+    one, other = torch.zeros(3, 3), torch.zeros(3, 3)
+    one[0, 0], other[0, 0], one[1, 2], other[2, 1] = 2.0, 2.0, 1.0, 1.0
+    merged = iso_cts(matrices(one.tolist(), other.tolist()), common=0.4)[W]  # 3 · .4: one common direction
+    expected = torch.zeros(3, 3)
+    expected[0, 0] = expected[1, 2] = expected[2, 1] = (4 + 1 + 1) / 3
+    torch.testing.assert_close(merged, expected)
+
+
 def test_tsv_m_by_hand():
     """Orthogonal matrices diag(3, 0) and diag(0, 1) are put side by side as they are: diag(3, 1)."""
     merged = tsv_m(matrices([[3.0, 0], [0, 0]], [[0, 0], [0, 1.0]]))[W]

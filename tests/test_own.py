@@ -8,8 +8,8 @@ import torch
 
 from simo.checkpoints import TensorFile, save_tensors
 from simo.errors import SimoError
-from simo.models import create_model
-from simo.own import TOLERANCE, export, export_onnx, load_expert, merge_experts
+from simo.models import add_adapters, create_model
+from simo.own import TOLERANCE, export, export_onnx, load_expert, load_exported, merge_experts
 
 SETTINGS = {
     "backbone": "vit_tiny_patch16_224",
@@ -19,6 +19,8 @@ SETTINGS = {
     "head_options": {},
     "input_scale": "signed",
 }
+
+SCORES = {"segmentation": 31.25, "depth": 0.512, "normals": 20.5}
 
 
 @pytest.fixture
@@ -105,11 +107,13 @@ def test_export_writes_files_that_load(files, tasks, tmp_path, same):
         files / "pretrained.safetensors", experts_of(files, tasks), SETTINGS, "ties", alpha=1.0, density=0.5
     )
     before = {name: tensor.clone() for name, tensor in merged.state_dict().items()}
-    scores, made = {"segmentation": 31.25, "depth": 0.512, "normals": 20.5}, {"method": "ties", "alpha": 1.0}
+    scores, made = SCORES, {"method": "ties", "alpha": 1.0}
     folder = tmp_path / "exported"
     export(merged, folder, SETTINGS, tasks, (16, 16), scores, made)
     assert same(before, merged.state_dict())
     assert same(before, dict(TensorFile(folder / "model.safetensors")))
+    image = torch.rand(2, 3, 16, 16)
+    assert same(merged(image), load_exported(folder, tasks)(image))
     recipe = json.loads((folder / "model.json").read_text())
     assert (recipe["model"], recipe["made"], recipe["scores"]) == (SETTINGS, made, scores)
     card = (folder / "README.md").read_text()
@@ -130,5 +134,26 @@ def test_without_the_packages_nothing_is_written(files, tasks, tmp_path, monkeyp
         files / "pretrained.safetensors", experts_of(files, tasks), SETTINGS, "average", alpha=1.0
     )
     with pytest.raises(SimoError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'simo\[onnx\]'"):
-        export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), {}, {})
+        export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {})
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_adapters_are_exported_too(files, tasks, tmp_path, same):
+    """A model with realigned representation is read back with its adapters."""
+    pretrained = files / "pretrained.safetensors"
+    merged = merge_experts(pretrained, experts_of(files, tasks), SETTINGS, "average", alpha=1.0)
+    for weight in add_adapters(merged.encoder, rank=2):
+        torch.nn.init.normal_(weight)
+    export(merged, tmp_path, SETTINGS, tasks, (16, 16), SCORES, {})
+    image = torch.rand(2, 3, 16, 16)
+    assert same(merged.eval()(image), load_exported(tmp_path, tasks)(image))
+
+
+def test_a_card_without_scores_is_not_begun(files, tasks, tmp_path):
+    """The message names the tasks, and nothing is written."""
+    merged = merge_experts(
+        files / "pretrained.safetensors", experts_of(files, tasks), SETTINGS, "average", alpha=1.0
+    )
+    with pytest.raises(SimoError, match="scores of normals are missing"):
+        export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), {"segmentation": 1.0, "depth": 1.0}, {})
+    assert not (tmp_path / "out").exists()
