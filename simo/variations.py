@@ -15,6 +15,7 @@ from simo.plotting import STYLES
 from simo.tasks import tasks_of
 
 MOVED = "‖τ‖ / ‖θ₀‖, %"
+SAME_EXPERTS = "heads (to the first row's experts)"
 MAPS = {"nothing": "as they are", "shift": "shifted", "diagonal": "scaled", "procrustes": "turned"}
 MAPS |= {"ridge": "mapped linearly"}
 
@@ -174,7 +175,7 @@ def contrast_table(records, frame, dataset):
     """The loss by merging under a frozen shared decoder and under each expert's own head, as text.
 
     `experts` are relative to the main experiments', `merged` and `heads` to the experts of the same row, so
-    that what merging costs is comparable.
+    that what merging costs is comparable; in the last column, `heads` to the main experiments', too.
     """
     tasks, rows = tasks_of(dataset), []
     main = {"merged": "task_arithmetic", "heads": "task_arithmetic+heads"}
@@ -185,10 +186,13 @@ def contrast_table(records, frame, dataset):
         scores = details["scores"]
         frozen = {"decoder": "one decoder for all, frozen", **details}
         frozen |= {way: delta_printed(tasks, scores[way], scores["expert"]) for way in main}
-        frozen["experts"] = delta_printed(tasks, scores["expert"], frame.loc["expert", seed])
+        for way, name in {"expert": "experts", "heads": SAME_EXPERTS}.items():
+            frozen[name] = delta_printed(tasks, scores[way], frame.loc["expert", seed])
+        own[SAME_EXPERTS] = own["heads"]
         for row in (own, frozen):
             moved = 100 * sum(row["lengths"].values()) / len(tasks)
-            rows += [row | {"moved": moved, "method": way, "delta": row[way]} for way in ("experts", *main)]
+            ways = ("experts", *main, SAME_EXPERTS)
+            rows += [row | {"moved": moved, "method": way, "delta": row[way]} for way in ways]
     scores = pd.DataFrame(rows)
     table = _alphas(scores, "decoder")
     table.insert(0, MOVED, scores.groupby("decoder").moved.mean().map("{:.1f}".format))

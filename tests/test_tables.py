@@ -178,6 +178,10 @@ def test_efficiency_by_hand():
     assert ours.loc["Joint training"].tolist() == ["500", "3.00 M", "800", "60"]
     assert ours.loc["TA + heads"].tolist() == ["40", "1.00 M", "200", "5"]
     assert ours.loc["TA + heads, with its experts"].tolist() == ["440", "", "1,000", "85"]
+    records[0] = cost_record(0, "expert_depth", ("expert", 100, 800, 2_000_000, float("nan")))  # continued
+    table = tables.efficiency(records).replace("\u00a0", " ", regex=True)
+    assert table.loc["All experts", ("seconds", "ours")] == "120"  # of the other seed
+    table = tables.efficiency(records, PAPER).replace("\u00a0", " ", regex=True)
     paper = table.xs("paper", axis=1, level=1)
     assert paper.loc["Joint training"].tolist() == ["90,000", "103.9 M", "16,000"]
     assert set(paper.loc["All experts"]) == {""}

@@ -146,9 +146,17 @@ def test_contrast_is_relative_to_the_experts_of_its_row():
     details = {"scores": found, "alpha": 0.6, "lengths": dict.fromkeys(TASKS, 0.1), "own_heads": own_heads}
     table = variations.contrast_table(records(details), frame(), "nyuv2")
     own, frozen = table.index
-    assert list(table.columns) == ["‖τ‖ / ‖θ₀‖, %", "α", "experts", "merged", "heads"]
-    assert table.loc[own].tolist() == ["20.0", "0.3, 0.3", "+0.0 ± 0.0", "-20.0 ± 0.0", "-8.0 ± 0.0"]
-    assert table.loc[frozen].tolist() == ["10.0", "0.6, 0.6", "-16.7 ± 0.0", "+0.0 ± 0.0", "+33.3 ± 0.0"]
+    assert list(table.columns) == [
+        "‖τ‖ / ‖θ₀‖, %",
+        "α",
+        "experts",
+        "merged",
+        "heads",
+        variations.SAME_EXPERTS,
+    ]
+    first = ["20.0", "0.3, 0.3", *(f"{delta:+.1f} ± 0.0" for delta in (0, -20, -8, -8))]
+    second = ["10.0", "0.6, 0.6", *(f"{delta:+.1f} ± 0.0" for delta in (-50 / 3, 0, 100 / 3, 0))]
+    assert (table.loc[own].tolist(), table.loc[frozen].tolist()) == (first, second)
 
 
 def test_panels_share_their_legend():
