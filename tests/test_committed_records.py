@@ -93,9 +93,14 @@ HOLD = {
 
 
 def test_what_the_introduction_says_holds_on_every_seed(study, records, frame):
-    """Merging collapses, realignment recovers most, merging contributed; and no claim is left undecided."""
+    """Merging collapses, realignment recovers most, merging contributed; and no claim is left undecided.
+
+    With DPT heads there is no collapse, as the introduction says, too.
+    """
     verdicts = judge(frame, PARAMETERS[study]["dataset"], records, read_paper()).verdict
-    assert {name: verdicts[name] for name in HOLD} == dict.fromkeys(HOLD, "holds")
+    collapse = "fails" if study.endswith("_dpt") else "holds"
+    expected = {name: collapse if name.endswith("collapses") else "holds" for name in HOLD}
+    assert {name: verdicts[name] for name in HOLD} == expected
     assert "not run" not in set(verdicts)
 
 

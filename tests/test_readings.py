@@ -1,9 +1,13 @@
 """The sentences of reading in the chapter Beyond the paper hold in the committed records of the miniature."""
 
+from statistics import fmean
+
 import pytest
 
 from simo import beyond, variations
+from simo.notebooks import ROOT
 from simo.pages import Page
+from simo.records import load_records
 
 DATASETS = ("nyuv2", "cityscapes", "taskonomy")
 MAPS = ("shift", "scales", "rotation")
@@ -188,3 +192,43 @@ def test_learned_coefficients_and_heads_lead_every_column(page, field):
     assert (learned > ten.max()).all()
     assert learned["merged"] > ten["heads"].max() - 0.5
     assert learned.max() < page.frame.loc["joint"].printed.mean()
+
+
+@pytest.fixture(scope="module")
+def dpt():
+    """Mean Δ over seeds of every model with DPT heads."""
+    return Page("cityscapes_dpt", "records/miniature").frame.printed.groupby("model").mean()
+
+
+def test_dpt_heads_do_not_collapse(dpt):
+    """Merging costs a few points, and half under linear heads."""
+    linear = Page("cityscapes", "records/miniature").frame.printed.groupby("model").mean()
+    for model in ("task_arithmetic", "ties"):
+        assert -10 < dpt[model] < -2
+        assert linear[model] < -40
+
+
+def test_dpt_experts_move_nearly_as_far_and_their_heads_read_what_is_strange(dpt):
+    """Task vectors are at most a fifth shorter; α is twice as large; the pretrained encoder loses less."""
+    linear = Page("cityscapes", "records/miniature")
+    details = {
+        name: [record["details"] for record in load_records(ROOT / "records/miniature" / name)
+               if record["experiment"] == "merge_task_arithmetic"]
+        for name in ("cityscapes", "cityscapes_dpt")
+    }  # fmt: skip
+    lengths, alphas = (
+        {name: fmean(read(each) for each in found) for name, found in details.items()}
+        for read in (lambda each: fmean(each["relative_norms"].values()), lambda each: each["alpha"])
+    )
+    assert 0.8 < lengths["cityscapes_dpt"] / lengths["cityscapes"] < 1
+    assert alphas["cityscapes_dpt"] > 2 * alphas["cityscapes"]
+    assert dpt["pretrained"] > linear.frame.printed.groupby("model").mean()["pretrained"] + 10
+
+
+def test_realigned_dpt_heads_are_above_the_experts_as_experts_with_that_budget_are(dpt):
+    """So that they are above joint training, too."""
+    for kind in ("heads", "representation"):
+        assert dpt[f"expert+{kind}"] > 4
+        for method in ("task_arithmetic", "ties"):
+            assert abs(dpt[f"{method}+{kind}"] - dpt[f"expert+{kind}"]) < 2
+            assert dpt[f"{method}+{kind}"] > dpt["joint"]
