@@ -12,6 +12,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from simo.beyond import draw_bands, with_deltas, with_spread
 from simo.performance import delta_printed
 from simo.plotting import STYLES
+from simo.tables import MODELS
 from simo.tasks import tasks_of
 
 MOVED = "‖τ‖ / ‖θ₀‖, %"
@@ -123,6 +124,22 @@ def _by_method(scores, by):
     """Mean and spread of Δ, one column a method."""
     cells = scores.groupby([by, "method"], sort=False).delta.agg(["mean", "std"])
     return with_spread(cells).unstack("method")
+
+
+def studies_table(frames, models):
+    """Δ of some models in several studies, as text: mean ± standard deviation over seeds.
+
+    Parameters
+    ----------
+    frames : dict of str to DataFrame
+        By the column's title, see `simo.tables.scores`.
+    models : sequence of str
+        Keys of `simo.tables.MODELS`.
+    """
+    columns = {}
+    for title, frame in frames.items():
+        columns[title] = with_spread(frame.printed.groupby("model").agg(["mean", "std"]).loc[list(models)])
+    return pd.DataFrame(columns).rename(index=MODELS).rename_axis(index=None)
 
 
 def feature_shares(records, frame, dataset):

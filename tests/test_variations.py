@@ -159,6 +159,14 @@ def test_contrast_is_relative_to_the_experts_of_its_row():
     assert (table.loc[own].tolist(), table.loc[frozen].tolist()) == (first, second)
 
 
+def test_studies_stand_side_by_side():
+    """Each study's own mean and spread, under the names of the tables."""
+    other = frame().assign(printed=lambda scores: scores.printed + [0.0, 2.0] * 4)
+    table = variations.studies_table({"one": frame(), "other": other}, ["joint", "task_arithmetic"])
+    assert table.loc["Joint training"].tolist() == ["-2.0 ± 0.0", "-1.0 ± 1.4"]
+    assert table.loc["TA"].tolist() == ["-20.0 ± 0.0", "-19.0 ± 1.4"]
+
+
 def test_panels_share_their_legend():
     """One panel a data set, one line and band a method, and a single legend below."""
     rows = [(seed, x, m, x) for seed in (0, 1) for x in (1, 2) for m in ("heads", "merged")]
