@@ -116,24 +116,33 @@ def load_into(module, tensors, source):
     Raises
     ------
     SimoError
-        Naming the first tensor that is missing, unexpected or of another shape.
+        Naming the first tensor that is missing, unexpected, of another shape, or not finite.
     """
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unexpected:
-        what = f"lacks {missing[0]!r}" if missing else f"has {unexpected[0]!r}, which this model lacks"
+        # of names that merely begin with more, the one that says so
+        prefixed = [name for name in unexpected if missing and name.endswith(f".{missing[0]}")]
+        found = [f"has {name!r}, which this model lacks" for name in [*prefixed, *unexpected][:1]]
+        what = " and ".join([*(f"lacks {name!r}" for name in missing[:1]), *found])
         raise SimoError(
             f"{source} is of another architecture: it {what} "
             f"({len(missing)} missing, {len(unexpected)} unexpected)"
         )
     with torch.no_grad():
         for name, tensor in own.items():
-            if tensor.shape != tensors[name].shape:
+            found = tensors[name]
+            if tensor.shape != found.shape:
                 raise SimoError(
-                    f"{source} is of another architecture: {name} has shape {tuple(tensors[name].shape)}, "
+                    f"{source} is of another architecture: {name} has shape {tuple(found.shape)}, "
                     f"expected {tuple(tensor.shape)}"
                 )
-            tensor.copy_(tensors[name])
+            if tensor.is_floating_point() != found.is_floating_point():
+                raise SimoError(f"{source}: {name} is of {found.dtype}, expected {tensor.dtype}")
+            if not torch.isfinite(found).all():
+                count = (~torch.isfinite(found)).sum().item()
+                raise SimoError(f"{source}: {name} has {count} values that are NaN or infinite")
+            tensor.copy_(found)
 
 
 def save_tensors(path, tensors, metadata=None):

@@ -13,6 +13,7 @@ import copy
 
 import torch
 
+from simo.datasets import check_batch
 from simo.errors import SimoError
 from simo.training import autocast, progress
 
@@ -126,7 +127,7 @@ def shift(matrix, width):
 FEATURE_MAPS = {"procrustes": procrustes, "diagonal": diagonal, "shift": shift}
 
 
-def realign_closed_form(model, experts, batches, device="cpu", precision="float32", kind="ridge"):
+def realign_closed_form(model, encoders, batches, device="cpu", precision="float32", kind="ridge"):
     """Solve the first layer of every head anew, for the merged encoder's features.
 
     Parameters
@@ -134,11 +135,11 @@ def realign_closed_form(model, experts, batches, device="cpu", precision="float3
     model : MultiTaskModel
         The merged encoder under the experts' heads, whose first layers say what to come close to. All heads
         read the same of the encoder (`inputs`). Not changed.
-    experts : dict of str to Encoder
-        By task name.
+    encoders : dict of str to Encoder
+        The experts', by the names of the model's heads.
     batches : iterable of dict
-        Of `image` `(B, 3, H, W)`; no label is read. Iterated once, or, unless `kind` is `ridge`, once for
-        every expert.
+        Of `image` `(B, 3, H, W)` in `[0, 1]`; no label is read. Iterated once, or, unless `kind` is `ridge`,
+        once for every expert.
     device, precision : str
         See `simo.training.pick_device`. Sums are float64 whatever the encoders compute in.
     kind : str
@@ -152,21 +153,23 @@ def realign_closed_form(model, experts, batches, device="cpu", precision="float3
     Raises
     ------
     SimoError
-        For fewer than two images, or an unknown kind.
+        For fewer than two images, images out of range, an encoder too many or too few, or an unknown kind.
     """
     if kind != "ridge" and kind not in FEATURE_MAPS:
         raise SimoError(f"unknown kind {kind!r}: expected ridge or one of {sorted(FEATURE_MAPS)}")
+    if encoders.keys() != set(model.heads):
+        raise SimoError(f"expected an encoder for each of {sorted(model.heads)}, found {sorted(encoders)}")
     realigned = copy.deepcopy(model).to(device).eval()
-    heads = {name: realigned.heads[name] for name in experts}
+    heads = {name: realigned.heads[name] for name in encoders}
     layers = {name: head.first_layers() for name, head in heads.items()}
     read = next(iter(heads.values())).inputs  # all heads read the same of an encoder
     where = {"device": device, "precision": precision}
     if kind == "ridge":
-        solved, statistics = _solve_layers(realigned.encoder, experts, batches, read, layers, where)
+        solved, statistics = _solve_layers(realigned.encoder, encoders, batches, read, layers, where)
     else:
         fit, solved = FEATURE_MAPS[kind], {}
-        for name, expert in experts.items():  # one at a time: whole features of all would fill the memory
-            own = {name: expert}, batches, read, lambda name, number, y: y
+        for name, encoder in encoders.items():  # one at a time: whole features of all would fill the memory
+            own = {name: encoder}, batches, read, lambda name, number, y: y
             matrices = [sum(pair) for pair in stream_grams(realigned.encoder, *own, **where)]
             widths = [weight.shape[1] for weight, _ in layers[name]]
             maps = [fit(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
@@ -214,7 +217,9 @@ def stream_grams(encoder, experts, batches, read, target, device="cpu", precisio
     ----------
     encoder : Encoder
         The merged one.
-    experts, batches, device, precision
+    experts : dict of str to Encoder
+        By task name.
+    batches, device, precision
         See `realign_closed_form`.
     read : callable
         From `Features` to a list of maps `(B, d, h, w)`.
@@ -231,6 +236,7 @@ def stream_grams(encoder, experts, batches, read, target, device="cpu", precisio
     encoder.to(device).eval()
     sums, seen = {}, 0
     for batch in progress(batches, label="Gram matrices"):
+        check_batch(batch)
         image = batch["image"].to(device, non_blocking=True)
         with autocast(device, precision):
             merged = read(encoder(image))

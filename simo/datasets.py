@@ -287,6 +287,42 @@ class ShuffledBatches:
             yield batch
 
 
+def check_batch(batch, tasks=()):
+    """Refuse a batch that does not hold what it should, whoever's loader it comes from.
+
+    Parameters
+    ----------
+    batch : dict of str to Tensor
+        `image` `(B, 3, H, W)` float in `[0, 1]`, and by task name `(B, H, W)` int64 or `(B, C, H, W)` float.
+    tasks : sequence of Task
+        Whose targets must be there, as `simo.tasks` describes them.
+
+    Raises
+    ------
+    SimoError
+        For what is missing, or of another shape, type or range.
+    """
+    image = batch["image"]
+    fits = image.ndim == 4 and image.shape[1] == 3 and image.is_floating_point()
+    if not (fits and image.min() >= 0 and image.max() <= 1):  # also refuses NaN
+        raise SimoError(
+            f"expected images (B, 3, H, W) of floats in [0, 1], found {tuple(image.shape)} of {image.dtype} "
+            f"in [{image.min().item():.3g}, {image.max().item():.3g}]"
+        )
+    for task in tasks:
+        if task.name not in batch:
+            raise SimoError(f"expected a target {task.name!r} in every batch, found {sorted(batch)}")
+        target = batch[task.name]
+        channels = () if task.is_segmentation else (task.channels,)
+        expected = (len(image), *channels, *image.shape[-2:])
+        if tuple(target.shape) != expected or target.is_floating_point() == task.is_segmentation:
+            raise SimoError(
+                f"task {task.name}: expected targets {expected} of {'int64' if not channels else 'float32'}, "
+                f"found {tuple(target.shape)} of {target.dtype}"
+            )
+        task.check_target(target.movedim(1, 0), "batch")
+
+
 def training_batches(dataset, batch_size, start, stop, seed, workers=0):
     """A loader of shuffled, augmented batches for the steps `start` to `stop - 1`."""
     batches = ShuffledBatches(len(dataset), batch_size, start, stop, seed)

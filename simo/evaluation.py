@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from simo.checkpoints import load_into
+from simo.datasets import check_batch
 from simo.errors import SimoError
 from simo.metrics import create_metric
 from simo.performance import normalised_performance
@@ -21,7 +22,7 @@ def evaluate(model, batches, tasks, device="cpu", precision="float32"):
     model : MultiTaskModel
         Moved to the device and put into eval mode; must have a head for each task.
     batches : iterable of dict
-        `image` and a target for each task, see `simo.datasets.evaluation_batches`.
+        `image` and a target for each task, see `simo.datasets.check_batch`.
     tasks : sequence of Task
     device, precision : str
         See `simo.training.pick_device`.
@@ -30,14 +31,22 @@ def evaluate(model, batches, tasks, device="cpu", precision="float32"):
     -------
     dict of str to float
         Metric by task name, in the task's unit.
+
+    Raises
+    ------
+    SimoError
+        For a batch that does not hold what it should, and predictions that are not finite.
     """
     model.to(device).eval()
     metrics = {task.name: create_metric(task).to(device) for task in tasks}
     for batch in batches:
+        check_batch(batch, tasks)
         with autocast(device, precision):
             predictions = model(batch["image"].to(device, non_blocking=True))
-        for name, metric in metrics.items():
-            metric.update(predictions[name].float(), batch[name].to(device, non_blocking=True))
+        for task in tasks:
+            prediction, target = predictions[task.name], batch[task.name]
+            task.check_prediction(prediction, target)
+            metrics[task.name].update(prediction.float(), target.to(device, non_blocking=True))
     return {name: metric.compute().item() for name, metric in metrics.items()}
 
 

@@ -55,8 +55,8 @@ def write_json(path, value):
     """
     try:
         text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    except ValueError as error:
-        raise SimoError(f"cannot write {path}: {error} (expected finite numbers)") from error
+    except (TypeError, ValueError) as error:
+        raise SimoError(f"cannot write {path}: {error} (expected finite numbers, texts, lists)") from error
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

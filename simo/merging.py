@@ -8,6 +8,7 @@ Task vectors are lazy: a tensor is computed when asked for. Over memory-mapped c
 (`simo.checkpoints.TensorFile`), merging any number of experts holds one tensor of each at a time.
 """
 
+import inspect
 import math
 from collections.abc import Mapping
 
@@ -245,6 +246,10 @@ def merge(method, task_vectors, **options):
         raise SimoError(f"unknown merging method {method!r}: expected one of {sorted(METHODS)}")
     if not task_vectors:
         raise SimoError("nothing to merge: expected at least one task vector")
+    try:
+        inspect.signature(METHODS[method]).bind(task_vectors, **options)
+    except TypeError as error:
+        raise SimoError(f"options {options} of {method}: {error}") from error
     return METHODS[method](list(task_vectors), **options)
 
 

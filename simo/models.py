@@ -9,6 +9,7 @@ from typing import NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import PatchEmbed
 from torch import nn
 
 from simo.checkpoints import TensorFile, load_into, load_recipe
@@ -262,15 +263,22 @@ def create_encoder(backbone, backbone_args, blocks, weights=None, input_scale="s
     Raises
     ------
     SimoError
-        For an unknown model, one without class token, or weights that do not fit.
+        For an unknown model, one without class token or square patches, or weights that do not fit.
     """
     try:
         vit = timm.create_model(backbone, num_classes=0, **backbone_args)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, AssertionError) as error:
         raise SimoError(f"timm cannot create {backbone!r} with {backbone_args}: {error}") from error
     known = isinstance(vit, timm.models.VisionTransformer) and vit.num_prefix_tokens == 1
     if not known or vit.pos_embed is None or vit.no_embed_class:
         raise SimoError(f"{backbone!r}: expected a ViT with exactly one class token and learned positions")
+    embed = vit.patch_embed
+    plain = type(embed) is PatchEmbed and embed.proj.in_channels == 3 and len(set(embed.patch_size)) == 1
+    if not plain or vit.dynamic_img_size:
+        raise SimoError(
+            f"{backbone!r} with {backbone_args}: expected square patches of RGB images, without "
+            "dynamic_img_size: images of any size are taken anyway"
+        )
     if weights is not None:
         load_into(vit, TensorFile(weights), weights)
     return Encoder(vit, blocks, input_scale)

@@ -12,6 +12,9 @@ export(realigned, "exported", settings, tasks, (224, 224), scores, {"method": "t
 import copy
 import importlib.util
 import json
+import os
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,7 +22,6 @@ from torch import nn
 
 from simo.checkpoints import TensorFile, load_into, load_recipe, save_checkpoint
 from simo.errors import SimoError
-from simo.files import atomic_path
 from simo.heads import create_head
 from simo.merging import TaskVector, merge
 from simo.models import (
@@ -30,8 +32,11 @@ from simo.models import (
     create_encoder,
     create_model,
 )
+from simo.records import MODEL
+from simo.tasks import Task
 
 TOLERANCE = 1e-3  # largest difference between ONNX and eager outputs, relative to the outputs' largest value
+FILES = ("model.onnx", "README.md", "model.safetensors", "model.json")
 
 
 def load_expert(encoder_file, head_file, task, settings):
@@ -40,7 +45,8 @@ def load_expert(encoder_file, head_file, task, settings):
     Parameters
     ----------
     encoder_file, head_file : str or Path
-        Safetensors, with the names of timm's model (without classifier) and of the head.
+        Safetensors, with the names of timm's model (without classifier) and of the head. If yours begin with
+        more, `save_tensors(path, TensorFile(yours, "model."))` of `simo.checkpoints` writes them without.
     task : Task
         Your own: `Task("depth", "", 1, "l1", "aErr", "m", non_negative=True)`.
     settings : dict
@@ -72,7 +78,7 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, **options):
     method : str
         Such as `task_arithmetic` or `ties`.
     alpha : float
-        The merging coefficient; `simo.evaluation.scan_alpha` finds one.
+        The merging coefficient. With labelled images, `evaluate` a few and take the best.
     **options
         Of the method, such as `density=0.2`.
 
@@ -101,7 +107,7 @@ def export(model, folder, settings, tasks, size, scores, made):
     model : MultiTaskModel
         Not changed.
     folder : str or Path
-        Gets `model.safetensors`, `model.json`, `model.onnx` and `README.md`.
+        Gets `FILES`, all or none: new, empty, or with an earlier export, which is replaced.
     settings : dict
         As for `load_expert`.
     tasks : sequence of Task
@@ -110,7 +116,7 @@ def export(model, folder, settings, tasks, size, scores, made):
     scores : dict of str to float
         By task name, as `evaluate` returns them.
     made : dict
-        JSON-able: how, from what, α and whatever else a user should know.
+        How, from what, α and whatever else a user should know, as JSON can hold it.
 
     Returns
     -------
@@ -120,49 +126,72 @@ def export(model, folder, settings, tasks, size, scores, made):
     Raises
     ------
     SimoError
-        If that is above `TOLERANCE`, a score is missing, or the packages for ONNX are not installed. Nothing
-        is written then.
+        If that is above `TOLERANCE`, or what `load_exported` reads computes something else (heads must be
+        those of `simo.heads`); if a score is missing, the packages for ONNX are not installed, or the folder
+        holds other files of these names. Nothing is written then.
     """
     missing = [task.name for task in tasks if task.name not in scores]
     if missing:
         raise SimoError(f"scores of {', '.join(missing)} are missing: the model card has one of every task")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    found = [name for name in FILES if (folder / name).exists()]
+    if found and len(found) < len(FILES):
+        raise SimoError(f"{folder} has a {found[0]} that is of no export: choose another folder")
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    names = [task.name for task in tasks]
-    with atomic_path(folder / "model.onnx") as path:
-        difference = export_onnx(model, names, size, path)
-    ranks = [module.down.out_features for module in model.modules() if isinstance(module, AdaptedBlock)]
-    recipe = {"kind": "exported", "tasks": names, "model": settings, "made": made, "scores": scores}
-    recipe["adapter_rank"] = ranks[0] if ranks else 0
-    save_checkpoint(folder / "model.safetensors", model.state_dict(), recipe)
-    with atomic_path(folder / "README.md") as path:
-        path.write_text(model_card(model, settings, tasks, size, scores, made, difference), encoding="utf-8")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}") as new:
+            difference = _write(model, Path(new), settings, tasks, size, scores, made)
+            folder.mkdir(exist_ok=True)
+            for name in FILES:
+                os.replace(Path(new) / name, folder / name)
+    except OSError as error:
+        raise SimoError(f"cannot write {folder}: {error}") from error
     print(f"{folder.name}: ONNX differs from PyTorch by {difference:.1e} at most, relatively")
     return difference
 
 
-def load_exported(folder, tasks):
+def _write(model, folder, settings, tasks, size, scores, made):
+    """Write `FILES`, and check that they compute what the model does; return ONNX's difference."""
+    ranks = [module.down.out_features for module in model.modules() if isinstance(module, AdaptedBlock)]
+    recipe = {"kind": "exported", "tasks": [asdict(task) for task in tasks], "model": settings}
+    recipe |= {"made": made, "scores": scores, "adapter_rank": ranks[0] if ranks else 0}
+    save_checkpoint(folder / "model.safetensors", model.state_dict(), recipe)
+    image = torch.rand(2, 3, *size)
+    restored, wanted = load_exported(folder)[0](image), model(image)
+    difference = _difference([restored[name] for name in wanted], wanted.values())
+    if not difference <= TOLERANCE:
+        raise SimoError(
+            f"with these settings the exported weights' outputs differ by {difference:.1e} from the model's: "
+            "expected the settings that it was made with, and no NaN"
+        )
+    difference = export_onnx(model, [task.name for task in tasks], size, folder / "model.onnx")
+    card = model_card(model, settings, tasks, size, scores, made, difference)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return difference
+
+
+def load_exported(folder):
     """The model that `export` wrote.
 
     Parameters
     ----------
     folder : str or Path
-    tasks : sequence of Task
-        Those that it was exported with.
 
     Returns
     -------
-    MultiTaskModel
-        In eval mode.
+    (MultiTaskModel, list of Task)
+        The model in eval mode.
     """
     path = Path(folder) / "model.safetensors"
-    recipe = load_recipe(path, kind="exported", tasks=[task.name for task in tasks])
-    model = create_model(tasks, seed=0, **recipe["model"])
+    recipe = load_recipe(path, kind="exported")
+    tasks = [Task(**task | {"classes": tuple(task["classes"])}) for task in recipe["tasks"]]
+    with torch.random.fork_rng():  # fresh heads are drawn, and then overwritten
+        model = create_model(tasks, seed=0, **_checked(recipe["model"]))
     if recipe["adapter_rank"]:
         add_adapters(model.encoder, recipe["adapter_rank"])
     load_into(model, TensorFile(path), path)
-    return model.eval()
+    return model.eval(), tasks
 
 
 def export_onnx(model, names, size, path):
@@ -181,48 +210,26 @@ def export_onnx(model, names, size, path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     image = torch.rand(3, 3, *size)  # another number of images
     found = session.run(None, {"image": image.numpy()})
-    wanted = outputs(image)
-    differences = [
-        (torch.from_numpy(ours) - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)
-        for ours, theirs in zip(found, wanted, strict=True)
-    ]
-    difference = torch.stack(differences).max().item()  # NaN if any is
+    difference = _difference(map(torch.from_numpy, found), outputs(image))
     if not difference <= TOLERANCE:
         raise SimoError(f"the ONNX model's outputs differ by {difference:.1e}, more than {TOLERANCE:g}")
     return difference
 
 
+def _difference(found, wanted):
+    """Largest difference of outputs, relative to the largest value of each; NaN if any is."""
+    pairs = zip(found, wanted, strict=True)
+    return torch.stack([(a - b).abs().max() / b.abs().max().clamp(min=1e-12) for a, b in pairs]).max().item()
+
+
 def model_card(model, settings, tasks, size, scores, made, difference):
     """Markdown that says what a model is, how it was made, and how good it was found to be."""
     rows = [f"| {t.name} | {t.channels} | {t.metric} | {scores[t.name]:.4g} {t.unit} |" for t in tasks]
-    parameters = count_parameters(model.parameters())
-    return "\n".join(
-        [
-            f"# {settings['backbone']} for {', '.join(task.name for task in tasks)}",
-            "",
-            f"One encoder for {len(tasks)} dense tasks, merged from experts and realigned with simo, the "
-            "companion to [Single-Input Multi-Output Model Merging](https://arxiv.org/abs/2504.11268): "
-            f"{parameters:,} parameters, one encoder pass an image.",
-            "",
-            "| task | channels | metric | score |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-            "## Files",
-            "",
-            "- `model.safetensors`, with its recipe `model.json`: weights for `simo.own.load_exported`.",
-            f"- `model.onnx`: from `image`, float32 `(batch, 3, {size[0]}, {size[1]})` in [0, 1], to one "
-            f"output `(batch, channels, {size[0]}, {size[1]})` a task; class scores are logits. It differs "
-            f"from PyTorch by {difference:.1e} at most, relatively, on random images.",
-            "",
-            "## How it was made",
-            "",
-            "```json",
-            json.dumps(made, indent=1),
-            "```",
-            "",
-        ]
-    )
+    values = {"names": ", ".join(task.name for task in tasks), "count": len(tasks), "rows": "\n".join(rows)}
+    values |= {"parameters": count_parameters(model.parameters()), "difference": difference}
+    values |= {"size": "{}, {}".format(*size), "made": json.dumps(made, indent=1, ensure_ascii=False)}
+    card = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
+    return card.format(backbone=settings["backbone"], **values)
 
 
 class _Outputs(nn.Module):
@@ -238,5 +245,12 @@ class _Outputs(nn.Module):
 
 
 def _encoder(path, settings):
-    names = ("backbone", "backbone_args", "blocks")
-    return create_encoder(*(settings[name] for name in names), path, settings["input_scale"])
+    own = {name: value for name, value in _checked(settings).items() if not name.startswith("head")}
+    return create_encoder(**own, weights=path)
+
+
+def _checked(settings):
+    """Settings, if they have all keys and no others."""
+    if settings.keys() != set(MODEL):
+        raise SimoError(f"settings: expected the keys {sorted(MODEL)}, found {sorted(settings)}")
+    return settings

@@ -121,12 +121,16 @@ class Task:
         SimoError
             If prediction and target do not fit each other or the task.
         """
+        self.check_prediction(prediction, target)
+        return LOSSES[self.loss](prediction.float(), target)
+
+    def check_prediction(self, prediction, target):
+        """Refuse a prediction that is not `(B, channels, H, W)`: broadcasting would hide it."""
         expected = (target.shape[0], self.channels, *target.shape[-2:])
         if tuple(prediction.shape) != expected:
             raise SimoError(
                 f"task {self.name}: expected a prediction of shape {expected}, got {tuple(prediction.shape)}"
             )
-        return LOSSES[self.loss](prediction.float(), target)
 
     def check_target(self, target, source):
         """Refuse a target that would silently spoil training.

@@ -239,7 +239,9 @@ def memory_need(model, predict, learning_rates, dataset, tasks, optimisation):
 
 
 def autocast(device, precision):
-    """Mixed precision where `precision` is "bfloat16"; nothing for "float32"."""
+    """Mixed precision where `precision` is "bfloat16"; nothing for "float32"; SimoError for another."""
+    if precision not in ("float32", "bfloat16"):
+        raise SimoError(f"precision {precision!r}: expected float32 or bfloat16; pick_device resolves auto")
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
 
 

@@ -198,6 +198,19 @@ def test_another_architecture_is_refused(tensors, message):
     assert str(error.value) == f"theirs is of another architecture: {message}"
 
 
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.tensor([[1.0, torch.nan]]), "theirs: weight has 1 values that are NaN or infinite"),
+        (torch.ones(1, 2, dtype=torch.int8), "theirs: weight is of torch.int8, expected torch.float32"),
+    ],
+)
+def test_values_that_no_model_has_are_refused(weight, message):
+    """They would spread through merging, and whole numbers stand for other values."""
+    with pytest.raises(SimoError, match=message):
+        load_into(torch.nn.Linear(2, 1), {"weight": weight, "bias": torch.zeros(1)}, "theirs")
+
+
 def test_recipe_is_plain_json(path):
     """Anyone can read what a checkpoint is without this package."""
     assert json.loads(path.with_suffix(".json").read_text())["tasks"] == ["depth"]

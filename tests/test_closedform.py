@@ -221,6 +221,22 @@ def test_no_label_is_read(model, tasks):
         realign_closed_form(model, experts, batches_of(1))
 
 
+@pytest.mark.parametrize("change", [lambda x: 255 * x, lambda x: x - 1, lambda x: x / 0, lambda x: x.byte()])
+def test_images_out_of_range_are_refused(model, tasks, change):
+    """In [0, 255], normalised, not finite or whole numbers: solved layers would fit nothing."""
+    experts = {task.name: copy.deepcopy(model.encoder) for task in tasks}
+    batches = [{"image": change(batch["image"])} for batch in batches_of(4)]
+    with pytest.raises(SimoError, match=r"expected images \(B, 3, H, W\) of floats in \[0, 1\], found"):
+        realign_closed_form(model, experts, batches)
+
+
+def test_every_head_needs_its_expert(model, tasks):
+    """A head that is left out would stay unrealigned without a word."""
+    experts = {tasks[0].name: copy.deepcopy(model.encoder)}
+    with pytest.raises(SimoError, match=r"an encoder for each of .*'normals'.*, found \['segmentation'\]"):
+        realign_closed_form(model, experts, batches_of(4))
+
+
 def test_every_image_is_fitted_or_held_out(model, tasks):
     """Images 1 and 6 of seven are held out, however they come in batches."""
     experts = {tasks[0].name: copy.deepcopy(model.encoder)}

@@ -383,6 +383,12 @@ def test_unknown_method_is_refused(task_vectors):
         merge("tie", task_vectors)
 
 
+def test_option_of_another_method_is_refused(task_vectors):
+    """The message names method and option."""
+    with pytest.raises(SimoError, match="of task_arithmetic: got an unexpected keyword argument 'density'"):
+        merge("task_arithmetic", task_vectors, density=0.2)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_to_merge_is_refused(method):
     """An empty list of experts is a mistake, not the pretrained encoder."""

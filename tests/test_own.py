@@ -113,7 +113,9 @@ def test_export_writes_files_that_load(files, tasks, tmp_path, same):
     assert same(before, merged.state_dict())
     assert same(before, dict(TensorFile(folder / "model.safetensors")))
     image = torch.rand(2, 3, 16, 16)
-    assert same(merged(image), load_exported(folder, tasks)(image))
+    restored, described = load_exported(folder)
+    assert same(merged(image), restored(image))
+    assert described == list(tasks)
     recipe = json.loads((folder / "model.json").read_text())
     assert (recipe["model"], recipe["made"], recipe["scores"]) == (SETTINGS, made, scores)
     card = (folder / "README.md").read_text()
@@ -135,7 +137,7 @@ def test_without_the_packages_nothing_is_written(files, tasks, tmp_path, monkeyp
     )
     with pytest.raises(SimoError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'simo\[onnx\]'"):
         export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {})
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_adapters_are_exported_too(files, tasks, tmp_path, same):
@@ -144,9 +146,9 @@ def test_adapters_are_exported_too(files, tasks, tmp_path, same):
     merged = merge_experts(pretrained, experts_of(files, tasks), SETTINGS, "average", alpha=1.0)
     for weight in add_adapters(merged.encoder, rank=2):
         torch.nn.init.normal_(weight)
-    export(merged, tmp_path, SETTINGS, tasks, (16, 16), SCORES, {})
+    export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {})
     image = torch.rand(2, 3, 16, 16)
-    assert same(merged.eval()(image), load_exported(tmp_path, tasks)(image))
+    assert same(merged.eval()(image), load_exported(tmp_path / "out")[0](image))
 
 
 def test_a_card_without_scores_is_not_begun(files, tasks, tmp_path):
@@ -157,3 +159,84 @@ def test_a_card_without_scores_is_not_begun(files, tasks, tmp_path):
     with pytest.raises(SimoError, match="scores of normals are missing"):
         export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), {"segmentation": 1.0, "depth": 1.0}, {})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def merged(files, tasks):
+    """A merged model."""
+    return merge_experts(
+        files / "pretrained.safetensors", experts_of(files, tasks), SETTINGS, "average", alpha=1.0
+    )
+
+
+def contents(folder):
+    """Names and bytes of the files of a folder, or None if there is none."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else None
+
+
+@pytest.mark.parametrize(
+    ("settings", "made", "message"),
+    [
+        ({"input_scale": "imagenet"}, {}, "with these settings the exported weights' outputs differ by"),
+        ({}, {"alpha": torch.tensor(0.3)}, "Tensor is not JSON serializable"),
+        ({"backbone_args": {"img_size": float("nan")}}, {}, "not JSON compliant"),
+        ({"temperature": 1}, {}, "settings: expected the keys"),
+    ],
+)
+@pytest.mark.parametrize("before", [False, True])
+def test_a_refused_export_changes_nothing(merged, tasks, tmp_path, settings, made, message, before):
+    """Neither a new folder nor an earlier export: settings not the model's, values that JSON cannot hold."""
+    folder = tmp_path / "out"
+    if before:
+        export(merged, folder, SETTINGS, tasks, (16, 16), SCORES, {})
+    found = contents(folder)
+    with pytest.raises(SimoError, match=message):
+        export(merged, folder, SETTINGS | settings, tasks, (16, 16), SCORES, made)
+    assert contents(folder) == found
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == ({"out"} if before else set())
+
+
+def test_a_file_of_something_else_is_not_overwritten(merged, tasks, tmp_path):
+    """A project's README.md stays what it was."""
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/README.md").write_text("mine")
+    with pytest.raises(SimoError, match=r"project has a README.md that is of no export"):
+        export(merged, tmp_path / "project", SETTINGS, tasks, (16, 16), SCORES, {})
+    assert contents(tmp_path / "project") == {"README.md": b"mine"}
+
+
+def test_an_export_is_replaced(merged, tasks, tmp_path):
+    """The second one is what loads."""
+    for alpha in (0.1, 0.2):
+        export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {"alpha": alpha})
+    assert json.loads((tmp_path / "out/model.json").read_text())["made"] == {"alpha": 0.2}
+
+
+def test_loading_draws_no_random_numbers(merged, tasks, tmp_path):
+    """A user's seed is not touched."""
+    export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {})
+    before = torch.get_rng_state()
+    load_exported(tmp_path / "out")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_names_that_begin_with_more_are_shown(files, tasks):
+    """A state saved with a prefix is refused with both names."""
+    state = {
+        f"model.{name}": tensor for name, tensor in TensorFile(files / "depth_encoder.safetensors").items()
+    }
+    save_tensors(files / "prefixed.safetensors", state)
+    message = r"lacks 'blocks.0.attn.proj.bias' and has 'model.blocks.0.attn.proj.bias'"
+    with pytest.raises(SimoError, match=message):
+        load_expert(files / "prefixed.safetensors", files / "depth_head.safetensors", tasks[1], SETTINGS)
+
+
+def test_a_weight_that_is_not_finite_is_named(files, tasks):
+    """File and tensor, before anything is merged with it."""
+    state = dict(TensorFile(files / "depth_encoder.safetensors").items())
+    state["cls_token"][0, 0, 3] = float("nan")
+    save_tensors(files / "broken.safetensors", state)
+    with pytest.raises(
+        SimoError, match=r"broken.safetensors: cls_token has 1 values that are NaN or infinite"
+    ):
+        load_expert(files / "broken.safetensors", files / "depth_head.safetensors", tasks[1], SETTINGS)

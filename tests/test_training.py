@@ -20,6 +20,7 @@ from simo.tasks import TASKS
 from simo.training import (
     MemoryNeed,
     Optimisation,
+    autocast,
     fit,
     memory_need,
     one_cycle,
@@ -525,6 +526,12 @@ def test_expert_resumes_in_either_phase(model, nyuv2, tmp_path, monkeypatch, sam
     state, history = expert(tmp_path)
     assert same(state, expected[0])
     assert history == expected[1]
+
+
+def test_unknown_precision_is_refused():
+    """It does not silently mean float32."""
+    with pytest.raises(SimoError, match="precision 'fp16': expected float32 or bfloat16"):
+        autocast("cpu", "fp16")
 
 
 def test_explicit_device_and_precision_are_kept():
