@@ -241,7 +241,7 @@ def draw_bands(axes, frame, x, y, by, style, label):
     colour, dashes, marker = style
     groups = frame.groupby(by)
     x, y = groups[x].mean(), groups[y]
-    axes.fill_between(x, y.min(), y.max(), color=colour, alpha=0.2, lw=0)
+    axes.fill_between(x, y.min(), y.max(), color=colour, alpha=0.2, lw=0 if len(x) > 1 else 4)
     axes.plot(x, y.mean(), color=colour, ls=dashes, marker=marker, ms=4, label=label)
 
 

@@ -7,7 +7,7 @@ whose experts Δ is relative; and the data set's name. Δ is as printed, in per 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import NullLocator
 
 from simo.beyond import draw_bands, with_deltas, with_spread
 from simo.performance import delta_printed
@@ -106,9 +106,9 @@ def depth_scores(records, frame, dataset):
         main = frame.loc["expert", seed]
         whole = {"depth": details["whole"], "experts": main, "joint": frame.loc["joint", seed]}
         for entry in [*details["depths"], whole | details["parts"]["everything"]]:
-            found = {score["way"]: score["metrics"] for score in entry["scores"]} | {"joint": entry["joint"]}
-            deltas = {way: delta_printed(tasks, metrics, entry["experts"]) for way, metrics in found.items()}
-            deltas["experts"] = delta_printed(tasks, entry["experts"], main)
+            found = {score["way"]: (score["metrics"], entry["experts"]) for score in entry["scores"]}
+            found |= {"experts": (entry["experts"], main), "joint": (entry["joint"], entry["experts"])}
+            deltas = {way: delta_printed(tasks, *pair) for way, pair in found.items()}
             own = {"seed": seed, "depth": entry["depth"]}
             rows += [own | {"method": method, "delta": delta} for method, delta in deltas.items()]
     return pd.DataFrame(rows)
@@ -246,9 +246,10 @@ def panels(frames, x, y, names, title="{}", logarithmic=False):
         axes.set(xlabel=names[x], title=title.format(name))
         if logarithmic:
             axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(frame[x].unique()))
+        if frame[x].nunique() <= 6:
+            axes.set_xticks(sorted(frame[x].unique()))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_major_formatter("{x:g}")
     line[0][0].set_ylabel(names[y])
     figure.legend(*line[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
     sns.despine(figure)

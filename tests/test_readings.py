@@ -215,6 +215,7 @@ def test_alpha_is_better_chosen_after_realignment(page, varied):
     )
     for alphas in (table["α chosen before"], table["α chosen after"]):
         assert alphas.str.count(",").eq(2).all()
+    assert after.max() < page.frame.loc["joint"].printed.mean() - 1
     if page.dataset == "cityscapes":
         assert (before / after).between(1.6, 2).all()
         flat = means.merged[means.index <= 0.4]
