@@ -198,7 +198,9 @@ def export_onnx(model, names, size, path):
     """Write a model as ONNX: `image` `(batch, 3, *size)` in [0, 1] to one output a task; see `export`."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
     if missing:
-        raise SimoError(f"exporting to ONNX needs {', '.join(missing)}: pip install 'simo[onnx]'")
+        raise SimoError(
+            f"exporting to ONNX needs {', '.join(missing)}: pip install '.[onnx]' in simo's folder"
+        )
     import onnxruntime
 
     outputs = _Outputs(model, names).eval()

@@ -135,7 +135,9 @@ def test_without_the_packages_nothing_is_written(files, tasks, tmp_path, monkeyp
     merged = merge_experts(
         files / "pretrained.safetensors", experts_of(files, tasks), SETTINGS, "average", alpha=1.0
     )
-    with pytest.raises(SimoError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'simo\[onnx\]'"):
+    with pytest.raises(
+        SimoError, match=r"needs onnx, onnxscript, onnxruntime: pip install '.\[onnx\]' in simo's folder"
+    ):
         export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {})
     assert not (tmp_path / "out").exists()
 
