@@ -13,6 +13,7 @@ from simo.tasks import tasks_of
 BESIDE_JOINT = ("joint", "task_arithmetic+heads", "task_arithmetic+representation", "pretrained+heads")
 COSTS = {"steps": "steps", "samples": "images", "seconds": "seconds"}
 COSTS |= {f"all {name}": f"{column} with the experts'" for name, column in COSTS.items()}
+BALANCES = {"uncertainty": "uncertainty weighting", "dwa": "DWA", "pcgrad": "PCGrad", "cagrad": "CAGrad"}
 FACTOR = 10  # what counts as much fewer images, or much less time
 
 
@@ -175,7 +176,7 @@ def field_table(records, frame, dataset):
     return table.loc[order].rename(index=FIELD_NAMES).rename_axis(index=None)
 
 
-def joint_table(records, frame, dataset, main):
+def joint_scores(records, frame, dataset, main):
     """Δ and cost of joint training's variants, beside plain joint training and the paper's realignments.
 
     Parameters
@@ -188,13 +189,14 @@ def joint_table(records, frame, dataset, main):
     Returns
     -------
     DataFrame
-        Of text, mean ± standard deviation over seeds of Δ; best first. What needs experts also has its cost
-        with theirs.
+        Columns `seed`, `name`, `delta` and the keys of `COSTS`; what needs experts also has its cost with
+        theirs.
     """
 
     def rows_of(details):
         for row in details["variants"]:
-            yield row["cost"] | {"name": f"Joint, {row['name']}", "metrics": row["metrics"]}
+            name = f"Joint, {BALANCES.get(row['name'], row['name'])}"
+            yield row["cost"] | {"name": name, "metrics": row["metrics"]}
 
     costs = pd.DataFrame([{"seed": seed, "model": model, **cost} for seed, model, cost in costs_of(main)])
     experts = costs[costs.model == "expert"].groupby("seed")
@@ -207,13 +209,42 @@ def joint_table(records, frame, dataset, main):
             own = experts.loc[row["seed"]]
             row |= {f"all {quantity}": row[quantity] + own[quantity] for quantity in own.index}
         beside.append(row)
-    groups = pd.concat([with_deltas(records, frame, dataset, rows_of), pd.DataFrame(beside)]).groupby("name")
+    return pd.concat([with_deltas(records, frame, dataset, rows_of), pd.DataFrame(beside)])
+
+
+def joint_table(records, frame, dataset, main):
+    """Mean ± standard deviation over seeds of Δ, and mean costs, as text, best first; see `joint_scores`."""
+    groups = joint_scores(records, frame, dataset, main).groupby("name")
     cells = groups.delta.agg(["mean", "std"]).sort_values("mean", ascending=False)
     table = pd.DataFrame({"Δ printed, %": with_spread(cells)})
     for column, name in COSTS.items():
         means = groups[column].mean()[cells.index]
         table[name] = means.map(lambda mean: "" if pd.isna(mean) else f"{mean:,.0f}")
     return table.rename_axis(index=None)
+
+
+def joint_figure(scores):
+    """Δ of joint training's variants and of realignment: mean and range over seeds, one panel a data set.
+
+    Parameters
+    ----------
+    scores : dict of str to DataFrame
+        By data set, see `joint_scores`.
+
+    Returns
+    -------
+    Figure
+        Rows are ordered by the mean over data sets; what is not joint training has another colour.
+    """
+    rows = pd.concat([own.assign(dataset=dataset) for dataset, own in scores.items()])
+    rows["joint"] = rows.name.str.startswith("Joint")
+    means = rows.groupby(["dataset", "name"]).delta.mean().groupby("name").mean()
+    grid = sns.catplot(
+        rows, kind="point", x="delta", y="name", col="dataset", order=means.sort_values().index[::-1],
+        hue="joint", palette=[STYLES[1][0], STYLES[0][0]], errorbar=("pi", 100), linestyle="none",
+        legend=False, sharex=False, height=3.2, aspect=0.8,
+    )  # fmt: skip
+    return grid.set_axis_labels("Δ printed, %", "").set_titles("{col_name}").figure
 
 
 def with_spread(cells, form="+.1f"):

@@ -151,13 +151,7 @@ def feature_shares(records, frame, dataset):
     for record in records:
         for encoder, found in record["details"]["features"].items():
             means = pd.DataFrame(found).drop(columns="task").groupby("block").mean()
-            means = (
-                means[["cka", *MAPS]]
-                .rename(columns=MAPS | {"cka": "CKA"})
-                .stack()
-                .rename("share")
-                .reset_index()
-            )
+            means = means[["cka", *MAPS]].rename(columns=MAPS | {"cka": "CKA"}).stack().reset_index()
             means.columns = ["block", "method", "share"]
             rows.append(means.assign(seed=record["seed"], encoder=encoder))
     return pd.concat(rows, ignore_index=True)

@@ -158,10 +158,13 @@ def test_joint_table_by_hand():
         cost_record(0, "merge", ("ties", 0, 256, 0, 1.0)),
     ]
     table = beyond.joint_table(records, frame, "nyuv2", main)
-    assert list(table.index) == ["Joint, dwa", "Joint training", "TA + representation", "TA + heads"]
-    assert table.loc["Joint, dwa"].tolist() == ["-1.0", "600", "1,056", "10", "", "", ""]
+    assert list(table.index) == ["Joint, DWA", "Joint training", "TA + representation", "TA + heads"]
+    assert table.loc["Joint, DWA"].tolist() == ["-1.0", "600", "1,056", "10", "", "", ""]
     assert table.loc["TA + heads"].tolist() == ["-8.0", "600", "256", "2", "1,200", "1,312", "11"]
     assert table.loc["TA + representation"].tolist() == ["-7.0", "200", "256", "", "800", "1,312", ""]
+    scores = beyond.joint_scores(records, frame, "nyuv2", main)
+    figure = beyond.joint_figure({"nyuv2": scores})
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(table.index)
     main[1] = cost_record(0, "expert_normals", ("expert", 300, 1056, 9, float("nan")))
     assert beyond.joint_table(records, frame, "nyuv2", main).loc["TA + heads"].iloc[-1] == ""
 
