@@ -62,7 +62,7 @@ records: environment ## recompute all three seeds and copy their results to reco
 
 # so few images, steps and values that a CPU gets through in minutes
 rehearsal_values = {batch_size: 2, realign_batch_size: 2, probe_steps: 1, finetune_steps: 1, joint_steps: 1, realign_steps: 1, \
-	lambdas: [0.0, 1.0], images: [0], threads: 1, workers: 0, alphas: {pretrained: [0.0], average: [1.0], \
+	longer_steps: 1, lambdas: [0.0, 1.0], images: [0], threads: 1, workers: 0, alphas: {pretrained: [0.0], average: [1.0], \
 	task_arithmetic: [0.0, 0.4], ties: [0.0, 1.0], ties_untrimmed: [0.0, 1.0]}, tall_scales: [0.4], \
 	consensus_alphas: [1.0], subset_alphas: [0.4], image_counts: [2], \
 	field_alphas: [0.4], field_options: {iso_c: [{}], lot: [{}], symerge: [{}]}, \

@@ -32,7 +32,8 @@ SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split()]
 # a study is a data set with one way to treat it, and has a parameter file of its name
 STUDIES = str(config.get("studies") or "nyuv2 cityscapes taskonomy").split()
 CONTROLS = ["merge_pretrained", "realign_pretrained", "control"]  # without any merging
-BEYOND = ["closed_form", "field", "joint_variants", "variations", "mechanism", "frozen_decoder", "own_models"]
+BEYOND = ["closed_form", "closed_form_control", "field", "joint_variants", "variations", "mechanism"]
+BEYOND += ["frozen_decoder", "own_models"]
 # notebooks that draw; they read records only
 PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "claims", "deviations", "results"]
 PAGES += ["beyond", "wider_field", "fair_joint", "what_varies", "why_it_breaks", "model", "status"]
@@ -60,7 +61,8 @@ DATA = {name: data_folder(config.get("data"), name, BUILD) for name in DATASETS}
 # expected seconds of a step on one core, for the time left, which corrects itself as steps end
 SECONDS = {"expert": 120, "joint": 150, "merge": 20, "realign": 50, "control": 80, "relationships": 70}
 SECONDS |= {"masks": 40, "adamerging": 50, "released": 40, "subsets": 160, "mechanism": 60, "own_models": 40}
-SECONDS |= {"closed_form": 300, "field": 900, "joint_variants": 1200, "variations": 1400, "frozen_decoder": 400}
+SECONDS |= {"closed_form": 300, "closed_form_control": 90, "field": 900, "joint_variants": 1200, "variations": 1400}
+SECONDS |= {"frozen_decoder": 400}
 
 CHECKPOINTS = BUILD + "/checkpoints/{study}/seed{seed}"
 RECORDS = BUILD + "/records/{study}/seed{seed}"
@@ -220,6 +222,7 @@ rule joint:
     message: "joint training on {wildcards.study}, seed {wildcards.seed}"
     params: **compute("joint")
     priority: 1  # the longest: begun before what does not wait for it
+    threads: lambda w: 1 if VALUES[w.study]["threads"] else workflow.cores  # without a limit, one notebook at a time
     resources: seconds=seconds("joint")
     shell: COMPUTE
 
@@ -368,6 +371,16 @@ use rule joint as closed_form with:
     message: "closed form and few images on {wildcards.study}, seed {wildcards.seed}"
     params: **compute("closed_form")
     resources: seconds=seconds("closed_form")
+
+
+use rule closed_form as closed_form_control with:
+    output:
+        notebook=EXECUTED + "/closed_form_control.ipynb",
+        record=RECORDS + "/closed_form_control.json",
+    log: LOGS + "/closed_form_control.log"
+    message: "controls of closed form on {wildcards.study}, seed {wildcards.seed}"
+    params: **compute("closed_form_control")
+    resources: seconds=seconds("closed_form_control")
 
 
 use rule control as field with:

@@ -19,7 +19,8 @@ EXPERIMENTS = {"joint", "relationships", "qualitative"}
 EXPERIMENTS |= {f"{step}_{how}" for step in ("merge", "realign") for how in ("task_arithmetic", "ties")}
 FURTHER = {"control", "masks", "adamerging", "released", "merge_average", "merge_ties_untrimmed"}
 FURTHER |= {"merge_pretrained", "realign_pretrained"}
-FROM_EXPERTS = {"closed_form", "field", "variations", "mechanism", "frozen_decoder", "own_models"}
+FROM_EXPERTS = {"closed_form", "closed_form_control", "field", "variations", "mechanism"}
+FROM_EXPERTS |= {"frozen_decoder", "own_models"}
 BEYOND = FROM_EXPERTS | {"joint_variants"}  # the paper
 
 
