@@ -5,16 +5,23 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import LogLocator, NullLocator
 
-from simo.performance import delta_printed
+from simo.performance import delta_printed, normalised_performance
 from simo.plotting import STYLES
 from simo.tables import MODELS, costs_of
 from simo.tasks import tasks_of
 
-BESIDE_JOINT = ("joint", "task_arithmetic+heads", "task_arithmetic+representation", "pretrained+heads")
+KINDS = ("heads", "representation")
+BESIDE_JOINT = ["joint"]
+BESIDE_JOINT += [f"{start}+{kind}" for start in ("task_arithmetic", "pretrained") for kind in KINDS]
 COSTS = {"steps": "steps", "samples": "images", "seconds": "seconds"}
 COSTS |= {f"all {name}": f"{column} with the experts'" for name, column in COSTS.items()}
 BALANCES = {"uncertainty": "uncertainty weighting", "dwa": "DWA", "pcgrad": "PCGrad", "cagrad": "CAGrad"}
 FACTOR = 10  # what counts as much fewer images, or much less time
+
+
+def spread(values, form="+.1f"):
+    """Mean ± standard deviation of a Series over seeds, as text; of a single seed the mean alone."""
+    return f"{values.mean():{form}} ± {values.std():{form.lstrip('+')}}".removesuffix(" ± nan")
 
 
 def with_deltas(records, frame, dataset, rows_of):
@@ -33,7 +40,8 @@ def with_deltas(records, frame, dataset, rows_of):
     Returns
     -------
     DataFrame
-        Columns `seed`, `delta` (printed, in per cent), and the rows' other entries.
+        Columns `seed`, by task name the normalised performance, `delta` (printed), all in per cent, and the
+        rows' other entries.
     """
     tasks = tasks_of(dataset)
     rows = []
@@ -43,13 +51,16 @@ def with_deltas(records, frame, dataset, rows_of):
             own = {name: value for name, value in row.items() if name != "metrics"}
             if resumed and "seconds" in own:
                 own["seconds"] = float("nan")  # those of a continued run are too few
-            delta = delta_printed(tasks, row["metrics"], experts)
-            rows.append({"seed": record["seed"], "delta": delta, **own})
+            for task in tasks:
+                ratio = normalised_performance(task, row["metrics"][task.name], experts[task.name])
+                own[task.name] = 100 * ratio
+            own["delta"] = delta_printed(tasks, row["metrics"], experts)
+            rows.append({"seed": record["seed"], **own})
     return pd.DataFrame(rows)
 
 
 def realignment_curves(records, frame, dataset):
-    """Δ of every way to realign: columns `seed`, `method`, `images`, `seconds`, `delta`."""
+    """Every way to realign: columns `method`, `images`, `seconds`, and those of `with_deltas`."""
     return with_deltas(records, frame, dataset, lambda details: details["curves"])
 
 
@@ -63,17 +74,18 @@ def curves_table(curves):
     curves : DataFrame
         See `realignment_curves`.
     """
-    cells = curves.groupby(["method", "images"], sort=False).delta.agg(["mean", "std"])
-    return with_spread(cells).unstack("images").dropna(axis="columns").rename_axis(index=None)
+    cells = curves.groupby(["method", "images"], sort=False).delta.agg(spread)
+    return cells.unstack("images").dropna(axis="columns").rename_axis(index=None)
 
 
-REPAIRS = ["shift", "scales", "rotation", "closed form"]
+REPAIRS = {"task_arithmetic": "merged", "tall_mask": "TALL-masks", "joint": "joint training"}
+REPAIRS |= {name: name for name in ("shift", "scales", "rotation", "closed form", *KINDS)}
 
 
 def repairs_table(records, frame, dataset):
-    """Δ of the merged model bare, masked by task, after each map of its features, and realigned, as text.
+    """What is left of each expert's performance, and Δ: mean ± standard deviation over seeds, as text.
 
-    One row, named after the data set.
+    Rows: the merged model bare, masked by task, after each map of its features, realigned; joint training.
 
     Parameters
     ----------
@@ -81,20 +93,43 @@ def repairs_table(records, frame, dataset):
         See `realignment_curves`; of every method the largest number of images.
     """
     curves = realignment_curves(records, frame, dataset)
-    largest = curves[curves.images == curves.images.max()].set_index("method").delta
-    rows = {"merged": frame.loc["task_arithmetic"].printed, "TALL-masks": frame.loc["tall_mask"].printed}
-    rows |= {method: largest.loc[[method]] for method in [*REPAIRS, "heads", "representation"]}
-    cells = pd.DataFrame({name: [own.mean(), own.std()] for name, own in rows.items()}, index=["mean", "std"])
-    return with_spread(cells.T).to_frame(dataset).T
+    names = {task.name: f"{task.name} %" for task in tasks_of(dataset)}
+    main = frame[[*names.values(), "printed"]].rename(columns={"printed": "delta"})
+    own = curves[curves.images == curves.images.max()].set_index("method").rename(columns=names)
+    rows = pd.concat([main.droplevel("seed"), own])[main.columns].loc[list(REPAIRS)]
+    groups = rows.groupby(level=0, sort=False)
+    table = {column: groups[column].agg(spread, ".0f") for column in names.values()}
+    return pd.DataFrame(table | {"Δ printed, %": groups.delta.agg(spread)}).rename(index=REPAIRS)
 
 
-def savings(curves, labelled="heads"):
+def controls_table(records, frame, dataset):
+    """Δ of closed form, of heads trained for longer, and of what needs no merging: a Series of text.
+
+    The first ones with the seconds that they took, in the mean.
+
+    Parameters
+    ----------
+    records, frame, dataset
+        Of the experiment `closed_form_control`, see `with_deltas`.
+    """
+    own = with_deltas(records, frame, dataset, lambda details: details["controls"]).groupby(
+        "name", sort=False
+    )
+    beside = frame.printed.loc[["task_arithmetic", *BESIDE_JOINT]].groupby("model", sort=False)
+    timed = own.delta.agg(spread) + own.seconds.mean().map(" in {:.1f} s".format)
+    rows = pd.concat([timed, beside.agg(spread).rename(index=MODELS)])
+    return rows.rename_axis(None)
+
+
+def savings(curves, bare, labelled="heads"):
     """From how many images, and in what time, closed form is as good as a labelled method with so many.
 
     Parameters
     ----------
     curves : dict of str to DataFrame
         By data set, see `realignment_curves`; means over seeds are compared.
+    bare : dict of str to float
+        Δ of the merged model as it is: a labelled method that is worse sets no mark.
     labelled : str
         The method to be as good as.
 
@@ -112,7 +147,9 @@ def savings(curves, labelled="heads"):
         for images, mark in means.loc[labelled].iterrows():
             row = {f"Δ of {labelled}": f"{mark.delta:+.1f}", "seconds": f"{mark.seconds:.1f}"}
             enough = own[lasting >= mark.delta]
-            if enough.empty:
+            if mark.delta < bare[dataset]:
+                row["closed form needs"] = "none: bare is better"
+            elif enough.empty:
                 row["closed form needs"] = f"more than {own.index.max()} images"
             else:
                 least = enough.iloc[0]
@@ -163,8 +200,8 @@ def field_table(records, frame, dataset):
                 yield score | own | {"way": score["realignment"] or "merged"}
 
     scores = with_deltas(records, frame, dataset, rows_of)
-    cells = scores.groupby(["method", "way"], sort=False).delta.agg(["mean", "std"])
-    table = with_spread(cells).unstack("way")
+    ways = scores.groupby(["method", "way"], sort=False).delta
+    table = ways.agg(spread).unstack("way")
     merged = scores[scores.way == "merged"].groupby("method")
     listed = merged[["α", "value"]].agg(
         lambda values: ", ".join(str(value) for value in values if value != "")
@@ -172,7 +209,7 @@ def field_table(records, frame, dataset):
     table = table.assign(α=listed["α"], option=merged.option.first() + " " + listed.value)
     # of the seed that was disturbed least by whatever else ran
     table["seconds to merge"] = merged.seconds.min().map("{:.0f}".format)
-    order = cells["mean"].unstack("way")["closed form"].sort_values(ascending=False).index
+    order = ways.mean().unstack("way")["closed form"].sort_values(ascending=False).index
     return table.loc[order].rename(index=FIELD_NAMES).rename_axis(index=None)
 
 
@@ -215,12 +252,10 @@ def joint_scores(records, frame, dataset, main):
 def joint_table(records, frame, dataset, main):
     """Mean ± standard deviation over seeds of Δ, and mean costs, as text, best first; see `joint_scores`."""
     groups = joint_scores(records, frame, dataset, main).groupby("name")
-    cells = groups.delta.agg(["mean", "std"]).sort_values("mean", ascending=False)
-    table = pd.DataFrame({"Δ printed, %": with_spread(cells)})
+    table = pd.DataFrame({"Δ printed, %": groups.delta.agg(spread)})
     for column, name in COSTS.items():
-        means = groups[column].mean()[cells.index]
-        table[name] = means.map(lambda mean: "" if pd.isna(mean) else f"{mean:,.0f}")
-    return table.rename_axis(index=None)
+        table[name] = groups[column].mean().map(lambda mean: "" if pd.isna(mean) else f"{mean:,.0f}")
+    return table.loc[groups.delta.mean().sort_values(ascending=False).index].rename_axis(index=None)
 
 
 def joint_figure(scores):
@@ -247,14 +282,6 @@ def joint_figure(scores):
     return grid.set_axis_labels("Δ printed, %", "").set_titles("{col_name}").figure
 
 
-def with_spread(cells, form="+.1f"):
-    """Columns `mean` and `std` as text; of a single seed the mean alone."""
-    return cells.apply(
-        lambda cell: f"{cell['mean']:{form}} ± {cell['std']:{form.lstrip('+')}}".removesuffix(" ± nan"),
-        axis=1,
-    )
-
-
 def draw_bands(axes, frame, x, y, by, style, label):
     """Draw a line of means over seeds and a band of their range.
 
@@ -276,15 +303,15 @@ def draw_bands(axes, frame, x, y, by, style, label):
     axes.plot(x, y.mean(), color=colour, ls=dashes, marker=marker, ms=4, label=label)
 
 
-def curves_figure(curves, joint, methods, against=("images", "seconds")):
+def curves_figure(curves, marks, methods, against=("images", "seconds")):
     """Δ against images and seconds, on logarithmic axes: one column of panels a data set.
 
     Parameters
     ----------
     curves : dict of str to DataFrame
         By data set, see `realignment_curves`.
-    joint : dict of str to float
-        Δ of joint training by data set: a line across.
+    marks : dict of str to tuple of float
+        By data set, Δ of joint training and of the merged model as it is: dashed and dotted lines across.
     methods : sequence of str
         Which to draw, at most as many as there are styles.
     against : sequence of str
@@ -304,7 +331,8 @@ def curves_figure(curves, joint, methods, against=("images", "seconds")):
             for method, style in zip(methods, STYLES[: len(methods)], strict=True):
                 own = curve[curve.method == method]
                 draw_bands(axes, own, quantity, "delta", "images", style, method)
-            axes.axhline(joint[dataset], color="black", lw=0.8, ls=(0, (6, 3)))
+            for mark, dashes in zip(marks[dataset], ((0, (6, 3)), ":"), strict=True):
+                axes.axhline(mark, color="black", lw=0.8, ls=dashes)
             axes.set(xscale="log", xlabel=quantity, title=dataset)
             decimal = {"base": 10, "subs": (1, 2, 5)}
             axes.xaxis.set_major_locator(LogLocator(**{"base": 4} if quantity == "images" else decimal))

@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import NullLocator
 
-from simo.beyond import draw_bands, with_deltas, with_spread
+from simo.beyond import draw_bands, spread, with_deltas
 from simo.performance import delta_printed
 from simo.plotting import STYLES
 from simo.tables import MODELS
@@ -39,9 +39,8 @@ def alpha_table(records, frame, dataset):
     for method, own in scores[scores.method != "merged"].groupby("method", sort=False):
         row = {}
         for when, places in {"before": before, "after": list(own.groupby("seed").score.idxmax())}.items():
-            found = own.loc[places].delta.agg(["mean", "std"])
             row[f"α chosen {when}"] = ", ".join(f"{alpha:g}" for _, alpha in places)
-            row[f"Δ, α chosen {when}"] = with_spread(found.to_frame().T).iloc[0]
+            row[f"Δ, α chosen {when}"] = spread(own.loc[places].delta)
         rows[method] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -122,8 +121,7 @@ def _alphas(scores, by):
 
 def _by_method(scores, by):
     """Mean and spread of Δ, one column a method."""
-    cells = scores.groupby([by, "method"], sort=False).delta.agg(["mean", "std"])
-    return with_spread(cells).unstack("method")
+    return scores.groupby([by, "method"], sort=False).delta.agg(spread).unstack("method")
 
 
 def studies_table(frames, models):
@@ -136,25 +134,30 @@ def studies_table(frames, models):
     models : sequence of str
         Keys of `simo.tables.MODELS`.
     """
-    columns = {}
-    for title, frame in frames.items():
-        columns[title] = with_spread(frame.printed.groupby("model").agg(["mean", "std"]).loc[list(models)])
-    return pd.DataFrame(columns).rename(index=MODELS).rename_axis(index=None)
+    columns = {title: frame.printed.groupby("model").agg(spread) for title, frame in frames.items()}
+    return pd.DataFrame(columns).loc[list(models)].rename(index=MODELS).rename_axis(index=None)
 
 
 def feature_shares(records, frame, dataset):
-    """What merged features explain of the experts': mean over tasks.
+    """What merged features explain of each expert's.
 
-    Columns `seed`, `encoder`, `block`, `method` (a value of `MAPS`, or CKA), `share`.
+    Columns `seed`, `encoder`, `task`, `block`, `method` (a value of `MAPS`, or CKA), `share`.
     """
-    rows = []
-    for record in records:
-        for encoder, found in record["details"]["features"].items():
-            means = pd.DataFrame(found).drop(columns="task").groupby("block").mean()
-            means = means[["cka", *MAPS]].rename(columns=MAPS | {"cka": "CKA"}).stack().reset_index()
-            means.columns = ["block", "method", "share"]
-            rows.append(means.assign(seed=record["seed"], encoder=encoder))
-    return pd.concat(rows, ignore_index=True)
+    names = MAPS | {"cka": "CKA"}
+    rows = [
+        pd.DataFrame(found).rename(columns=names).assign(seed=record["seed"], encoder=encoder)
+        for record in records
+        for encoder, found in record["details"]["features"].items()
+    ]
+    return pd.concat(rows).melt(["seed", "encoder", "task", "block"], list(names.values()), "method", "share")
+
+
+def shares_table(records, frame, dataset):
+    """What merged features explain of each expert's after the last block, as text: one row a task."""
+    rows = feature_shares(records, frame, dataset)
+    rows = rows[(rows.encoder == "merged") & (rows.block == rows.block.max())]
+    cells = rows.groupby(["task", "method"], sort=False).share.agg(spread, ".2f")
+    return cells.unstack("method").rename_axis(index=None)
 
 
 def vectors_table(records, frame, dataset):
@@ -174,12 +177,22 @@ def vectors_table(records, frame, dataset):
                 }
             )
     groups = pd.DataFrame(rows).groupby("task", sort=False)
-    cells = {
-        name: with_spread(groups[name].agg(["mean", "std"]), ".1f" if name == MOVED else ".2f")
-        for name in rows[0]
-        if name != "task"
-    }
+    cells = {name: groups[name].agg(spread, ".1f" if name == MOVED else ".2f") for name in [*rows[0]][1:]}
     return pd.DataFrame(cells).rename_axis(index=None)
+
+
+def contrast_scores(records, frame, dataset, main):
+    """Validation score by α under each kind of decoder, relative to its own experts.
+
+    Columns `seed`, `alpha`, `method`, `score` in per cent; `main` are all records of the study.
+    """
+    own = [record for record in main if record["experiment"] == "merge_task_arithmetic"]
+    return pd.DataFrame(
+        {"seed": record["seed"], "alpha": row["alpha"], "method": name, "score": 100 * row["score"]}
+        for name, found in {"own heads": own, "one frozen decoder": records}.items()
+        for record in found
+        for row in record["details"]["scan"]
+    )
 
 
 def contrast_table(records, frame, dataset):

@@ -29,9 +29,10 @@ def test_curves_are_relative_to_the_experts_of_the_seed():
     row = {"method": "heads", "images": 4, "seconds": 1.5, "metrics": metrics}
     records = [{"seed": 2, "details": {"curves": [row]}, "provenance": {}}]
     curves = beyond.realignment_curves(records, experts, "nyuv2")
-    assert curves.drop(columns="delta").to_dict("records") == [
-        {"seed": 2, "method": "heads", "images": 4, "seconds": 1.5}
-    ]
+    row = curves.drop(columns="delta").to_dict("records")[0]
+    assert row == {"seed": 2, "method": "heads", "images": 4, "seconds": 1.5} | dict(
+        zip(TASKS, (50.0, 100.0, 50.0), strict=True)
+    )
     assert curves.delta[0] == pytest.approx(-100 / 3)
 
 
@@ -43,7 +44,7 @@ def test_savings_by_hand():
         ("closed form", 64, 2.5, -20.0),
         ("closed form", 256, 5.0, -10.0),
     ]
-    table = beyond.savings({"nyuv2": curves_of(rows)})
+    table = beyond.savings({"nyuv2": curves_of(rows)}, {"nyuv2": -50.0})
     few, all_of_them = (table.loc[f"nyuv2, {count} labelled images"] for count in (16, 256))
     assert (all_of_them["Δ of heads"], all_of_them["seconds"]) == ("-20.0", "10.0")
     assert all_of_them["closed form needs"] == few["closed form needs"] == "64 images, 2.5 s"
@@ -51,23 +52,40 @@ def test_savings_by_hand():
     assert (few["times fewer images"], few["times faster"]) == ("0.2", "3.6")
     assert set(table["10 times of either"]) == {"no"}
     rows[2:] = [("closed form", 16, 2.0, -20.0)]
-    assert list(beyond.savings({"nyuv2": curves_of(rows)})["10 times of either"]) == ["no", "yes"]  # images
+    assert list(beyond.savings({"nyuv2": curves_of(rows)}, {"nyuv2": -50.0})["10 times of either"]) == [
+        "no",
+        "yes",
+    ]  # images
     rows[2:] = [("closed form", 256, 1.0, -20.0)]
-    assert list(beyond.savings({"nyuv2": curves_of(rows)})["10 times of either"]) == ["no", "yes"]  # time
+    assert list(beyond.savings({"nyuv2": curves_of(rows)}, {"nyuv2": -50.0})["10 times of either"]) == [
+        "no",
+        "yes",
+    ]  # time
 
 
 def test_a_lucky_point_does_not_count_as_reached():
     """Closed form that is good enough from 4 images but not from 16 needs the 64 from which it stays so."""
     rows = [("heads", 64, 9.0, -20.0)]
     rows += [("closed form", n, 1.0, delta) for n, delta in ((4, -19.0), (16, -21.0), (64, -18.0))]
-    assert beyond.savings({"nyuv2": curves_of(rows)}).iloc[0]["closed form needs"] == "64 images, 1.0 s"
+    assert (
+        beyond.savings({"nyuv2": curves_of(rows)}, {"nyuv2": -50.0}).iloc[0]["closed form needs"]
+        == "64 images, 1.0 s"
+    )
 
 
 def test_mark_that_is_not_reached_is_shown():
     """Where closed form falls short at every size, the table says so, and claims no factor."""
     rows = [("heads", 256, 10.0, -5.0), ("closed form", 256, 2.0, -10.0)]
-    row = beyond.savings({"taskonomy": curves_of(rows)}).iloc[0]
+    row = beyond.savings({"taskonomy": curves_of(rows)}, {"taskonomy": -50.0}).iloc[0]
     assert row["closed form needs"] == "more than 256 images"
+    assert "times faster" not in row
+
+
+def test_worse_than_not_realigning_sets_no_mark():
+    """Labelled heads that end below the merged model as it is are nothing to be as good as."""
+    rows = [("heads", 4, 9.0, -50.0), ("closed form", 4, 1.0, -20.0)]
+    row = beyond.savings({"nyuv2": curves_of(rows)}, {"nyuv2": -40.0}).iloc[0]
+    assert row["closed form needs"] == "none: bare is better"
     assert "times faster" not in row
 
 
@@ -83,33 +101,59 @@ def test_table_shows_mean_and_spread():
     assert table.loc["heads"].to_dict() == {4: "-30.0 ± 1.4", 16: "-20.0 ± 1.4"}
 
 
+def frame_of(**deltas):
+    """Scores of one seed: experts, and models whose loss is all in mIoU."""
+    rows = {"expert": [40.0, 0.5, 20.0, 100.0, 100.0, 100.0, 0.0]}
+    rows |= {name: [0.0, 0.0, 0.0, 100 + 3 * delta, 100.0, 100.0, delta] for name, delta in deltas.items()}
+    index = pd.MultiIndex.from_product([rows, [0]], names=["model", "seed"])
+    columns = [*TASKS, *(f"{task} %" for task in TASKS), "printed"]
+    return pd.DataFrame(list(rows.values()), index, columns)
+
+
 def test_repairs_are_those_of_most_images():
-    """One row a data set: the merged model's Δ, and every method's from the largest number of images."""
-    values = [[40.0, 0.5, 20.0, 0.0], [0.0, 0.0, 0.0, -50.0], [0.0, 0.0, 0.0, -9.0]]
-    models = [("expert", 0), ("task_arithmetic", 0), ("tall_mask", 0)]
-    index = pd.MultiIndex.from_tuples(models, names=["model", "seed"])
-    experts = pd.DataFrame(values, index, [*TASKS, "printed"])
-    names = [*beyond.REPAIRS, "heads", "representation"]
+    """Per cent of the expert by task and Δ, of every method from the largest number of images."""
+    frame = frame_of(task_arithmetic=-20.0, tall_mask=-9.0, joint=-3.0)
+    names = list(beyond.REPAIRS)[3:]
     rows = [
         {"method": name, "images": n, "metrics": dict(zip(TASKS, (miou, 0.5, 20.0), strict=True))}
         for name in names
         for n, miou in ((4, 0.0), (16, 40.0 - 3 * names.index(name)))
     ]
     records = [{"seed": 0, "details": {"curves": rows}, "provenance": {}}]
-    table = beyond.repairs_table(records, experts, "nyuv2")
-    shown = ["-50.0", "-9.0", *(f"{-2.5 * number + 0:+.1f}" for number in range(len(names)))]
-    assert table.loc["nyuv2"].tolist() == shown
+    table = beyond.repairs_table(records, frame, "nyuv2")
+    assert list(table.index) == list(beyond.REPAIRS.values())
+    assert table.loc["merged"].tolist() == ["40", "100", "100", "-20.0"]
+    expected = [-20, -9, -3, *(-2.5 * number for number in range(len(names)))]
+    assert table["Δ printed, %"].tolist() == [f"{delta + 0:+.1f}" for delta in expected]
+
+
+def test_controls_stand_beside_the_main_models():
+    """What the notebook found, with its time, and what the main experiments have."""
+    models = ["task_arithmetic", *beyond.BESIDE_JOINT]
+    frame = frame_of(**{name: -10.0 - number for number, name in enumerate(models)})
+    row = {"name": "TA + closed form", "seconds": 2.4}
+    row["metrics"] = dict(zip(TASKS, (34.0, 0.5, 20.0), strict=True))  # 15 % less in one of three
+    records = [{"seed": 0, "details": {"controls": [row]}, "provenance": {}}]
+    table = beyond.controls_table(records, frame, "nyuv2")
+    assert table["TA + closed form"] == "-5.0 in 2.4 s"
+    assert table[["TA", "Joint training", "Pretrained + representation"]].tolist() == [
+        "-10.0",
+        "-11.0",
+        "-15.0",
+    ]
 
 
 def test_figure_has_a_panel_a_data_set_and_quantity():
-    """Each panel shows every method, its band and joint training's line, on a logarithmic axis."""
+    """Each panel shows every method, its band, and two marks' lines, on a logarithmic axis."""
     rows = [(method, n, n / 10, -n) for method in ("heads", "closed form") for n in (4, 16)]
     curves = {"nyuv2": curves_of(rows), "taskonomy": curves_of(rows)}
-    figure = beyond.curves_figure(curves, {"nyuv2": -3.0, "taskonomy": -9.0}, ["closed form", "heads"])
+    figure = beyond.curves_figure(
+        curves, {"nyuv2": [-3.0, -20.0], "taskonomy": [-9.0, -30.0]}, ["closed form", "heads"]
+    )
     assert len(figure.axes) == 4
     for axes in figure.axes:
         assert axes.get_xscale() == "log"
-        assert len(axes.lines) == 3
+        assert len(axes.lines) == 4
         assert len(axes.collections) == 2
     assert [axes.get_xlabel() for axes in figure.axes] == ["images", "images", "seconds", "seconds"]
 

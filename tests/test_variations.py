@@ -113,17 +113,29 @@ def test_depths_are_relative_to_experts_of_the_same_depth():
     )
 
 
-def test_feature_shares_are_means_over_tasks():
-    """Two tasks at one block: the mean, under the names that the figure shows."""
-    rows = [
-        {"task": task, "block": 1, "cka": cka, **dict.fromkeys(variations.MAPS, 0.9), "nothing": share}
-        for task, cka, share in (("depth", 0.5, -1.0), ("normals", 0.7, 0.0))
-    ]
-    found = variations.feature_shares(records({"features": {"merged": rows}}, 1), frame(), "nyuv2")
-    shares = found.set_index("method").share.to_dict()
-    assert list(shares) == ["CKA", "as they are", "shifted", "scaled", "turned", "mapped linearly"]
-    assert list(shares.values()) == pytest.approx([0.6, -0.5, 0.9, 0.9, 0.9, 0.9])
-    assert set(found.encoder) == {"merged"}
+def test_feature_shares_by_hand():
+    """One row an encoder, task, block and way; the table shows the merged encoder's last block."""
+    features = {
+        encoder: [
+            {
+                "task": task,
+                "block": block,
+                "cka": 0.5,
+                **dict.fromkeys(variations.MAPS, 0.9),
+                "nothing": share,
+            }
+            for task, share in (("depth", first), ("normals", 0.0))
+            for block in (1, 2)
+        ]
+        for encoder, first in (("pretrained", 0.3), ("merged", -1.0))
+    }
+    found = variations.feature_shares(records({"features": features}, 1), frame(), "nyuv2")
+    assert len(found) == 2 * 2 * 2 * 6
+    shares = found.set_index(["encoder", "task", "block", "method"]).share
+    assert shares["merged", "depth", 2, "as they are"] == -1.0
+    assert shares["pretrained", "normals", 1, "CKA"] == 0.5
+    table = variations.shares_table(records({"features": features}), frame(), "nyuv2")
+    assert table.loc["depth", ["as they are", "turned"]].tolist() == ["-1.00 ± 0.00", "0.90 ± 0.00"]
 
 
 def test_vectors_by_hand():
@@ -157,6 +169,19 @@ def test_contrast_is_relative_to_the_experts_of_its_row():
     first = ["20.0", "0.3, 0.3", *(f"{delta:+.1f} ± 0.0" for delta in (0, -20, -8, -8))]
     second = ["10.0", "0.6, 0.6", *(f"{delta:+.1f} ± 0.0" for delta in (-50 / 3, 0, 100 / 3, 0))]
     assert (table.loc[own].tolist(), table.loc[frozen].tolist()) == (first, second)
+
+
+def test_contrast_scans_by_hand():
+    """The main experiment's scan beside the frozen decoder's, in per cent."""
+    scan = [{"alpha": 0.0, "score": 0.9}, {"alpha": 0.1, "score": 0.8}]
+    main = [{"experiment": "merge_task_arithmetic", "seed": 0, "details": {"scan": scan[1:]}}]
+    main.append({"experiment": "merge_ties", "seed": 0, "details": {"scan": scan}})
+    found = variations.contrast_scores(records({"scan": scan}, 1), frame(), "nyuv2", main)
+    assert found.values.tolist() == [
+        [0, 0.1, "own heads", 80.0],
+        [0, 0.0, "one frozen decoder", 90.0],
+        [0, 0.1, "one frozen decoder", 80.0],
+    ]
 
 
 def test_studies_stand_side_by_side():
