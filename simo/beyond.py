@@ -1,13 +1,11 @@
 """Beyond the paper: tables and figures of what it did not try, from records."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-from matplotlib.ticker import LogLocator, NullLocator
 
 from simo.performance import delta_printed, normalised_performance
 from simo.plotting import STYLES
-from simo.tables import MODELS, costs_of
+from simo.tables import MODELS, costs_of, spread
 from simo.tasks import tasks_of
 
 KINDS = ("heads", "representation")
@@ -17,11 +15,6 @@ COSTS = {"steps": "steps", "samples": "images", "seconds": "seconds"}
 COSTS |= {f"all {name}": f"{column} with the experts'" for name, column in COSTS.items()}
 BALANCES = {"uncertainty": "uncertainty weighting", "dwa": "DWA", "pcgrad": "PCGrad", "cagrad": "CAGrad"}
 FACTOR = 10  # what counts as much fewer images, or much less time
-
-
-def spread(values, form="+.1f"):
-    """Mean ± standard deviation of a Series over seeds, as text; of a single seed the mean alone."""
-    return f"{values.mean():{form}} ± {values.std():{form.lstrip('+')}}".removesuffix(" ± nan")
 
 
 def with_deltas(records, frame, dataset, rows_of):
@@ -280,65 +273,3 @@ def joint_figure(scores):
         legend=False, sharex=False, height=3.2, aspect=0.8,
     )  # fmt: skip
     return grid.set_axis_labels("Δ printed, %", "").set_titles("{col_name}").figure
-
-
-def draw_bands(axes, frame, x, y, by, style, label):
-    """Draw a line of means over seeds and a band of their range.
-
-    Parameters
-    ----------
-    axes : Axes
-    frame : DataFrame
-        Of one line.
-    x, y, by : str
-        Columns; a point is the mean of the rows that agree in `by`.
-    style : (str, line style, str)
-        One of `simo.plotting.STYLES`.
-    label : str
-    """
-    colour, dashes, marker = style
-    groups = frame.groupby(by)
-    x, y = groups[x].mean(), groups[y]
-    axes.fill_between(x, y.min(), y.max(), color=colour, alpha=0.2, lw=0 if len(x) > 1 else 4)
-    axes.plot(x, y.mean(), color=colour, ls=dashes, marker=marker, ms=4, label=label)
-
-
-def curves_figure(curves, marks, methods, against=("images", "seconds")):
-    """Δ against images and seconds, on logarithmic axes: one column of panels a data set.
-
-    Parameters
-    ----------
-    curves : dict of str to DataFrame
-        By data set, see `realignment_curves`.
-    marks : dict of str to tuple of float
-        By data set, Δ of joint training and of the merged model as it is: dashed and dotted lines across.
-    methods : sequence of str
-        Which to draw, at most as many as there are styles.
-    against : sequence of str
-        Columns of the curves; one row of panels each.
-
-    Returns
-    -------
-    Figure
-        Lines are means over seeds, bands their range.
-    """
-    figure, grid = plt.subplots(
-        len(against), len(curves), figsize=(2.9 * len(curves), 2.5 * len(against) + 0.6),
-        sharey="col", squeeze=False, layout="constrained",
-    )  # fmt: skip
-    for line, quantity in zip(grid, against, strict=True):
-        for axes, (dataset, curve) in zip(line, curves.items(), strict=True):
-            for method, style in zip(methods, STYLES[: len(methods)], strict=True):
-                own = curve[curve.method == method]
-                draw_bands(axes, own, quantity, "delta", "images", style, method)
-            for mark, dashes in zip(marks[dataset], ((0, (6, 3)), ":"), strict=True):
-                axes.axhline(mark, color="black", lw=0.8, ls=dashes)
-            axes.set(xscale="log", xlabel=quantity, title=dataset)
-            decimal = {"base": 10, "subs": (1, 2, 5)}
-            axes.xaxis.set_major_locator(LogLocator(**{"base": 4} if quantity == "images" else decimal))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter("{x:g}")
-        line[0].set_ylabel("Δ printed, %")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
-    sns.despine(figure)
-    return figure

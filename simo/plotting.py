@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import LogLocator, NullLocator
 
 from simo.tables import MODELS
 from simo.tasks import CITYSCAPES_CLASSES, CITYSCAPES_PARTS, NYUV2_CLASSES
@@ -365,4 +366,77 @@ def class_legend(task):
     axes.axis("off")
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in CLASS_COLOURS[task.classes]]
     axes.legend(handles, task.classes, ncols=7, loc="center", fontsize=8)
+    return figure
+
+
+def draw_bands(axes, frame, x, y, by, style, label):
+    """Draw a line of means over seeds and a band of their range.
+
+    Parameters
+    ----------
+    axes : Axes
+    frame : DataFrame
+        Of one line.
+    x, y, by : str
+        Columns; a point is the mean of the rows that agree in `by`.
+    style : (str, line style, str)
+        One of `STYLES`.
+    label : str
+    """
+    colour, dashes, marker = style
+    groups = frame.groupby(by)
+    x, y = groups[x].mean(), groups[y]
+    axes.fill_between(x, y.min(), y.max(), color=colour, alpha=0.2, lw=0 if len(x) > 1 else 4)
+    axes.plot(x, y.mean(), color=colour, ls=dashes, marker=marker, ms=4, label=label)
+
+
+def panels(frames, x, y, names, by=None, methods=None, marks=None, logarithmic=False):
+    """Bands over seeds against one quantity or several: one column of panels a frame, one row a quantity.
+
+    Parameters
+    ----------
+    frames : dict of str to DataFrame
+        By the panel's title; columns `method`, and those below.
+    x : str or sequence of str
+        Columns.
+    y : str
+        Column.
+    names : dict of str to str
+        Labels of columns.
+    by : str, optional
+        See `draw_bands`; x if not given.
+    methods : sequence of str, optional
+        Which to draw, at most as many as there are styles; all if not given.
+    marks : dict of str to sequence of float, optional
+        By title, two values: a dashed and a dotted line across.
+    logarithmic : bool
+        Of the axis of x.
+
+    Returns
+    -------
+    Figure
+    """
+    rows = [x] if isinstance(x, str) else x
+    figure, grid = plt.subplots(
+        len(rows), len(frames), figsize=(3.0 * len(frames), 2.5 * len(rows) + 0.5),
+        sharey="col", squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for line, quantity in zip(grid, rows, strict=True):
+        for axes, (title, frame) in zip(line, frames.items(), strict=True):
+            shown = methods or list(frame.method.unique())
+            for method, style in zip(shown, STYLES[: len(shown)], strict=True):
+                draw_bands(axes, frame[frame.method == method], quantity, y, by or quantity, style, method)
+            for mark, dashes in zip((marks or {}).get(title, ()), ((0, (6, 3)), ":"), strict=False):
+                axes.axhline(mark, color="black", lw=0.8, ls=dashes)
+            axes.set(xlabel=names[quantity], title=title)
+            if logarithmic:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+            if frame[quantity].nunique() <= 6:
+                axes.set_xticks(sorted(frame[quantity].unique()))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter("{x:g}")
+        line[0].set_ylabel(names[y])
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown))
+    sns.despine(figure)
     return figure

@@ -33,6 +33,13 @@ MODELS = {
 CONTROLS = [name for name in MODELS if name.split("+")[0] == "pretrained" or name.startswith("expert+")]
 
 
+def spread(values, form="+.1f"):
+    """Mean ± standard deviation of a Series over seeds, as text; the mean alone where nothing varies."""
+    mean, deviation = f"{values.mean():{form}}", values.std(ddof=1)
+    # no-break spaces: where a table is narrow, lines break before the brackets
+    return f"{mean}\u00a0±\u00a0{deviation:{form.lstrip('+')}}" if deviation > 0 else mean
+
+
 def scores(results, dataset):
     """Every test result of a data set relative to the experts of its own seed.
 
@@ -93,17 +100,14 @@ def table_of(frame, dataset, models=None):
     """
     rows = {}
     for model in models or frame.index.unique("model"):
-        own = frame.loc[model]
-        mean, spread = own.mean(), own.std(ddof=1) if len(own) > 1 else own.mean() * float("nan")
-        row = {}
+        own, row = frame.loc[model], {}
         for task in tasks_of(dataset):
-            text = _with_spread(mean[task.name], spread[task.name], decimals(task))
-            row[task.name, f"{task.metric}, {task.unit}".rstrip(", ")] = (
-                f"{text} ({mean[f'{task.name} %']:.1f})"
-            )
+            text = spread(own[task.name], f".{decimals(task)}f")
+            percent = own[f"{task.name} %"].mean()
+            row[task.name, f"{task.metric}, {task.unit}".rstrip(", ")] = f"{text} ({percent:.1f})"
         for definition, name in {"printed": "printed", "formula": "Eq. 2"}.items():
-            digits = 1 if abs(mean[definition]) < 100 else 0  # Eq. 2 is unbounded
-            text = _with_spread(mean[definition], spread[definition], digits, sign=True)
+            digits = 1 if abs(own[definition].mean()) < 100 else 0  # Eq. 2 is unbounded
+            text = spread(own[definition], f"+.{digits}f")
             row["Δ_MTL, %", name] = "" if model == "expert" else text
         rows[MODELS[model]] = row
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -190,8 +194,7 @@ def _cell(frame, model, column, sign=False):
     """Mean and spread of a column of a model's scores as text; "not run" without any."""
     if frame is None or model not in frame.index.unique("model"):
         return "not run"
-    values = frame.loc[model][column]
-    return _with_spread(values.mean(), values.std(ddof=1), 1, sign)
+    return spread(frame.loc[model][column], "+.1f" if sign else ".1f")
 
 
 def recovered(delta, method, realignment):
@@ -235,7 +238,7 @@ def pattern(frame, dataset, paper):
     rows = {
         "order of the methods (rank correlation of Δ)": (
             "1",
-            _with_spread(order.mean(), order.std(ddof=1), 2),
+            spread(order, ".2f"),
         ),
         "methods that lose against the experts": (
             f"{(theirs < 0).sum()} of {len(theirs)}",
@@ -248,7 +251,7 @@ def pattern(frame, dataset, paper):
             ours = recovered(seeds.T, method, kind)
             rows[f"share of the loss recovered by {MODELS[model]}"] = (
                 f"{recovered(theirs, method, kind):.0f} %",
-                _with_spread(ours.mean(), ours.std(ddof=1), 0) + " %",
+                spread(ours, ".0f") + " %",
             )
     return pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "ours"])
 
@@ -372,16 +375,10 @@ def recomputed_beside_committed(frame, recomputed, tolerance):
         committed = frame.loc[model].printed
         limit = max(tolerance, 3 * committed.std(ddof=1)) if len(committed) > 1 else tolerance
         rows[MODELS[model], seed] = {
-            "committed, all seeds": _with_spread(committed.mean(), committed.std(ddof=1), 1, sign=True),
+            "committed, all seeds": spread(committed),
             "committed, this seed": f"{theirs:+.1f}",
             "recomputed here": f"{ours:+.1f}",
             "tolerance": f"{limit:.1f}",
             "agrees": "yes" if abs(ours - theirs) <= limit else "NO",
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=["Δ printed", "seed"])
-
-
-def _with_spread(mean, spread, digits, sign=False):
-    number = f"{mean:{'+' if sign else ''}.{digits}f}"
-    # no-break spaces: where a table is narrow, lines break before the brackets
-    return number if spread != spread or spread == 0 else f"{number}\u00a0±\u00a0{spread:.{digits}f}"

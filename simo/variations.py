@@ -4,15 +4,11 @@ Each function takes the records of one experiment, one a seed; the study's score
 whose experts Δ is relative; and the data set's name. Δ is as printed, in per cent.
 """
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
-from matplotlib.ticker import NullLocator
 
-from simo.beyond import draw_bands, spread, with_deltas
+from simo.beyond import with_deltas
 from simo.performance import delta_printed
-from simo.plotting import STYLES
-from simo.tables import MODELS
+from simo.tables import MODELS, spread
 from simo.tasks import tasks_of
 
 MOVED = "‖τ‖ / ‖θ₀‖, %"
@@ -202,62 +198,20 @@ def contrast_table(records, frame, dataset):
     that what merging costs is comparable; in the last column, `heads` to the main experiments', too.
     """
     tasks, rows = tasks_of(dataset), []
-    main = {"merged": "task_arithmetic", "heads": "task_arithmetic+heads"}
     for record in records:
-        seed, details = record["seed"], record["details"]
-        own = {"decoder": "each expert's own head, trained with it", **details["own_heads"]}
-        own |= {way: frame.loc[(model, seed), "printed"] for way, model in main.items()} | {"experts": 0.0}
-        scores = details["scores"]
-        frozen = {"decoder": "one decoder for all, frozen", **details}
-        frozen |= {way: delta_printed(tasks, scores[way], scores["expert"]) for way in main}
-        for way, name in {"expert": "experts", "heads": SAME_EXPERTS}.items():
-            frozen[name] = delta_printed(tasks, scores[way], frame.loc["expert", seed])
-        own[SAME_EXPERTS] = own["heads"]
-        for row in (own, frozen):
-            moved = 100 * sum(row["lengths"].values()) / len(tasks)
-            ways = ("experts", *main, SAME_EXPERTS)
-            rows += [row | {"moved": moved, "method": way, "delta": row[way]} for way in ways]
+        details, seed = record["details"], record["seed"]
+        main, found = frame.loc["expert", seed], details["scores"]
+        own = [frame.loc[name, seed] for name in ("task_arithmetic", "task_arithmetic+heads")]
+        for decoder, entry, experts, merged, heads in (
+            ("each expert's own head, trained with it", details["own_heads"], main, *own),
+            ("one decoder for all, frozen", details, found["expert"], found["merged"], found["heads"]),
+        ):
+            pairs = {"experts": (experts, main), "merged": (merged, experts), "heads": (heads, experts)}
+            moved = 100 * sum(entry["lengths"].values()) / len(tasks)
+            for method, pair in (pairs | {SAME_EXPERTS: (heads, main)}).items():
+                row = {"decoder": decoder, "moved": moved, "alpha": entry["alpha"], "method": method}
+                rows.append(row | {"delta": delta_printed(tasks, *pair)})
     scores = pd.DataFrame(rows)
     table = _alphas(scores, "decoder")
     table.insert(0, MOVED, scores.groupby("decoder").moved.mean().map("{:.1f}".format))
     return table.join(_by_method(scores, "decoder")).rename_axis(index=None)
-
-
-def panels(frames, x, y, names, title="{}", logarithmic=False):
-    """Bands over seeds against something: one panel a frame, side by side.
-
-    Parameters
-    ----------
-    frames : dict of str to DataFrame
-        By the panel's title; columns `method`, and those below.
-    x, y : str
-        Columns, and labels of the axes by `names`.
-    names : dict of str to str
-        Labels of columns.
-    title : str
-        With a place for the frame's name.
-    logarithmic : bool
-        Of the axis of x.
-
-    Returns
-    -------
-    Figure
-    """
-    figure, line = plt.subplots(
-        1, len(frames), figsize=(3.0 * len(frames), 3.0), squeeze=False, layout="constrained"
-    )
-    for axes, (name, frame) in zip(line[0], frames.items(), strict=True):
-        methods = list(frame.method.unique())
-        for method, style in zip(methods, STYLES[: len(methods)], strict=True):
-            draw_bands(axes, frame[frame.method == method], x, y, x, style, method)
-        axes.set(xlabel=names[x], title=title.format(name))
-        if logarithmic:
-            axes.set_xscale("log", base=2)
-        if frame[x].nunique() <= 6:
-            axes.set_xticks(sorted(frame[x].unique()))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter("{x:g}")
-    line[0][0].set_ylabel(names[y])
-    figure.legend(*line[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
-    sns.despine(figure)
-    return figure

@@ -73,3 +73,20 @@ def test_relationship_figure_has_ours_and_the_papers():
         lines = lines_of(axes)
         assert lines["parts, paper"][:, 1].tolist() == list(paper[primary]["parts"].values())
         assert lines["parts, ours"][:, 1] == pytest.approx(0.9 * lines["parts, paper"][:, 1])
+
+
+def test_panels_share_their_legend():
+    """One column a data set, one row a quantity; a line and band a method, marks across, one legend below."""
+    rows = [(s, n, n / 10, m, -n) for s in (0, 1) for n in (4, 16) for m in ("heads", "merged")]
+    data = pd.DataFrame(rows, columns=["seed", "images", "seconds", "method", "delta"])
+    names = {"images": "images", "seconds": "seconds", "delta": "Δ"}
+    frames, marks = {"nyuv2": data, "taskonomy": data}, {"nyuv2": [-3.0, -20.0], "taskonomy": [-9.0, -30.0]}
+    options = {"by": "images", "marks": marks, "logarithmic": True}
+    figure = plotting.panels(frames, ["images", "seconds"], "delta", names, **options)
+    assert [axes.get_title() for axes in figure.axes] == ["nyuv2", "taskonomy"] * 2
+    assert [axes.get_xlabel() for axes in figure.axes] == ["images", "images", "seconds", "seconds"]
+    for axes in figure.axes:
+        assert (len(axes.lines), len(axes.collections), axes.get_xscale()) == (4, 2, "log")
+    assert len(figure.legends) == 1
+    single = plotting.panels({"nyuv2": data}, "images", "delta", names, methods=["heads"])
+    assert [len(axes.lines) for axes in single.axes] == [1]

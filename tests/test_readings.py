@@ -128,8 +128,8 @@ def test_as_they_are_features_fit_some_heads_only(page, shares):
 
 
 def test_collapse_is_uneven_and_closed_form_repairs_it_where_it_is_worst(page):
-    """What keeps less than a seventh comes back to three quarters or more; a loss may be mostly one task's."""
-    table = page.derive("closed_form", beyond.repairs_table).map(lambda cell: float(cell.split(" ")[0]))
+    """What keeps less than a seventh comes back to three quarters or more; a loss may be one task's."""
+    table = page.derive("closed_form", beyond.repairs_table).map(lambda cell: float(cell.split()[0]))
     table = table.filter(like=" %").drop(columns="Δ printed, %")
     lost = 100 - table.loc["merged"]
     worst = lost[lost > 85].index
@@ -173,7 +173,7 @@ def test_frozen_decoder_keeps_more_but_nothing_is_merged(page):
 
 def test_task_vectors_are_nearly_orthogonal_and_concentrated(page):
     """Cosines are far above chance; a tenth of the directions has far more of the energy than in noise."""
-    table = page.derive("mechanism", variations.vectors_table).map(lambda cell: float(cell.split(" ")[0]))
+    table = page.derive("mechanism", variations.vectors_table).map(lambda cell: float(cell.split()[0]))
     assert table["mean cosine to others"].between(0.03, 0.2).all()
     assert (table["energy in 10 % of the directions"] > 0.75).all()
     noise = TaskVector({"weight": None}, lambda name: torch.randn(128, 128))
@@ -201,7 +201,7 @@ def test_realignment_does_not_reach_joint_training(page):
 def field(page):
     """Mean Δ over seeds of every merging method, one column a way to realign; SyMerge's idea apart."""
     table = page.derive("field", beyond.field_table).drop(columns=["α", "option", "seconds to merge"])
-    means = table.map(lambda cell: float(cell.split(" ")[0]))
+    means = table.map(lambda cell: float(cell.split()[0]))
     learned = means.index.str.startswith("SyMerge")
     return means[~learned], means[learned].squeeze()
 
@@ -222,7 +222,7 @@ def test_no_method_is_far_ahead_of_task_arithmetic_once_realigned(page, field):
     if page.dataset == "cityscapes":  # an α chosen after realignment does more
         after = page.derive("variations", variations.alpha_table)["Δ, α chosen after"]
         for method, cell in after.items():
-            assert float(cell.split(" ")[0]) > ten[method].max()
+            assert float(cell.split()[0]) > ten[method].max()
     if page.dataset == "taskonomy":  # the worst
         behind = realigned.loc["Task arithmetic (2023)"] - realigned.filter(regex="RegMean|LOT", axis=0)
         assert behind["closed form"].between(5, 7).all()
@@ -282,7 +282,7 @@ def test_alpha_is_better_chosen_after_realignment(page, varied):
         assert means[method].idxmax() in (0.4, 0.5)
     table = page.derive("variations", variations.alpha_table)
     before, after = (
-        table[f"Δ, α chosen {when}"].str.split(" ").str[0].astype(float) for when in ("before", "after")
+        table[f"Δ, α chosen {when}"].str.split().str[0].astype(float) for when in ("before", "after")
     )
     for alphas in (table["α chosen before"], table["α chosen after"]):
         assert alphas.str.count(",").eq(2).all()
@@ -314,7 +314,7 @@ def test_place_of_an_adapter_counts_as_much_as_its_rank(page):
 def test_everything_is_best_merged(page):
     """In every column; what is no matrix of a block is worth eight or more to Taskonomy, little elsewhere."""
     table = page.derive("variations", variations.parts_table)
-    means = table[["merged", "heads", "closed form"]].map(lambda cell: float(cell.split(" ")[0]))
+    means = table[["merged", "heads", "closed form"]].map(lambda cell: float(cell.split()[0]))
     assert (means.idxmax() == "everything").all()
     assert int(table.loc["matrices only", "values, %"]) > 95
     lost = (means.loc["everything"] - means.loc["matrices only"])[["heads", "closed form"]]

@@ -45,9 +45,9 @@ def test_alpha_chosen_before_and_after():
     table = variations.alpha_table(records(details), frame(), "nyuv2")
     assert table.loc["heads"].to_dict() == {
         "α chosen before": "0.2, 0.2",
-        "Δ, α chosen before": "-10.0 ± 0.0",
+        "Δ, α chosen before": "-10.0",
         "α chosen after": "0.5, 0.5",
-        "Δ, α chosen after": "-12.0 ± 0.0",
+        "Δ, α chosen after": "-12.0",
     }
     assert list(table.index) == ["heads"]
 
@@ -70,7 +70,7 @@ def test_parts_by_hand():
         "attention": {"alpha": 0.5, "values": 50, "scores": scores(-10, -7)},
     }
     table = variations.parts_table(records({"parts": parts}), frame(), "nyuv2")
-    assert table.loc["attention"].tolist() == ["25", "0.5, 0.5", "-10.0 ± 0.0", "-7.0 ± 0.0", "-6.0 ± 0.0"]
+    assert table.loc["attention"].tolist() == ["25", "0.5, 0.5", "-10.0", "-7.0", "-6.0"]
     assert list(table.columns) == ["values, %", "α", "merged", "heads", "closed form"]
 
 
@@ -135,7 +135,7 @@ def test_feature_shares_by_hand():
     assert shares["merged", "depth", 2, "as they are"] == -1.0
     assert shares["pretrained", "normals", 1, "CKA"] == 0.5
     table = variations.shares_table(records({"features": features}), frame(), "nyuv2")
-    assert table.loc["depth", ["as they are", "turned"]].tolist() == ["-1.00 ± 0.00", "0.90 ± 0.00"]
+    assert table.loc["depth", ["as they are", "turned"]].tolist() == ["-1.00", "0.90"]
 
 
 def test_vectors_by_hand():
@@ -148,7 +148,7 @@ def test_vectors_by_hand():
         "spectra": {"depth": [0.6, 1.0]},
     }
     table = variations.vectors_table(records(details), frame(), "nyuv2")
-    assert table.loc["depth"].tolist() == ["25.0 ± 0.0", "0.20 ± 0.00", "0.60 ± 0.00"]
+    assert table.loc["depth"].tolist() == ["25.0", "0.20", "0.60"]
 
 
 def test_contrast_is_relative_to_the_experts_of_its_row():
@@ -166,8 +166,8 @@ def test_contrast_is_relative_to_the_experts_of_its_row():
         "heads",
         variations.SAME_EXPERTS,
     ]
-    first = ["20.0", "0.3, 0.3", *(f"{delta:+.1f} ± 0.0" for delta in (0, -20, -8, -8))]
-    second = ["10.0", "0.6, 0.6", *(f"{delta:+.1f} ± 0.0" for delta in (-50 / 3, 0, 100 / 3, 0))]
+    first = ["20.0", "0.3, 0.3", *(f"{delta:+.1f}" for delta in (0, -20, -8, -8))]
+    second = ["10.0", "0.6, 0.6", *(f"{delta:+.1f}" for delta in (-50 / 3, 0, 100 / 3, 0))]
     assert (table.loc[own].tolist(), table.loc[frozen].tolist()) == (first, second)
 
 
@@ -188,17 +188,5 @@ def test_studies_stand_side_by_side():
     """Each study's own mean and spread, under the names of the tables."""
     other = frame().assign(printed=lambda scores: scores.printed + [0.0, 2.0] * 4)
     table = variations.studies_table({"one": frame(), "other": other}, ["joint", "task_arithmetic"])
-    assert table.loc["Joint training"].tolist() == ["-2.0 ± 0.0", "-1.0 ± 1.4"]
-    assert table.loc["TA"].tolist() == ["-20.0 ± 0.0", "-19.0 ± 1.4"]
-
-
-def test_panels_share_their_legend():
-    """One panel a data set, one line and band a method, and a single legend below."""
-    rows = [(seed, x, m, x) for seed in (0, 1) for x in (1, 2) for m in ("heads", "merged")]
-    data = pd.DataFrame(rows, columns=["seed", "rank", "method", "delta"])
-    labels = {"rank": "rank", "delta": "Δ"}
-    figure = variations.panels({"nyuv2": data, "taskonomy": data}, "rank", "delta", labels, logarithmic=True)
-    assert [axes.get_title() for axes in figure.axes] == ["nyuv2", "taskonomy"]
-    for axes in figure.axes:
-        assert (len(axes.lines), len(axes.collections), axes.get_xscale()) == (2, 2, "log")
-    assert len(figure.legends) == 1
+    assert table.loc["Joint training"].tolist() == ["-2.0", "-1.0\u00a0±\u00a01.4"]
+    assert table.loc["TA"].tolist() == ["-20.0", "-19.0\u00a0±\u00a01.4"]
