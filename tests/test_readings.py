@@ -403,3 +403,43 @@ def test_realigned_dpt_heads_are_above_the_experts_as_experts_with_that_budget_a
         for method in ("task_arithmetic", "ties"):
             assert abs(dpt[f"{method}+{kind}"] - dpt[f"expert+{kind}"]) < 2
             assert dpt[f"{method}+{kind}"] > dpt["joint"]
+
+
+@pytest.fixture(scope="module")
+def joint(page):
+    """Mean over seeds of Δ and costs of joint training's variants, and of realignment, by name."""
+    scores = page.derive("joint_variants", beyond.joint_scores, main=page.records)
+    return scores.drop(columns="seed").groupby("name").mean(numeric_only=True)
+
+
+def test_balancing_gains_little_and_no_way_is_best_everywhere(page, joint):
+    """One to two and a half points; CAGrad, or uncertainty weighting; above the experts on Cityscapes."""
+    balanced = joint.delta[[f"Joint, {name}" for name in beyond.BALANCES.values()]]
+    assert 0.8 < balanced.max() - joint.delta["Joint training"] < 2.6
+    best = "uncertainty weighting" if page.dataset == "taskonomy" else "CAGrad"
+    assert balanced.idxmax() == f"Joint, {best}"
+    assert (balanced.max() > 0) == (page.dataset == "cityscapes")
+
+
+def test_more_images_bring_joint_training_next_to_nothing(joint):
+    """The validation images too, in as many steps."""
+    assert abs(joint.delta["Joint, validation too"] - joint.delta["Joint training"]) < 0.5
+
+
+def test_validation_images_alone_suffice_for_joint_training(page, joint):
+    """It is level with representation realignment on NYUv2 and far ahead else, in three times the steps."""
+    alone, realigned = joint.loc["Joint, validation only"], joint.loc["TA + representation"]
+    lead = alone.delta - realigned.delta
+    assert abs(lead) < 0.5 if page.dataset == "nyuv2" else 9 < lead < 11
+    assert alone.samples == realigned.samples
+    assert alone.steps >= 3 * realigned.steps
+
+
+def test_realignment_pays_in_steps_if_experts_exist(joint):
+    """In equal steps joint training is behind both fixes; with the experts' steps they cost far more."""
+    fixes = joint.loc[["TA + heads", "TA + representation"]]
+    held = joint.loc["Joint, realignment's steps"]
+    assert held.steps == joint.loc["TA + representation"].steps
+    assert held.delta < fixes.delta.min()
+    assert (fixes["all steps"] / joint.loc["Joint training"].steps).between(3, 7).all()
+    assert fixes.delta.max() < joint.delta["Joint training"]
