@@ -343,7 +343,9 @@ def test_profiles_have_the_same_keys():
         assert list(miniature) == list(other)
         for key, value in miniature.items():
             assert type(other[key]) is type(value), (profile, name, key)
-            if isinstance(value, dict) and key not in ("backbone_args", "head_options"):
+            if key == "joint_variants":  # some of them may be left out where they cost days
+                assert other[key].keys() <= value.keys(), (profile, name)
+            elif isinstance(value, dict) and key not in ("backbone_args", "head_options"):
                 assert value.keys() == other[key].keys(), (profile, name, key)
 
 
