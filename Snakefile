@@ -15,6 +15,7 @@ sys.path.insert(0, workflow.basedir)
 from data_scripts.sources import RAW, data_folder
 from simo.errors import SimoError
 from simo.notebooks import code_hash, declared_parameters, read_parameters
+from simo.records import PLACES
 from simo.tasks import TASKS, tasks_of
 
 
@@ -40,8 +41,8 @@ PAGES += ["beyond", "wider_field", "fair_joint", "what_varies", "why_it_breaks",
 
 # a profile without committed records is drawn from what was just computed
 COMMITTED = f"records/{PROFILE}" if Path(f"records/{PROFILE}").is_dir() else ""
-# controls, further methods and variants: minutes (paper) or hours (all, beyond the paper) that are spared where
-# their committed records can be drawn
+# controls, further methods and variants: minutes (paper) or hours (all, beyond the paper) in miniature that are
+# spared where their committed records can be drawn
 FURTHER = config.get("further", "no" if COMMITTED else "paper") or "no"  # YAML reads no as false
 if FURTHER not in ("no", "paper", "all"):
     raise SimoError(f"further={FURTHER}: expected no, paper or all")
@@ -58,7 +59,7 @@ if not RENDERED.exists() and not config.get("data"):
         + " and ".join(f"folder/{name} ({RAW[name]})" for name in DATASETS)
     )
 DATA = {name: data_folder(config.get("data"), name, BUILD) for name in DATASETS}
-# expected seconds of a step on one core, for the time left, which corrects itself as steps end
+# expected seconds of a miniature's step on one core, for the time left, which corrects itself as steps end
 SECONDS = {"expert": 120, "joint": 150, "merge": 20, "realign": 50, "control": 80, "relationships": 70}
 SECONDS |= {"masks": 40, "adamerging": 50, "released": 40, "subsets": 160, "mechanism": 60, "own_models": 40}
 SECONDS |= {"closed_form": 300, "closed_form_control": 90, "field": 900, "joint_variants": 1200, "variations": 1400}
@@ -77,7 +78,8 @@ COMPUTE = (
 
 
 def seconds(step):
-    return SECONDS[step] if PROFILE != "smoke" and step in SECONDS else 12
+    """Expected seconds; 0, not known, where the model, the data and the machine are the user's."""
+    return {"smoke": 12, "miniature": SECONDS.get(step, 12)}.get(PROFILE, 0)
 
 
 def task_names(study):
@@ -86,20 +88,23 @@ def task_names(study):
 
 def compute(notebook, more=""):
     """Params of a rule that runs a notebook: what it runs, on which values, and what it must run again for."""
+    known = declared_parameters(notebook).keys()
     return dict(
         notebook=notebook,
-        more=" ".join([more, *(f"-p {k} {shlex.quote(json.dumps(v))}" for k, v in changed_in(notebook))]),
+        # values are compared below; a param that asks for `threads`, as this does, Snakemake does not compare
+        more=lambda w, threads: " ".join([more.format(**w), *changed_in(notebook)]),
         file=lambda w: f"notebooks/params/{PROFILE}/{w.study}.yaml",
         data=lambda w: DATA[VALUES[w.study]["dataset"]],
         checkpoints=lambda w: CHECKPOINTS.format(**w),
         records=lambda w: RECORDS.format(**w),
-        values=lambda w: {k: v for k, v in VALUES[w.study].items() if k in declared_parameters(notebook)},
+        values=lambda w: {k: v for k, v in VALUES[w.study].items() if k in known - set(PLACES)},
         code=lambda w: code_hash(notebook),
     )
 
 
 def changed_in(notebook):
-    return [(name, value) for name, value in CHANGED.items() if name in declared_parameters(notebook)]
+    declared = declared_parameters(notebook)
+    return [f"-p {name} {shlex.quote(json.dumps(value))}" for name, value in CHANGED.items() if name in declared]
 
 
 def prepared(wildcards):
@@ -191,7 +196,7 @@ else:
             raw=lambda w: f"{config['data']}/{w.dataset}",
             code=lambda w: code_hash(f"data_scripts/{w.dataset}.py"),
         threads: workflow.cores
-        resources: seconds=60
+        resources: seconds=0  # not known
         shell:
             "python -m data_scripts.{wildcards.dataset} --raw {params.raw:q} --out $(dirname {output:q})"
             " --workers {threads} > {log:q} 2>&1"

@@ -59,15 +59,12 @@ class LayerwiseMerge(nn.Module):
 
     def table(self):
         """Coefficients in [0, 1] by task and tensor name, as plain numbers."""
-        values = self.coefficients.detach().clamp(0, 1).cpu().tolist()
-        return {
-            task: dict(zip(self.names, row, strict=True))
-            for task, row in zip(self.tasks, values, strict=True)
-        }
+        rows = zip(self.tasks, self.coefficients.detach().clamp(0, 1).cpu().tolist(), strict=True)
+        return {task: dict(zip(self.names, row, strict=True)) for task, row in rows}
 
 
 def learn_coefficients(
-    model, base, task_vectors, dataset, tasks, optimisation, learning_rate, start, resume,
+    model, base, task_vectors, dataset, tasks, optimisation, learning_rate, start, resume=None,
     head_rate=None, label=None,
 ):  # fmt: skip
     """Learn the coefficients, with labels unless others are given; heads stay as they are, unless they learn.
@@ -78,7 +75,8 @@ def learn_coefficients(
     Parameters
     ----------
     model : MultiTaskModel
-        The experts' heads; its encoder holds the merged weights in the end.
+        The experts' heads. Trained in place: its encoder holds the merged weights in the end. Left on the
+        device, in eval mode and frozen.
     base, task_vectors, start
         See `LayerwiseMerge`.
     dataset : PreparedDataset
@@ -88,7 +86,7 @@ def learn_coefficients(
         Its weight decay is not used: it would pull towards the pretrained encoder.
     learning_rate : float
         Peak.
-    resume : str, Path or None
+    resume : str or Path, optional
         File for the state of unfinished training.
     head_rate : float, optional
         Peak, of the heads.
@@ -99,6 +97,11 @@ def learn_coefficients(
     -------
     (dict of str to dict, list of dict)
         Coefficients by task and tensor name, and the loss history.
+
+    Raises
+    ------
+    SimoError
+        If a loss is not finite, or `resume` is of another training.
     """
     merge = LayerwiseMerge(model.encoder, base, task_vectors, start).to(optimisation.device)
     model.to(optimisation.device).eval().requires_grad_(False)
@@ -119,4 +122,5 @@ def learn_coefficients(
     history = fit(*plan, resume)
     with torch.no_grad():
         model.encoder.load_state_dict(merge.state())
+    model.eval().requires_grad_(False)
     return merge.table(), history

@@ -119,25 +119,36 @@ def balancing(name, shared):
     -------
     callable
         `backward(losses, history, share)`.
+
+    Raises
+    ------
+    SimoError
+        For an unknown name.
     """
     if name in BY_LOSS:
         return BY_LOSS[name]
     if name not in BY_GRADIENT:
         raise SimoError(f"unknown balancing {name!r}: expected one of {sorted(BY_LOSS | BY_GRADIENT)}")
 
+    # With several backward passes over a compiled graph none may reuse buffers that the next still needs, and
+    # what was compiled for a single pass must not be found again.
+    torch.compiler.reset()
+    torch._functorch.config.donated_buffer = False
+
     def backward(losses, history, share=1.0):
         losses = share * losses
         trained = [parameter for parameter in shared if parameter.requires_grad]
-        if trained:
-            given = {"retain_graph": True, "materialize_grads": True}  # the final norm feeds no head
-            rows = [torch.autograd.grad(loss, trained, **given) for loss in losses]
-            gradients = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
-        losses.mean().backward()
-        if trained:  # what was added to the shared parameters was the mean
-            change = BY_GRADIENT[name](gradients) - gradients.mean(dim=0)
-            sizes = [parameter.numel() for parameter in trained]
-            for parameter, part in zip(trained, change.split(sizes), strict=True):
-                if parameter.grad is not None:
-                    parameter.grad += part.view_as(parameter)
+        if not trained:
+            return losses.mean().backward()
+        sizes = [parameter.numel() for parameter in trained]
+        gradients = losses.new_empty(len(losses), sum(sizes))
+        given = {"retain_graph": True, "materialize_grads": True}  # the final norm feeds no head
+        for row, loss in zip(gradients, losses, strict=True):  # in place: no second copy of so much
+            torch.cat([part.flatten() for part in torch.autograd.grad(loss, trained, **given)], out=row)
+        losses.mean().backward()  # adds the mean to the shared parameters, too
+        change = BY_GRADIENT[name](gradients) - gradients.mean(dim=0)
+        for parameter, part in zip(trained, change.split(sizes), strict=True):
+            if parameter.grad is not None:
+                parameter.grad += part.view_as(parameter)
 
     return backward

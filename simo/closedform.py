@@ -15,6 +15,7 @@ import torch
 
 from simo.datasets import check_batch
 from simo.errors import SimoError
+from simo.models import Features
 from simo.training import autocast, progress
 
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))  # relative to the mean variance of z
@@ -31,7 +32,20 @@ def gram(z, u):
 
 
 def centre(matrix, width):
-    """Means of z and u, and the centred sums of z zᵀ, u zᵀ and u uᵀ, of a Gram matrix of `width` z."""
+    """Means of z and u, and the centred sums of z zᵀ, u zᵀ and u uᵀ.
+
+    Parameters
+    ----------
+    matrix : Tensor
+        Gram matrix `(d + o + 1, ...)`, see `gram`.
+    width : int
+        d, of z.
+
+    Returns
+    -------
+    (Tensor, Tensor, Tensor, Tensor, Tensor)
+        `(d,)`, `(o,)`, `(d, d)`, `(o, d)` and `(o, o)`.
+    """
     count, mean = matrix[-1, -1], matrix[-1, :-1] / matrix[-1, -1]
     centred = matrix[:-1, :-1] - count * mean.outer(mean)
     z, u = slice(None, width), slice(width, None)
@@ -56,8 +70,15 @@ def ridges(matrix, prior, strengths):
     ------
     (Tensor, Tensor)
         `(o, d)` and `(o,)`, float64, one pair a strength.
+
+    Raises
+    ------
+    SimoError
+        If z does not vary.
     """
     z, u, zz, uz, _ = centre(matrix, prior.shape[1])
+    if not zz.trace() > 1e-12 * matrix.diagonal()[: len(z)].sum():  # never quite 0, for rounding
+        raise SimoError(f"the encoder's {len(z)} features are the same everywhere: nothing can be fitted")
     sizes, basis = torch.linalg.eigh(zz)
     missing = (uz - prior @ zz) @ basis
     for strength in strengths:
@@ -66,7 +87,15 @@ def ridges(matrix, prior, strengths):
 
 
 def squared_errors(matrix, weight, bias):
-    """Σ (u − W z − b)² of each output `(o,)`, over the rows of a Gram matrix."""
+    """Σ (u − W z − b)² of each output `(o,)`, over the rows of a Gram matrix.
+
+    Parameters
+    ----------
+    matrix : Tensor
+        `(d + o + 1, ...)`, see `gram`.
+    weight, bias : Tensor
+        W `(o, d)` and b `(o,)`.
+    """
     layer, inputs = torch.cat([weight, bias[:, None]], dim=1), [*range(weight.shape[1]), -1]
     cross, square = matrix[weight.shape[1] : -1, inputs], matrix[inputs][:, inputs]
     return matrix.diagonal()[weight.shape[1] : -1] - (layer * (2 * cross - layer @ square)).sum(dim=1)
@@ -103,6 +132,18 @@ def procrustes(matrix, width):
     """A rotation or reflection A and a shift c from z to equally wide u: least squares among orthogonal A.
 
     Where rows are too few to say how to turn, as little as possible is turned.
+
+    Parameters
+    ----------
+    matrix : Tensor
+        Gram matrix `(2 d + 1, ...)`, see `gram`.
+    width : int
+        d.
+
+    Returns
+    -------
+    (Tensor, Tensor)
+        A `(d, d)` and c `(d,)`, float64.
     """
     z, u, _, uz, _ = centre(matrix, width)
     nudge = 1e-8 * torch.linalg.matrix_norm(uz, 2) * torch.eye(width, dtype=uz.dtype, device=uz.device)
@@ -111,7 +152,10 @@ def procrustes(matrix, width):
 
 
 def diagonal(matrix, width):
-    """A scale and a shift for each feature, from z to equally wide u: least squares among diagonal A."""
+    """A scale and a shift for each feature, from z to equally wide u: least squares among diagonal A.
+
+    Parameters and returned values are those of `procrustes`. A feature that does not vary is only shifted.
+    """
     z, u, zz, uz, _ = centre(matrix, width)
     variance, square = zz.diagonal(), matrix.diagonal()[:width]
     scale = torch.where(variance > 1e-12 * square, uz.diagonal() / variance.clamp(min=1e-300), 1.0)
@@ -119,7 +163,7 @@ def diagonal(matrix, width):
 
 
 def shift(matrix, width):
-    """The identity and a shift: z is given the mean of the equally wide u."""
+    """The identity and a shift: z is given the mean of the equally wide u. Shapes as of `procrustes`."""
     z, u, *_ = centre(matrix, width)
     return torch.eye(width, dtype=matrix.dtype, device=matrix.device), u - z
 
@@ -136,10 +180,10 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
         The merged encoder under the experts' heads, whose first layers say what to come close to. All heads
         read the same of the encoder (`inputs`). Not changed.
     encoders : dict of str to Encoder
-        The experts', by the names of the model's heads.
+        The experts', by the names of the model's heads. Moved to the device and put into eval mode.
     batches : iterable of dict
-        Of `image` `(B, 3, H, W)` in `[0, 1]`; no label is read. Iterated once, or, unless `kind` is `ridge`,
-        once for every expert.
+        Of `image` `(B, 3, H, W)` in `[0, 1]`; no label is read. Iterated once if `kind` is `ridge`, otherwise
+        once for every expert: then it must be a loader or a list, which starts anew, and not a generator.
     device, precision : str
         See `simo.training.pick_device`. Sums are float64 whatever the encoders compute in.
     kind : str
@@ -153,7 +197,8 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
     Raises
     ------
     SimoError
-        For fewer than two images, images out of range, an encoder too many or too few, or an unknown kind.
+        For fewer than two images, images out of range, features that are not finite or, for `ridge`, do not
+        vary, an encoder too many or too few, heads that read different things, or an unknown kind.
     """
     if kind != "ridge" and kind not in FEATURE_MAPS:
         raise SimoError(f"unknown kind {kind!r}: expected ridge or one of {sorted(FEATURE_MAPS)}")
@@ -162,7 +207,7 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
     realigned = copy.deepcopy(model).to(device).eval()
     heads = {name: realigned.heads[name] for name in encoders}
     layers = {name: head.first_layers() for name, head in heads.items()}
-    read = next(iter(heads.values())).inputs  # all heads read the same of an encoder
+    read = _common_inputs(heads, realigned.encoder, device)
     where = {"device": device, "precision": precision}
     if kind == "ridge":
         solved, statistics = _solve_layers(realigned.encoder, encoders, batches, read, layers, where)
@@ -174,13 +219,23 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
             widths = [weight.shape[1] for weight, _ in layers[name]]
             maps = [fit(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
             solved[name] = [
-                (weight @ change, bias + weight @ shift)
-                for (weight, bias), (change, shift) in zip(layers[name], maps, strict=True)
+                (weight @ change, bias + weight @ moved)
+                for (weight, bias), (change, moved) in zip(layers[name], maps, strict=True)
             ]
         statistics = [_statistics(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
     for name, head in heads.items():
         head.set_first_layers(solved[name], statistics)
     return realigned
+
+
+def _common_inputs(heads, encoder, device):
+    """What all heads read of the encoder's features, tried on made-up ones."""
+    values = torch.arange(2.0 * len(encoder.taps) * encoder.dim, device=device)
+    patches, classes = values.view(2, 1, -1, encoder.dim)
+    first, *others = [head.inputs(Features(patches[..., None, None], classes)) for head in heads.values()]
+    if not all(len(first) == len(other) and all(map(torch.equal, first, other)) for other in others):
+        raise SimoError(f"the heads {list(heads)} read different features: expected the same `inputs` of all")
+    return next(iter(heads.values())).inputs
 
 
 def _solve_layers(encoder, experts, batches, read, layers, where):
@@ -195,9 +250,8 @@ def _solve_layers(encoder, experts, batches, read, layers, where):
     for number, (fitted, held_out) in enumerate(pairs):  # one an input of the heads
         priors = [layers[name][number] for name in experts]
         prior, groups = torch.cat([weight for weight, _ in priors]), [len(bias) for _, bias in priors]
-        for name, (weight, bias, _) in zip(
-            experts, choose_ridge(fitted, held_out, prior, groups), strict=True
-        ):
+        chosen = choose_ridge(fitted, held_out, prior, groups)
+        for name, (weight, bias, _) in zip(experts, chosen, strict=True):
             solved[name].append((weight, bias))
         statistics.append(_statistics(fitted + held_out, prior.shape[1]))
     return solved, statistics
@@ -218,7 +272,7 @@ def stream_grams(encoder, experts, batches, read, target, device="cpu", precisio
     encoder : Encoder
         The merged one.
     experts : dict of str to Encoder
-        By task name.
+        By task name. All are moved to the device and put into eval mode.
     batches, device, precision
         See `realign_closed_form`.
     read : callable
@@ -231,6 +285,11 @@ def stream_grams(encoder, experts, batches, read, target, device="cpu", precisio
     list of (Tensor, Tensor)
         For each map, Gram matrices `(d + o + 1, ...)` of the images to fit and of those held out, one of
         `EVERY`; u are all tasks' side by side.
+
+    Raises
+    ------
+    SimoError
+        For fewer than two images, images out of range, or features that are not finite.
     """
     encoders = {name: each.to(device).eval() for name, each in experts.items()}
     encoder.to(device).eval()
@@ -251,6 +310,8 @@ def stream_grams(encoder, experts, batches, read, target, device="cpu", precisio
                 sums[key] = sums.get(key, 0) + gram(_rows(maps[chosen]), torch.cat(u, dim=1))
     if seen < 2:
         raise SimoError(f"expected at least 2 images, of which some are held out; found {seen}")
+    if not all(matrix.isfinite().all() for matrix in sums.values()):
+        raise SimoError(f"features of {sorted(experts)} or the merged encoder are NaN or infinite")
     return [(sums[number, False], sums[number, True]) for number in range(len(merged))]
 
 

@@ -2,7 +2,7 @@
 
 Like those of `simo.merging` they are pure functions from the experts' task vectors to one merged task vector,
 applied as θ_0 + α τ. Matrices are the 2-D weights of linear layers; what is not a matrix is averaged where a
-method is about matrices only.
+method is about matrices only. `merge(name, task_vectors, METHODS)` calls them by name.
 """
 
 import re
@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from simo import merging
+from simo.datasets import check_batch
 from simo.errors import SimoError
-from simo.merging import TaskVector, average, task_arithmetic, ties
+from simo.merging import TaskVector, average, is_matrix, task_arithmetic
 from simo.training import autocast, progress
 
 
@@ -29,8 +31,17 @@ def dare(task_vectors, drop=0.5, seed=0):
         In [0, 1).
     seed : int
         Which entries; every task and tensor draws its own.
+
+    Returns
+    -------
+    TaskVector
+
+    Raises
+    ------
+    SimoError
+        For a `drop` out of range.
     """
-    _check_fraction("drop", drop, 0 <= drop < 1)
+    _check("drop", drop, 0 <= drop < 1, "a fraction in [0, 1)")
 
     def merge(name):
         total = 0
@@ -53,17 +64,26 @@ def breadcrumbs(task_vectors, keep=0.15, outliers=0.006):
     ----------
     task_vectors : sequence of TaskVector
     keep, outliers : float
-        Fractions of a tensor's entries, together at most 1.
+        Fractions of a tensor's entries, in (0, 1] and [0, 1), together at most 1.
+
+    Returns
+    -------
+    TaskVector
+
+    Raises
+    ------
+    SimoError
+        For fractions out of range.
     """
-    _check_fraction("keep + outliers", keep + outliers, keep > 0 and outliers >= 0 and keep + outliers <= 1)
+    fits = keep > 0 and outliers >= 0 and keep + outliers <= 1
+    _check("(keep, outliers)", (keep, outliers), fits, "fractions in (0, 1] and [0, 1), together at most 1")
 
     def masked(tensor):
         order = tensor.abs().flatten().argsort(descending=True, stable=True)
         first = round(outliers * len(order))
-        chosen = order[first : first + max(1, round(keep * len(order)))]
-        return (
-            torch.zeros_like(tensor).flatten().index_copy(0, chosen, tensor.flatten()[chosen]).view_as(tensor)
-        )
+        dropped = torch.ones_like(order, dtype=torch.bool)
+        dropped[order[first : first + max(1, round(keep * len(order)))]] = False
+        return tensor.masked_fill(dropped.view_as(tensor), 0)
 
     return TaskVector(task_vectors[0], lambda name: sum(masked(vector[name]) for vector in task_vectors))
 
@@ -79,6 +99,10 @@ def lines(task_vectors, slope=1.0):
     task_vectors : sequence of TaskVector
     slope : float
         0 is task arithmetic.
+
+    Returns
+    -------
+    TaskVector
     """
     total = task_arithmetic(task_vectors)
     depth = 1 + max((_block(name) for name in total), default=0)
@@ -86,7 +110,16 @@ def lines(task_vectors, slope=1.0):
 
 
 def iso_c(task_vectors):
-    """The summed matrices with all singular values equal to their mean (Iso-C; Marczak et al., 2025)."""
+    """The summed matrices with all singular values equal to their mean (Iso-C; Marczak et al., 2025).
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+
+    Returns
+    -------
+    TaskVector
+    """
 
     def flatten(matrices):
         u, values, v = torch.linalg.svd(sum(matrices), full_matrices=False)
@@ -106,13 +139,24 @@ def iso_cts(task_vectors, common=0.8):
     task_vectors : sequence of TaskVector
     common : float
         In (0, 1]; 1 is Iso-C.
+
+    Returns
+    -------
+    TaskVector
+
+    Raises
+    ------
+    SimoError
+        For a `common` out of range, or, when the tensor is computed, so small that the tasks' own directions
+        would be more than there are.
     """
-    _check_fraction("common", common, 0 < common <= 1)
+    _check("common", common, 0 < common <= 1, "a fraction in (0, 1]")
 
     def merge(matrices):
         u, values, v = torch.linalg.svd(sum(matrices), full_matrices=False)
         own = round((len(values) - int(len(values) * common)) / len(matrices))  # directions of each task
         shared = len(values) - own * len(matrices)
+        _check("common", common, shared >= 0, f"more, for {len(matrices)} tasks and {len(values)} directions")
         left, middle, right = [u[:, :shared]], [values[:shared]], [v[:shared]]
         for matrix in matrices:
             outside = matrix - u[:, :shared] @ (u[:, :shared].T @ matrix)
@@ -127,11 +171,25 @@ def tsv_m(task_vectors):
     """Every task's strongest directions side by side, made orthogonal (TSV-M; Gargiulo et al., 2025).
 
     Of T tasks' matrices of rank r, each gives its first r / T singular triplets.
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+
+    Returns
+    -------
+    TaskVector
+
+    Raises
+    ------
+    SimoError
+        If a matrix has fewer directions than there are tasks, when it is computed.
     """
 
     def merge(matrices):
         parts = [torch.linalg.svd(matrix, full_matrices=False) for matrix in matrices]
         own = len(parts[0][1]) // len(matrices)
+        _check("rank of a matrix", len(parts[0][1]), own > 0, f"one direction a task, {len(matrices)}")
         u = torch.cat([part[0][:, :own] for part in parts], dim=1)
         values = torch.cat([part[1][:own] for part in parts])
         v = torch.cat([part[2][:own] for part in parts])
@@ -153,7 +211,17 @@ def regmean(task_vectors, moments, shrink=0.95):
         One an expert, see `input_moments`.
     shrink : float
         Factor of the Gram matrices' off-diagonal entries, in [0, 1]; 1 needs more rows than inputs.
+
+    Returns
+    -------
+    TaskVector
+
+    Raises
+    ------
+    SimoError
+        For a `shrink` out of range, or moments that are not one dict a task vector, all of the same layers.
     """
+    _check("shrink", shrink, 0 <= shrink <= 1, "a factor in [0, 1]")
 
     def merge(changes, grams):
         grams = [gram * shrink + gram.diagonal().diag() * (1 - shrink) for gram in grams]
@@ -166,12 +234,22 @@ def lot(task_vectors, moments):
     """Layer-wise optimal task vectors in closed form: features of all experts kept best (Sun et al., 2025).
 
     A linear layer's τ is the pseudo-inverse (Σ G_t)⁺ Σ G_t τ_t; a norm's scale is the mean of τ_t weighted by
-    each channel's mean square; shifts and all other tensors are averaged.
+    each channel's mean square; shifts and all other tensors are averaged. Variant: so are LayerScale, which
+    the paper does not treat, and the patch embedding, which is a linear layer of unfolded patches there.
 
     Parameters
     ----------
     task_vectors, moments
         See `regmean`.
+
+    Returns
+    -------
+    TaskVector
+
+    Raises
+    ------
+    SimoError
+        For moments as in `regmean`.
     """
 
     def merge(changes, grams):
@@ -188,9 +266,9 @@ def input_moments(encoder, batches, device="cpu", precision="float32"):
     Parameters
     ----------
     encoder : Encoder
-        An expert's; put into eval mode.
+        An expert's; moved to the device and put into eval mode.
     batches : iterable of dict
-        Of `image` `(B, 3, H, W)`; no label is read.
+        Of `image` `(B, 3, H, W)` in `[0, 1]`; no label is read.
     device, precision : str
         See `simo.training.pick_device`.
 
@@ -199,6 +277,11 @@ def input_moments(encoder, batches, device="cpu", precision="float32"):
     dict of str to Tensor
         By the name of a weight: of a linear layer the mean of x xᵀ over tokens `(inputs, inputs)`, of a layer
         norm that of the squares of its normalised input `(channels,)`.
+
+    Raises
+    ------
+    SimoError
+        If there is no image, or one out of range.
     """
     encoder.to(device).eval()
     sums, rows = {}, {}
@@ -222,23 +305,31 @@ def input_moments(encoder, batches, device="cpu", precision="float32"):
     ]
     try:
         for batch in progress(batches, label="moments"):
+            check_batch(batch)
             with autocast(device, precision):
                 encoder(batch["image"].to(device, non_blocking=True))
     finally:
         for handle in handles:
             handle.remove()
+    if not sums:
+        raise SimoError("expected at least 1 image to compute moments from, found none")
     return {name: (value / rows[name]).cpu() for name, value in sums.items()}
 
 
 def _by_moments(task_vectors, moments, merge, scales):
     """Merge linear layers, and perhaps norms' scales, by their inputs' moments, and average other tensors."""
+    if len(moments) != len(task_vectors):
+        raise SimoError(f"expected moments of {len(task_vectors)} experts, found {len(moments)}")
     mean = average(task_vectors)
+    for each in moments:
+        for name in sorted((each.keys() ^ moments[0].keys()) | (each.keys() - mean.keys())):
+            raise SimoError(f"not all moments and task vectors have {name!r}: expected those of one encoder")
 
     def compute(name):
         found = [each[name] for each in moments if name in each]
-        changes = [vector[name].double() for vector in task_vectors]
         if not found or (found[0].ndim == 1 and not scales):
             return mean[name]
+        changes = [vector[name].double() for vector in task_vectors]
         if found[0].ndim == 1:
             weights = torch.stack(found)  # (T, channels)
             return ((weights * torch.stack(changes)).sum(0) / weights.sum(0).clamp(min=1e-300)).float()
@@ -252,17 +343,8 @@ def _weighted(changes, grams):
     return sum(gram @ change.T for gram, change in zip(grams, changes, strict=True))
 
 
-METHODS = {
-    "task_arithmetic": task_arithmetic,
-    "ties": ties,
-    "dare": dare,
-    "breadcrumbs": breadcrumbs,
-    "lines": lines,
-    "iso_c": iso_c,
-    "iso_cts": iso_cts,
-    "tsv_m": tsv_m,
-    "regmean": regmean,
-    "lot": lot,
+METHODS = merging.METHODS | {
+    each.__name__: each for each in (dare, breadcrumbs, lines, iso_c, iso_cts, tsv_m, regmean, lot)
 }
 FROM_IMAGES = ("regmean", "lot")  # they need `input_moments` of every expert
 
@@ -273,7 +355,7 @@ def _by_matrix(task_vectors, merge):
 
     def compute(name):
         tensors = [vector[name] for vector in task_vectors]
-        if tensors[0].ndim != 2 or not name.endswith(".weight"):  # neither tokens nor embeddings
+        if not is_matrix(name, tensors[0]):
             return mean[name]
         return merge([tensor.double() for tensor in tensors]).float()
 
@@ -292,6 +374,6 @@ def _block(name):
     return int(found[1]) if found else 0
 
 
-def _check_fraction(name, value, good):
+def _check(name, value, good, expected):
     if not good:
-        raise SimoError(f"{name} is {value}: expected fractions of the entries, such as 0.2")
+        raise SimoError(f"{name} is {value}: expected {expected}")

@@ -10,6 +10,8 @@ import copy
 import torch
 
 from simo.closedform import FEATURE_MAPS, centre, choose_ridge, squared_errors, stream_grams
+from simo.errors import SimoError
+from simo.merging import is_matrix
 
 
 def linear_cka(matrix, width):
@@ -96,15 +98,23 @@ def spectrum(task_vector, shares):
     Returns
     -------
     list of float
-        For each, the share of Σ σ² in so many of the largest singular values, the mean over all matrices.
+        For each, the share of Σ σ² in so many of the largest singular values, the mean over all matrices that
+        moved.
+
+    Raises
+    ------
+    SimoError
+        If none did.
     """
     curves = []
     for name in task_vector:
         matrix = task_vector[name]
-        if matrix.ndim == 2:
+        if is_matrix(name, matrix) and matrix.any():
             energy = torch.linalg.svdvals(matrix.double()).square().cumsum(0)
             places = [max(1, round(share * len(energy))) - 1 for share in shares]
-            curves.append(energy[places] / energy[-1].clamp(min=1e-300))
+            curves.append(energy[places] / energy[-1])
+    if not curves:
+        raise SimoError("expected a task vector with a matrix that is not 0, found none")
     return torch.stack(curves).mean(dim=0).tolist()
 
 

@@ -118,6 +118,11 @@ class TaskVector(Mapping):
         return self.dot(other) / (self.norm() * other.norm())
 
 
+def is_matrix(name, tensor):
+    """Whether a tensor is the weight of a linear layer; tokens and embeddings may be 2-D, too."""
+    return tensor.ndim == 2 and name.endswith(".weight")
+
+
 def load_experts(folder, dataset, tasks, settings, weights):
     """What merging starts from: θ_0 under the experts' heads, and the experts' task vectors.
 
@@ -225,15 +230,17 @@ METHODS = {
 }
 
 
-def merge(method, task_vectors, **options):
+def merge(method, task_vectors, methods=METHODS, **options):
     """Merge by a method's name.
 
     Parameters
     ----------
     method : str
-        A key of `METHODS`.
+        A key of `methods`.
     task_vectors : sequence of TaskVector
         One an expert, over the same base.
+    methods : dict of str to callable
+        The paper's, unless those of `simo.field.METHODS` are given, which has more.
     **options
         Of the method, such as `density`.
 
@@ -241,16 +248,21 @@ def merge(method, task_vectors, **options):
     -------
     TaskVector
         Lazy; `compute()` it before scanning α.
+
+    Raises
+    ------
+    SimoError
+        For an unknown method, no task vector, or options that the method does not have or lacks.
     """
-    if method not in METHODS:
-        raise SimoError(f"unknown merging method {method!r}: expected one of {sorted(METHODS)}")
+    if method not in methods:
+        raise SimoError(f"unknown merging method {method!r}: expected one of {sorted(methods)}")
     if not task_vectors:
         raise SimoError("nothing to merge: expected at least one task vector")
     try:
-        inspect.signature(METHODS[method]).bind(task_vectors, **options)
+        inspect.signature(methods[method]).bind(task_vectors, **options)
     except TypeError as error:
         raise SimoError(f"options {options} of {method}: {error}") from error
-    return METHODS[method](list(task_vectors), **options)
+    return methods[method](list(task_vectors), **options)
 
 
 def tall_mask(task_vectors, index, scale):

@@ -22,21 +22,17 @@ from torch import nn
 
 from simo.checkpoints import TensorFile, load_into, load_recipe, save_checkpoint
 from simo.errors import SimoError
+from simo.field import METHODS
+from simo.files import atomic_path
 from simo.heads import create_head
 from simo.merging import TaskVector, merge
-from simo.models import (
-    AdaptedBlock,
-    MultiTaskModel,
-    add_adapters,
-    count_parameters,
-    create_encoder,
-    create_model,
-)
+from simo.models import ADAPTERS, AdaptedBlock, MultiTaskModel, add_adapters, create_encoder, create_model
 from simo.records import MODEL
 from simo.tasks import Task
 
 TOLERANCE = 1e-3  # largest difference between ONNX and eager outputs, relative to the outputs' largest value
-FILES = ("model.onnx", "README.md", "model.safetensors", "model.json")
+# put in place in this order: an export that was cut short is known by the first, and does not load
+FILES = ("model.json", "README.md", "model.onnx", "model.safetensors")
 
 
 def load_expert(encoder_file, head_file, task, settings):
@@ -56,6 +52,11 @@ def load_expert(encoder_file, head_file, task, settings):
     -------
     MultiTaskModel
         In eval mode.
+
+    Raises
+    ------
+    SimoError
+        For settings with other keys, or a file that does not fit them, naming the tensor.
     """
     encoder = _encoder(encoder_file, settings)
     options = settings["head_options"]
@@ -65,7 +66,7 @@ def load_expert(encoder_file, head_file, task, settings):
 
 
 def merge_experts(pretrained_file, experts, settings, method, alpha, **options):
-    """Merge experts' encoders under their heads, by any method of `simo.merging`.
+    """Merge experts' encoders under their heads, by any method of `simo.field.METHODS`.
 
     Parameters
     ----------
@@ -76,7 +77,7 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, **options):
     settings : dict
         As for `load_expert`.
     method : str
-        Such as `task_arithmetic` or `ties`.
+        Such as `task_arithmetic` or `ties`; `regmean` and `lot` need `moments`, see `input_moments`.
     alpha : float
         The merging coefficient. With labelled images, `evaluate` a few and take the best.
     **options
@@ -86,15 +87,22 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, **options):
     -------
     MultiTaskModel
         In eval mode, on the CPU.
+
+    Raises
+    ------
+    SimoError
+        For experts of another architecture, one without a head of its name, and what `merge` refuses.
     """
     encoder = _encoder(pretrained_file, settings)
     base = encoder.state_dict()
     vectors = []
     for name, expert in experts.items():  # on the CPU, wherever they were used before
+        if name not in expert.heads:
+            raise SimoError(f"expert {name!r}: expected a head of that name, found {list(expert.heads)}")
         state = {tensor: value.cpu() for tensor, value in expert.encoder.state_dict().items()}
         vectors.append(TaskVector.between(base, state, name))
-    merged = merge(method, vectors, **options).apply(base, alpha)
-    load_into(encoder, dict(merged), f"encoder merged by {method}")
+    merged = merge(method, vectors, METHODS, **options).apply(base, alpha)
+    load_into(encoder, merged, f"encoder merged by {method}")
     heads = {name: copy.deepcopy(expert.heads[name]).cpu() for name, expert in experts.items()}
     return MultiTaskModel(encoder, heads).eval()
 
@@ -107,10 +115,12 @@ def export(model, folder, settings, tasks, size, scores, made):
     model : MultiTaskModel
         Not changed.
     folder : str or Path
-        Gets `FILES`, all or none: new, empty, or with an earlier export, which is replaced.
+        Gets `FILES`, all or none: new, or with an earlier export, which is replaced. If moving them there is
+        cut short, `load_exported` refuses the folder, and exporting again completes it.
     settings : dict
         As for `load_expert`.
     tasks : sequence of Task
+        Those of the model's heads.
     size : (int, int)
         Height and width of the images that the ONNX model takes; any number of them at a time.
     scores : dict of str to float
@@ -127,15 +137,18 @@ def export(model, folder, settings, tasks, size, scores, made):
     ------
     SimoError
         If that is above `TOLERANCE`, or what `load_exported` reads computes something else (heads must be
-        those of `simo.heads`); if a score is missing, the packages for ONNX are not installed, or the folder
-        holds other files of these names. Nothing is written then.
+        those of `simo.heads`); if tasks are not the heads', a score is missing, the packages for ONNX are not
+        installed, or the folder holds other files of these names. Nothing is written then.
     """
-    missing = [task.name for task in tasks if task.name not in scores]
+    names = [task.name for task in tasks]
+    if set(names) != set(model.heads):
+        raise SimoError(f"tasks {names}: expected those of the model's heads, {list(model.heads)}")
+    missing = [name for name in names if not isinstance(scores.get(name), int | float)]
     if missing:
-        raise SimoError(f"scores of {', '.join(missing)} are missing: the model card has one of every task")
-    folder = Path(folder)
+        raise SimoError(f"scores of {', '.join(missing)} are missing or no numbers: the card shows them all")
+    folder, recipe = Path(folder), Path(folder) / FILES[0]
     found = [name for name in FILES if (folder / name).exists()]
-    if found and len(found) < len(FILES):
+    if found and not (recipe.is_file() and b'"kind": "exported"' in recipe.read_bytes()):
         raise SimoError(f"{folder} has a {found[0]} that is of no export: choose another folder")
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     try:
@@ -153,9 +166,13 @@ def export(model, folder, settings, tasks, size, scores, made):
 
 def _write(model, folder, settings, tasks, size, scores, made):
     """Write `FILES`, and check that they compute what the model does; return ONNX's difference."""
-    ranks = [module.down.out_features for module in model.modules() if isinstance(module, AdaptedBlock)]
     recipe = {"kind": "exported", "tasks": [asdict(task) for task in tasks], "model": settings}
-    recipe |= {"made": made, "scores": scores, "adapter_rank": ranks[0] if ranks else 0}
+    recipe |= {"made": made, "scores": scores, "adapter_rank": 0}
+    for module in model.modules():
+        if isinstance(module, AdaptedBlock):  # all are of one kind and rank
+            kind = next(kind for kind, own in ADAPTERS.items() if type(module) is own)
+            kind = "lora" if isinstance(module.block, nn.Linear) else kind
+            recipe |= {"adapter_rank": module.down.out_features, "adapter": kind}
     save_checkpoint(folder / "model.safetensors", model.state_dict(), recipe)
     image = torch.rand(2, 3, *size)
     restored, wanted = load_exported(folder)[0](image), model(image)
@@ -182,6 +199,11 @@ def load_exported(folder):
     -------
     (MultiTaskModel, list of Task)
         The model in eval mode.
+
+    Raises
+    ------
+    SimoError
+        If the folder holds no export, or one that is unfinished or was changed.
     """
     path = Path(folder) / "model.safetensors"
     recipe = load_recipe(path, kind="exported")
@@ -189,13 +211,35 @@ def load_exported(folder):
     with torch.random.fork_rng():  # fresh heads are drawn, and then overwritten
         model = create_model(tasks, seed=0, **_checked(recipe["model"]))
     if recipe["adapter_rank"]:
-        add_adapters(model.encoder, recipe["adapter_rank"])
+        add_adapters(model.encoder, recipe["adapter_rank"], recipe.get("adapter", "paper"))
     load_into(model, TensorFile(path), path)
     return model.eval(), tasks
 
 
 def export_onnx(model, names, size, path):
-    """Write a model as ONNX: `image` `(batch, 3, *size)` in [0, 1] to one output a task; see `export`."""
+    """Write a model as ONNX, checked against it: `image` `(batch, 3, *size)` in [0, 1] to one output a task.
+
+    Parameters
+    ----------
+    model : MultiTaskModel
+        On any device; not changed.
+    names : sequence of str
+        Of the tasks, and of the outputs in their order.
+    size : (int, int)
+        Height and width of the images.
+    path : str or Path
+        The file, which is replaced. A model that is refused leaves what was there.
+
+    Returns
+    -------
+    float
+        Largest difference between ONNX and eager outputs, relative to the outputs' largest value.
+
+    Raises
+    ------
+    SimoError
+        If that is above `TOLERANCE`, or the packages for ONNX are not installed.
+    """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
     if missing:
         raise SimoError(
@@ -203,18 +247,19 @@ def export_onnx(model, names, size, path):
         )
     import onnxruntime
 
-    outputs = _Outputs(model, names).eval()
+    outputs = _Outputs(copy.deepcopy(model).cpu(), names).eval().requires_grad_(False)
     program = torch.onnx.export(
         outputs, (torch.rand(2, 3, *size),), dynamo=True, verbose=False,
         input_names=["image"], output_names=names, dynamic_shapes=[{0: "batch"}],
     )  # fmt: skip
-    program.save(path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    image = torch.rand(3, 3, *size)  # another number of images
-    found = session.run(None, {"image": image.numpy()})
-    difference = _difference(map(torch.from_numpy, found), outputs(image))
-    if not difference <= TOLERANCE:
-        raise SimoError(f"the ONNX model's outputs differ by {difference:.1e}, more than {TOLERANCE:g}")
+    with atomic_path(path) as temporary:
+        program.save(temporary)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        image = torch.rand(3, 3, *size)  # another number of images
+        found = session.run(None, {"image": image.numpy()})
+        difference = _difference(map(torch.from_numpy, found), outputs(image))
+        if not difference <= TOLERANCE:
+            raise SimoError(f"the ONNX model's outputs differ by {difference:.1e}, more than {TOLERANCE:g}")
     return difference
 
 
@@ -228,7 +273,7 @@ def model_card(model, settings, tasks, size, scores, made, difference):
     """Markdown that says what a model is, how it was made, and how good it was found to be."""
     rows = [f"| {t.name} | {t.channels} | {t.metric} | {scores[t.name]:.4g} {t.unit} |" for t in tasks]
     values = {"names": ", ".join(task.name for task in tasks), "count": len(tasks), "rows": "\n".join(rows)}
-    values |= {"parameters": count_parameters(model.parameters()), "difference": difference}
+    values |= {"parameters": sum(weight.numel() for weight in model.parameters()), "difference": difference}
     values |= {"size": "{}, {}".format(*size), "made": json.dumps(made, indent=1, ensure_ascii=False)}
     card = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
     return card.format(backbone=settings["backbone"], **values)

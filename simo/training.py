@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from simo.balancing import balancing, equal
+from simo.balancing import BY_GRADIENT, balancing, equal
 from simo.checkpoints import TensorFile, load_into, save_tensors
 from simo.datasets import training_batches
 from simo.errors import SimoError
@@ -41,7 +41,7 @@ class Optimisation:
     accumulate: int = 1  # micro-batches a step, for cards that are too small for all its images at once
     compile: bool = False  # fuse the forward pass by torch.compile: a minute's start for faster steps
     workers: int = 0  # processes that load data; 0 loads in this one
-    save_seconds: float = 20.0  # how much work an interruption may lose
+    save_seconds: float = 20.0  # least time between saved states, which go with rows of the history
 
     def __post_init__(self):
         """Refuse a batch that cannot be cut into equal micro-batches."""
@@ -181,6 +181,9 @@ def probe_then_finetune(
         state = resume and Path(resume) / f"{phase}.safetensors"
         plan = (model, lambda batch: model(batch["image"]), rates[phase], dataset, tasks, optimisation)
         print(f"memory for {phase}: {memory_need(*plan)}")
+        if balance in BY_GRADIENT and phase == "finetune":
+            held = 2 * len(tasks) * _bytes(encoder)  # each task's gradient, and, for PCGrad, a changed copy
+            print(f"and for {balance}: up to {held / 2**30:.1f} GiB")
         histories[phase] = fit(*plan, state, backward)
     return histories
 
@@ -211,7 +214,7 @@ def memory_need(model, predict, learning_rates, dataset, tasks, optimisation):
 
     Weights, gradients and optimiser are counted. Activations are what the autograd graph keeps of forward
     passes of 2 and of 3 copies of the first sample: they grow linearly with the images. What operations
-    need in passing, such as a convolution's workspace, comes on top.
+    need in passing, such as a convolution's workspace, comes on top, and what `simo.balancing` may hold.
 
     Nothing that training depends on changes: random streams and batch norm statistics are put back.
 
@@ -256,7 +259,9 @@ def pick_device(device="auto", precision="auto"):
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "auto":
-        precision = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+        # emulation, which newer torch counts as support, too, is slower than float32
+        able = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bfloat16" if able else "float32"
     return device, precision
 
 

@@ -29,8 +29,8 @@ def task_vectors(base, tasks):
     return found
 
 
-def learn(model, base, task_vectors, val, tasks, rate=0.05, budget=BUDGET, resume=None):
-    return learn_coefficients(model, base, task_vectors, val, tasks, budget, rate, 0.3, resume)
+def learn(model, base, task_vectors, val, tasks, rate=0.05, budget=BUDGET, **given):
+    return learn_coefficients(model, base, task_vectors, val, tasks, budget, rate, 0.3, **given)
 
 
 def test_equal_coefficients_are_task_arithmetic(model, base, task_vectors):
@@ -98,17 +98,27 @@ def test_learns_from_what_experts_say(model, base, task_vectors, val, tasks, sta
             for task in tasks
         }
 
-    plan = val, tasks, BUDGET, 0.05, 0.3, None
-    _, history = learn_coefficients(model, base, task_vectors, *plan, head_rate=0.01, label=label)
+    _, history = learn(model, base, task_vectors, val, tasks, head_rate=0.01, label=label)
     assert asked[-BUDGET.steps :] == [BUDGET.batch_size] * BUDGET.steps
     assert not same(heads, model.heads.state_dict())
     assert history[-1]["depth"] < 0.5 * history[0]["depth"]  # all ones: nothing that the data say
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_nothing_learned_is_the_start(model, base, task_vectors, val, tasks):
-    """Without learning rate the coefficients stay where they were: weight decay does not pull them."""
+    """Without learning rate the coefficients stay where they were."""
     table, _ = learn(model, base, task_vectors, val, tasks, rate=0.0)
     assert {round(value, 6) for row in table.values() for value in row.values()} == {0.3}
+
+
+def test_weight_decay_does_not_pull(model, base, task_vectors, val, tasks):
+    """Towards 0, the pretrained encoder: the coefficients are the same with much of it and with none."""
+    much, none = (
+        learn(model, base, task_vectors, val, tasks, budget=replace(BUDGET, weight_decay=decay))
+        for decay in (10.0, 0.0)
+    )
+    assert much == none
 
 
 def test_interrupted_learning_ends_the_same(model, base, task_vectors, val, tasks, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """simo.balancing: weights and combined gradients against examples by hand and laws."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -60,6 +62,28 @@ def test_pcgrad_by_hand():
     torch.testing.assert_close(pcgrad(agreeing), agreeing.mean(0))
 
 
+def test_pcgrad_takes_the_others_in_random_order():
+    """Of three tasks each has two orders: all eight means turn up, and no other."""
+    gradients = torch.tensor([[1.0, 0.0, 0.2], [-1.0, 1.0, 0.0], [-0.5, -1.0, 0.3]])
+
+    def without_conflicts(task, order):
+        own = gradients[task]
+        for other in order:
+            along = gradients[other] / gradients[other].norm()
+            own = own - (own @ along).clamp(max=0) * along
+        return own
+
+    orders = [[(1, 2), (2, 1)], [(0, 2), (2, 0)], [(0, 1), (1, 0)]]  # of the others
+    expected = [
+        sum(without_conflicts(task, order) for task, order in enumerate(chosen)) / 3
+        for chosen in itertools.product(*orders)
+    ]
+    found = torch.stack([pcgrad(gradients) for _ in range(200)])
+    distances = (found[:, None] - torch.stack(expected)).norm(dim=2)  # (200, 8)
+    assert distances.min(dim=1).values.max() < 1e-6
+    assert set(distances.argmin(dim=1).tolist()) == set(range(8))
+
+
 def test_cagrad_by_hand():
     """The same gradients with c = .4: (.2, .5), which is .2 from the mean; c = 0 is the mean."""
     found = cagrad(CONFLICT, radius=0.4)
@@ -101,6 +125,26 @@ def test_parameter_that_no_head_reads_is_left_alone(name):
     balancing(name, [shared, unread])(torch.stack([row @ shared for row in CONFLICT]), [])
     torch.testing.assert_close(shared.grad, BY_GRADIENT[name](CONFLICT))
     assert unread.grad is None
+
+
+@pytest.mark.parametrize("name", BY_GRADIENT)
+def test_compiled_model_bears_several_backward_passes(name):
+    """Also after the same code was compiled for one pass, whose buffers may be used again."""
+    layer = torch.nn.Linear(8, 2)
+
+    def gradient(way, compiled):
+        layer.zero_grad()
+        backward = balancing(way, list(layer.parameters()))
+        predict = torch.compile(lambda x: layer(x).exp().tanh(), backend="aot_eager") if compiled else None
+        x = torch.linspace(-1, 1, 32).view(4, 8)
+        losses = (predict(x) if compiled else layer(x).exp().tanh()).mean(dim=0)
+        torch.manual_seed(0)
+        backward(losses, [])
+        return layer.weight.grad
+
+    expected = gradient(name, compiled=False)
+    gradient("equal", compiled=True)
+    torch.testing.assert_close(gradient(name, compiled=True), expected)
 
 
 def test_unknown_balancing_is_named():

@@ -18,7 +18,7 @@ from simo.closedform import (
 )
 from simo.errors import SimoError
 from simo.heads import DPTHead, LinearHead
-from simo.models import Features
+from simo.models import Features, create_model
 from simo.tasks import tasks_of
 
 DEPTH, NORMALS = (task for task in tasks_of("nyuv2") if task.name in ("depth", "normals"))
@@ -92,6 +92,34 @@ def test_strength_is_chosen_on_held_out_images():
     assert clean[2] <= 1e-5
     torch.testing.assert_close(clean[0], weight, rtol=1e-4, atol=1e-4)
     assert noisy[2] >= 1
+
+
+def test_the_chosen_ridge_is_solved_again_on_all_images():
+    """Held-out images decide the strength, and then they are fitted, too; groups have what is theirs."""
+    z, u, _ = random_pairs()
+    fitted, held_out = gram(z[:30], u[:30]), gram(z[30:], u[30:])
+    prior = torch.ones(3, 4, dtype=torch.float64)
+    first, second = choose_ridge(fitted, held_out, prior, [2, 1], strengths=[0.01, 1.0])
+    for (weight, bias, strength), part in ((first, slice(0, 2)), (second, slice(2, 3))):
+        ((wanted, shift),) = ridges(fitted + held_out, prior, [strength])
+        torch.testing.assert_close(weight, wanted[part])
+        torch.testing.assert_close(bias, shift[part])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, float("nan")])
+def test_features_that_do_not_vary_are_refused(value):
+    """0 / 0 would make every weight NaN; 0.1 is not exact in binary: its variance is not quite 0."""
+    matrix = gram(torch.full((20, 4), value, dtype=torch.float64), torch.rand(20, 3))
+    with pytest.raises(SimoError, match="4 features are the same everywhere"):
+        next(ridges(matrix, torch.zeros(3, 4, dtype=torch.float64), [1.0]))
+
+
+def test_procrustes_turns_as_little_as_it_can():
+    """Three rows span two of eight directions: what they do not show stays where it is."""
+    z = torch.randn(3, 8, dtype=torch.float64)
+    matrix, shift = procrustes(gram(z, z), 8)
+    torch.testing.assert_close(matrix, torch.eye(8, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(shift, torch.zeros(8, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
 def test_procrustes_finds_a_rotation():
@@ -192,8 +220,8 @@ def test_realigned_to_itself_is_itself(model, tasks, kind):
 @pytest.mark.parametrize("kind", ["ridge", *FEATURE_MAPS])
 def test_repairs_the_damage_it_can_express(model, tasks, state_of, same, kind):
     """Features that were mixed (or scaled, or turned) are brought back: the expert's predictions again."""
-    before = state_of(model)
-    expert = copy.deepcopy(model)
+    before, expert = state_of(model), copy.deepcopy(model)
+    of_expert = state_of(expert)
     mixing = {
         "ridge": torch.eye(16) + 0.3 * torch.randn(16, 16),
         "diagonal": (0.5 + torch.rand(16)).diag(),
@@ -211,6 +239,46 @@ def test_repairs_the_damage_it_can_express(model, tasks, state_of, same, kind):
         assert left < 0.05 * damage, name
     handle.remove()
     assert same(before, model.state_dict())
+    assert same(of_expert, expert.state_dict())
+
+
+def test_every_tap_of_a_dpt_head_gets_its_own_layer(tasks, settings):
+    """Each tap's features are mixed in its own way, and each projection undoes its own mixing."""
+    sizes = {"head": "dpt", "head_options": {"channels": [2, 3, 4, 5], "width": 4}, "blocks": [1, 2, 3, 4]}
+    sizes["backbone_args"] = settings["backbone_args"] | {"depth": 4}
+    model = create_model(tasks, 0, **settings | sizes).eval()
+    expert, mixing = copy.deepcopy(model), torch.eye(16) + 0.2 * torch.randn(4, 16, 16)
+
+    def mix(module, inputs, found):
+        patches = torch.einsum("lij,bljhw->blihw", mixing, found.patches)
+        return Features(patches, torch.einsum("lij,blj->bli", mixing, found.classes))
+
+    model.encoder.register_forward_hook(mix)
+    realigned = realign_closed_form(model, {task.name: expert.encoder for task in tasks}, batches_of(40))
+    for name, head in realigned.heads.items():
+        before = expert.heads[name].first_layers()
+        for (weight, _), (wanted, _), tap in zip(head.first_layers(), before, mixing.double(), strict=True):
+            torch.testing.assert_close(weight @ tap, wanted, rtol=0.01, atol=0.01)
+    image = batches_of(2)[0]["image"]
+    for name, wanted in expert(image).items():
+        torch.testing.assert_close(realigned(image)[name], wanted, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["ridge", *FEATURE_MAPS])
+def test_features_that_are_not_finite_are_refused(model, tasks, kind):
+    """An encoder that computes NaN would give a model of NaN."""
+    experts = {task.name: copy.deepcopy(model.encoder) for task in tasks}
+    torch.nn.init.constant_(experts["depth"].backbone.blocks[-1].mlp.fc2.bias, float("nan"))
+    with pytest.raises(SimoError, match="features of .*'depth'.* are NaN or infinite"):
+        realign_closed_form(model, experts, batches_of(4), kind=kind)
+
+
+def test_heads_that_read_different_things_are_refused(model, tasks):
+    """One pass gives one set of inputs, which is not what each of them would be solved for."""
+    experts = {task.name: copy.deepcopy(model.encoder) for task in tasks}
+    model.heads["depth"].inputs = lambda features: [features.patches.flatten(1, 2).repeat(1, 2, 1, 1)]
+    with pytest.raises(SimoError, match="read different features: expected the same `inputs` of all"):
+        realign_closed_form(model, experts, batches_of(4))
 
 
 def test_no_label_is_read(model, tasks):
@@ -247,3 +315,7 @@ def test_every_image_is_fitted_or_held_out(model, tasks):
         assert fitted / 5 == held_out / 2
         for matrix, same_matrix in zip(pair, other, strict=True):
             torch.testing.assert_close(matrix, same_matrix, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        (maps,) = read(model.encoder(batches_of(7, 7)[0]["image"][[1, 6]]))
+    rows = maps.flatten(2).mT.flatten(0, 1)
+    torch.testing.assert_close(one[0][1], gram(rows, rows), rtol=1e-4, atol=1e-4)

@@ -108,6 +108,16 @@ def test_a_batch_that_does_not_fit_is_refused(model, val, tasks, name):
         evaluate(model, [batch], tasks)
 
 
+def test_what_was_checked_as_it_was_read_is_not_checked_again(model, val, tasks, monkeypatch):
+    """Of our own data sets the first batch only is looked at, of other loaders every one."""
+    checked = []
+    monkeypatch.setattr("simo.evaluation.check_batch", lambda batch, _: checked.append(len(batch["image"])))
+    evaluate(model, evaluation_batches(val, 3), tasks)
+    assert checked == [3]
+    evaluate(model, list(evaluation_batches(val, 3)), tasks)
+    assert checked == [3, 3, 1]
+
+
 def test_a_head_of_another_width_is_refused(model, val, tasks):
     """Its prediction would be compared by broadcasting."""
     model.predict = lambda features, size: {"depth": torch.zeros(2, 3, *size)}

@@ -17,7 +17,8 @@ from simo.field import (
     regmean,
     tsv_m,
 )
-from simo.merging import TaskVector, task_arithmetic
+from simo.merging import METHODS as OF_THE_PAPER
+from simo.merging import TaskVector, merge, task_arithmetic
 
 DATA_FREE = [name for name in METHODS if name not in FROM_IMAGES]
 
@@ -157,23 +158,62 @@ def test_tsv_m_by_hand():
     torch.testing.assert_close(merged, torch.tensor([[3.0, 0], [0, 1]]))
 
 
+def test_tsv_m_makes_directions_orthogonal_and_keeps_their_values():
+    """Its singular values are those of the tasks' strongest directions, though these are not orthogonal."""
+    vectors = random_vectors(2)
+    strongest = torch.cat([torch.linalg.svdvals(one[W])[:2] for one in vectors])  # 4 directions, 2 a task
+    values = torch.linalg.svdvals(tsv_m(vectors)[W])
+    torch.testing.assert_close(values, strongest.sort(descending=True).values)
+
+
 @pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m"])
 def test_only_matrices_are_decomposed(method):
-    """Biases, tokens and embeddings are averaged."""
-    vectors = random_vectors()
+    """Biases, tokens and embeddings are averaged, a token that is 2-D, too, such as DINOv2's mask token."""
+    vectors = [
+        vector(mask_token=torch.randn(1, 4), **{name.replace(".", "__"): x for name, x in one.items()})
+        for one in random_vectors()
+    ]
     merged = METHODS[method](vectors)
-    for name in ("blocks.1.fc.bias", "pos_embed"):
+    for name in ("blocks.1.fc.bias", "pos_embed", "mask_token"):
         torch.testing.assert_close(merged[name], sum(one[name] for one in vectors) / 3)
 
 
 @pytest.mark.parametrize(
-    ("method", "options"),
-    [("dare", {"drop": 1.0}), ("breadcrumbs", {"keep": 0.9, "outliers": 0.2}), ("iso_cts", {"common": 0.0})],
+    ("method", "options", "message"),
+    [
+        ("dare", {"drop": 1.0}, r"drop is 1.0: expected a fraction in \[0, 1\)"),
+        ("breadcrumbs", {"keep": 0.9, "outliers": 0.2}, r"\(0.9, 0.2\): expected .* together at most 1"),
+        ("breadcrumbs", {"keep": 0.0}, r"\(0.0, 0.006\): expected fractions in \(0, 1\]"),
+        ("iso_cts", {"common": 0.0}, r"common is 0.0: expected a fraction in \(0, 1\]"),
+        ("regmean", {"moments": [], "shrink": 1.5}, r"shrink is 1.5: expected a factor in \[0, 1\]"),
+    ],
 )
-def test_impossible_fractions_are_refused(method, options):
-    """A fraction that would drop everything, or more than there is, is named."""
-    with pytest.raises(SimoError, match="expected fractions of the entries"):
+def test_impossible_fractions_are_refused(method, options, message):
+    """A fraction that would drop everything, or more than there is, is named, and so is the range."""
+    with pytest.raises(SimoError, match=message):
         METHODS[method](random_vectors(), **options)
+
+
+def test_fewer_directions_than_tasks_are_refused():
+    """TSV-M would silently merge to nothing, Iso-CTS take directions from the wrong end."""
+    vectors = [vector(w__weight=torch.randn(5, 2)) for _ in range(3)]
+    with pytest.raises(SimoError, match="rank of a matrix is 2: expected one direction a task, 3"):
+        tsv_m(vectors)["w.weight"]
+    with pytest.raises(SimoError, match="common is 0.1: expected more, for 3 tasks and 2 directions"):
+        iso_cts(vectors, common=0.1)["w.weight"]
+
+
+def test_methods_are_called_by_name():
+    """`merge` checks names and options here, too, and the paper's methods are among them."""
+    vectors = random_vectors()
+    assert torch.equal(merge("iso_c", vectors, METHODS)[W], iso_c(vectors)[W])
+    assert METHODS.items() >= OF_THE_PAPER.items()
+    with pytest.raises(SimoError, match="unknown merging method 'tsvm': expected one of .*'tsv_m'"):
+        merge("tsvm", vectors, METHODS)
+    with pytest.raises(SimoError, match="of regmean: missing a required argument: 'moments'"):
+        merge("regmean", vectors, METHODS)
+    with pytest.raises(SimoError, match="of dare: got an unexpected keyword argument 'dorp'"):
+        merge("dare", vectors, METHODS, dorp=0.5)
 
 
 def moments_of(*grams):
@@ -185,6 +225,22 @@ def test_regmean_by_hand():
     vectors, moments = matrices([[1.0]], [[5.0]]), moments_of([[3.0]], [[1.0]])
     assert regmean(vectors, moments)[W].item() == pytest.approx(2)
     assert lot(vectors, moments)[W].item() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("method", [regmean, lot])
+@pytest.mark.parametrize(
+    ("moments", "message"),
+    [
+        ([], "expected moments of 2 experts, found 0"),
+        (moments_of([[3.0]]), "expected moments of 2 experts, found 1"),
+        ([*moments_of([[3.0]]), {}], f"not all moments and task vectors have {W!r}"),
+        ([{"fc.weight": torch.eye(1)}] * 2, "not all moments and task vectors have 'fc.weight'"),
+    ],
+)
+def test_moments_that_do_not_fit_are_refused(method, moments, message):
+    """Of too few experts, of other layers, or of another model: all would be some average without a word."""
+    with pytest.raises(SimoError, match=message):
+        method(matrices([[1.0]], [[5.0]]), moments)
 
 
 def test_shrinking_weakens_correlations():
@@ -256,3 +312,32 @@ def test_moments_are_those_of_the_inputs(model):
     for key, value in one.items():
         torch.testing.assert_close(value, two[key], rtol=1e-4, atol=1e-4)
     assert one.keys() >= {f"backbone.blocks.1.{part}.weight" for part in ("norm1", "mlp.fc2")}
+
+
+def test_moments_of_a_norm_are_those_of_what_it_scales(model):
+    """Squares of the normalised input, before scale and shift, which are not the initial ones here."""
+    norm, seen, images = model.encoder.backbone.blocks[1].norm2, [], torch.rand(4, 3, 16, 16)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    handle = norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    found = input_moments(model.encoder, [{"image": images}])["backbone.blocks.1.norm2.weight"]
+    handle.remove()
+    x = seen[0].flatten(0, 1).double()
+    variance = x.var(dim=1, correction=0, keepdim=True)
+    expected = ((x - x.mean(dim=1, keepdim=True)) / (variance + norm.eps).sqrt()).square().mean(dim=0)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (iter(()), "expected at least 1 image to compute moments from, found none"),
+        ([{"image": torch.ones(1, 3, 16, 16, dtype=torch.uint8)}], r"floats in \[0, 1\], found .*uint8"),
+        ([{"image": torch.full((1, 3, 16, 16), 255.0)}], r"floats in \[0, 1\], found .*255"),
+    ],
+)
+def test_moments_of_no_or_unusable_images_are_refused(model, batches, message):
+    """A loader that was read to its end, and images in [0, 255]."""
+    with pytest.raises(SimoError, match=message):
+        input_moments(model.encoder, batches)
+    assert not any(module._forward_hooks for module in model.encoder.modules())

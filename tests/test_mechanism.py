@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from simo.closedform import gram
+from simo.closedform import STRENGTHS, choose_ridge, gram, ridges, squared_errors
+from simo.errors import SimoError
 from simo.mechanism import (
     compare_features,
     explained,
@@ -65,6 +66,24 @@ def test_each_map_explains_what_it_can_express():
         assert max(found.values()) <= 1 + 1e-9
 
 
+def test_the_ridge_is_not_chosen_by_the_tested_images():
+    """Where these ask for another strength, the one of the held-out images stays, and the share is lower."""
+    z = rows()
+    y = z @ torch.randn(4, 4, dtype=torch.float64)
+    fitted, held_out = gram(z[:100], y[:100]), gram(z[100:200], y[100:200])
+    tested = gram(z[200:], z[200:] + 0.1 * y[200:])  # nearer to the identity, where strong ridges lead
+    identity = torch.eye(4, dtype=torch.float64)
+    total = squared_errors(tested, torch.zeros_like(identity), y[:200].mean(0)).sum()
+
+    def share(weight, bias):
+        return (1 - squared_errors(tested, weight, bias).sum() / total).item()
+
+    ((weight, bias, _),) = choose_ridge(fitted, held_out, identity, [4])
+    found = explained(fitted, held_out, tested, 4)["ridge"]
+    assert found == pytest.approx(share(weight, bias))
+    assert found < max(share(*each) for each in ridges(fitted + held_out, identity, STRENGTHS)) - 0.1
+
+
 def test_encoder_explains_itself(model, tasks):
     """Against a copy of itself: everything, at every block, which are all there, not the tapped ones only."""
     experts = {tasks[0].name: copy.deepcopy(model.encoder)}
@@ -79,6 +98,12 @@ def test_encoder_explains_itself(model, tasks):
 
 
 def test_spectrum_by_hand():
-    """σ = (3, 1): 9/10 of the energy lie in half of the directions. What is no matrix does not count."""
-    matrix = vector_of(a=torch.diag(torch.tensor([1.0, 3.0])), b=torch.ones(7))
-    assert spectrum(matrix, [0.5, 1.0]) == pytest.approx([0.9, 1.0])
+    """σ = (3, 1): 9/10 of the energy lie in half of the directions.
+
+    What is no matrix of a linear layer does not count, and neither does a matrix that did not move.
+    """
+    tensors = {"a.weight": torch.diag(torch.tensor([1.0, 3.0])), "b.weight": torch.zeros(2, 2)}
+    tensors |= {"c.weight": torch.ones(7), "mask_token": torch.ones(1, 4)}
+    assert spectrum(vector_of(**tensors), [0.5, 1.0]) == pytest.approx([0.9, 1.0])
+    with pytest.raises(SimoError, match="expected a task vector with a matrix that is not 0"):
+        spectrum(0.0 * vector_of(**tensors), [0.5])

@@ -1,6 +1,8 @@
 """simo.own: a user's files to a merged model and back to files."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ import torch
 
 from simo.checkpoints import TensorFile, save_tensors
 from simo.errors import SimoError
+from simo.field import input_moments
 from simo.models import add_adapters, create_model
-from simo.own import TOLERANCE, export, export_onnx, load_expert, load_exported, merge_experts
+from simo.own import FILES, TOLERANCE, export, export_onnx, load_expert, load_exported, merge_experts
 
 SETTINGS = {
     "backbone": "vit_tiny_patch16_224",
@@ -71,6 +74,28 @@ def test_mean_of_three_by_hand(files, tasks, same):
         assert same(fresh.heads.state_dict(), merged.only([task]).heads.state_dict())
 
 
+def test_methods_of_the_wider_field_are_called_by_name(files, tasks):
+    """Those that look at images are given what they saw; a misspelt name is refused."""
+    experts, pretrained = experts_of(files, tasks), files / "pretrained.safetensors"
+    images = [{"image": torch.rand(8, 3, 16, 16)}]
+    moments = [input_moments(expert.encoder, images) for expert in experts.values()]
+    image = torch.rand(2, 3, 16, 16)
+    for method, options in {"iso_c": {}, "dare": {"drop": 0.2}, "regmean": {"moments": moments}}.items():
+        merged = merge_experts(pretrained, experts, SETTINGS, method, alpha=0.5, **options)
+        assert merged(image).keys() == experts.keys()
+    with pytest.raises(SimoError, match="of regmean: missing a required argument: 'moments'"):
+        merge_experts(pretrained, experts, SETTINGS, "regmean", alpha=0.5)
+    with pytest.raises(SimoError, match="unknown merging method 'isoc': expected one of .*'iso_c'"):
+        merge_experts(pretrained, experts, SETTINGS, "isoc", alpha=0.5)
+
+
+def test_expert_under_another_name_is_refused(files, tasks):
+    """The message has both names."""
+    experts = {"deepness": experts_of(files, tasks)["depth"]}
+    with pytest.raises(SimoError, match=r"'deepness': expected a head of that name, found \['depth'\]"):
+        merge_experts(files / "pretrained.safetensors", experts, SETTINGS, "average", alpha=1.0)
+
+
 def test_head_of_another_shape_is_refused(files, tasks):
     """The message names the file and the tensor."""
     encoder, head = files / "depth_encoder.safetensors", files / "segmentation_head.safetensors"
@@ -99,6 +124,18 @@ def test_onnx_computes_what_the_model_does(tmp_path, tasks, head, size):
     for name, found in zip(names, session.run(names, {"image": image.numpy()}), strict=True):
         wanted = model(image)[name].numpy()
         np.testing.assert_allclose(found, wanted, atol=TOLERANCE * np.abs(wanted).max())
+
+
+def test_a_refused_onnx_file_is_not_kept(tmp_path, tasks, monkeypatch):
+    """What was there before stays, nothing lies beside it, and the model is still in training."""
+    model = create_model(tasks, 0, **SETTINGS).train()
+    (tmp_path / "model.onnx").write_bytes(b"old")
+    monkeypatch.setattr("simo.own.TOLERANCE", -1.0)
+    with pytest.raises(SimoError, match="the ONNX model's outputs differ by .*, more than -1"):
+        export_onnx(model, [task.name for task in tasks], (16, 16), tmp_path / "model.onnx")
+    assert contents(tmp_path) == {"model.onnx": b"old"}
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_export_writes_files_that_load(files, tasks, tmp_path, same):
@@ -142,24 +179,30 @@ def test_without_the_packages_nothing_is_written(files, tasks, tmp_path, monkeyp
     assert not (tmp_path / "out").exists()
 
 
-def test_adapters_are_exported_too(files, tasks, tmp_path, same):
-    """A model with realigned representation is read back with its adapters."""
-    pretrained = files / "pretrained.safetensors"
-    merged = merge_experts(pretrained, experts_of(files, tasks), SETTINGS, "average", alpha=1.0)
-    for weight in add_adapters(merged.encoder, rank=2):
+@pytest.mark.parametrize("adapter", ["paper", "released", "lora"])
+def test_adapters_are_exported_too(merged, tasks, tmp_path, same, adapter):
+    """A model with realigned representation is read back with its adapters, of whatever kind."""
+    for weight in add_adapters(merged.encoder, 2, adapter):
         torch.nn.init.normal_(weight)
     export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {})
     image = torch.rand(2, 3, 16, 16)
     assert same(merged.eval()(image), load_exported(tmp_path / "out")[0](image))
 
 
-def test_a_card_without_scores_is_not_begun(files, tasks, tmp_path):
+@pytest.mark.parametrize("scores", [{}, {"normals": None}, {"normals": "20.5"}])
+def test_a_card_without_scores_is_not_begun(merged, tasks, tmp_path, scores):
     """The message names the tasks, and nothing is written."""
-    merged = merge_experts(
-        files / "pretrained.safetensors", experts_of(files, tasks), SETTINGS, "average", alpha=1.0
-    )
-    with pytest.raises(SimoError, match="scores of normals are missing"):
-        export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), {"segmentation": 1.0, "depth": 1.0}, {})
+    scores = {"segmentation": 1.0, "depth": 1.0} | scores
+    with pytest.raises(SimoError, match="scores of normals are missing or no numbers"):
+        export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), scores, {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_tasks_are_those_of_the_heads(merged, tasks, tmp_path):
+    """One that is left out would be missing in the recipe, and the weights would not load."""
+    message = r"tasks \['segmentation', 'depth'\]: expected those of the model's heads, .*'normals'"
+    with pytest.raises(SimoError, match=message):
+        export(merged, tmp_path / "out", SETTINGS, tasks[:2], (16, 16), SCORES, {})
     assert not (tmp_path / "out").exists()
 
 
@@ -169,6 +212,12 @@ def merged(files, tasks):
     return merge_experts(
         files / "pretrained.safetensors", experts_of(files, tasks), SETTINGS, "average", alpha=1.0
     )
+
+
+@pytest.fixture
+def no_onnx(monkeypatch):
+    """Exports write an empty ONNX file, in seconds less, where a test is about the other files."""
+    monkeypatch.setattr("simo.own.export_onnx", lambda model, names, size, path: path.write_bytes(b"") or 0.0)
 
 
 def contents(folder):
@@ -186,7 +235,7 @@ def contents(folder):
     ],
 )
 @pytest.mark.parametrize("before", [False, True])
-def test_a_refused_export_changes_nothing(merged, tasks, tmp_path, settings, made, message, before):
+def test_a_refused_export_changes_nothing(merged, tasks, tmp_path, no_onnx, settings, made, message, before):
     """Neither a new folder nor an earlier export: settings not the model's, values that JSON cannot hold."""
     folder = tmp_path / "out"
     if before:
@@ -207,14 +256,52 @@ def test_a_file_of_something_else_is_not_overwritten(merged, tasks, tmp_path):
     assert contents(tmp_path / "project") == {"README.md": b"mine"}
 
 
-def test_an_export_is_replaced(merged, tasks, tmp_path):
+def test_files_with_the_same_names_are_not_overwritten(merged, tasks, tmp_path, no_onnx):
+    """All four, but the model.json is none of ours."""
+    (tmp_path / "project").mkdir()
+    for name in FILES:
+        (tmp_path / "project" / name).write_text("mine")
+    with pytest.raises(SimoError, match=r"project has a model.json that is of no export"):
+        export(merged, tmp_path / "project", SETTINGS, tasks, (16, 16), SCORES, {})
+    assert contents(tmp_path / "project") == dict.fromkeys(FILES, b"mine")
+
+
+@pytest.mark.parametrize("moved", [1, 2, 3])
+@pytest.mark.parametrize("before", [False, True])
+def test_an_export_that_was_cut_short_is_completed(
+    merged, tasks, tmp_path, monkeypatch, no_onnx, same, moved, before
+):
+    """After one to three files the disk fails: what is there does not load, until the next export."""
+    plan = tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {}
+    if before:
+        export(merged, *plan)
+        torch.nn.init.ones_(merged.heads["depth"].project.bias)
+    left, replace = iter(range(moved)), os.replace
+
+    def fail(source, target):
+        if Path(target).parent == tmp_path / "out" and next(left, None) is None:
+            raise OSError("the disk is gone")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", fail)
+        with pytest.raises(SimoError, match="cannot write .*out: the disk is gone"):
+            export(merged, *plan)
+    with pytest.raises(SimoError, match="does not exist|is not what its recipe describes"):
+        load_exported(tmp_path / "out")
+    export(merged, *plan)
+    assert same(load_exported(tmp_path / "out")[0].state_dict(), merged.state_dict())
+    assert contents(tmp_path / "out").keys() == set(FILES)
+
+
+def test_an_export_is_replaced(merged, tasks, tmp_path, no_onnx):
     """The second one is what loads."""
     for alpha in (0.1, 0.2):
         export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {"alpha": alpha})
     assert json.loads((tmp_path / "out/model.json").read_text())["made"] == {"alpha": 0.2}
 
 
-def test_loading_draws_no_random_numbers(merged, tasks, tmp_path):
+def test_loading_draws_no_random_numbers(merged, tasks, tmp_path, no_onnx):
     """A user's seed is not touched."""
     export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {})
     before = torch.get_rng_state()

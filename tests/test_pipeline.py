@@ -1,5 +1,6 @@
 """tools/pipeline.py, run on miniature Snakefiles."""
 
+import ast
 import os
 import re
 import signal
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from simo.tasks import TASKS
 from tools import progress
 
-PIPELINE = Path(__file__).resolve().parent.parent / "tools" / "pipeline.py"
+ROOT = Path(__file__).resolve().parent.parent
+PIPELINE = ROOT / "tools" / "pipeline.py"
 
 SNAKEFILE = """
 rule all:
@@ -130,6 +133,35 @@ def test_progress_counts_and_second_run_does_nothing(folder):
     assert re.findall(r"^\[(\d)/4\] (?:step \d, seed 0|total): done in", output, re.MULTILINE) == list("1234")
     assert len(re.findall("; about .* left$", output, re.MULTILINE)) == 3
     assert run(folder) == (0, "nothing to be done: everything is up to date\n")
+
+
+def test_unknown_time_is_not_guessed(folder):
+    """At the paper's scale nobody knows how long a step takes: its log, which tells, is named instead."""
+    snakefile = folder / "Snakefile"
+    snakefile.write_text(snakefile.read_text().replace("seconds=20", "seconds=0"))
+    code, output = run(folder)
+    assert code == 0, output
+    assert output.startswith("steps to do: 4, in a time that is not known (threads at once: 2)\n")
+    assert "step 1, seed 0: started; its own time left: logs/step 1.log\n" in output
+    assert not re.search("; about .* left$", output, re.MULTILINE)
+
+
+def test_one_notebook_at_a_time_on_a_gpu(tmp_path):
+    """The paper's profile limits no notebook's threads, so two side by side would share the GPU's memory."""
+    for dataset in TASKS:
+        (tmp_path / dataset).mkdir()
+        (tmp_path / dataset / "prepared.json").touch()
+    code = "import pipeline, progress, sys; pipeline.run_snakemake(sys.argv[1:]);"
+    code += "print(progress.LogHandler.planned)"
+    command = [sys.executable, "-c", code, "book", "--dry-run", "--cores", "16", "--config", "profile=paper"]
+    command += [f"data={tmp_path}", f"build={tmp_path}/build", "weights=random", "further=all"]
+    environment = os.environ | {"PYTHONPATH": str(PIPELINE.parent)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    planned = ast.literal_eval(done.stdout.splitlines()[-1])
+    computing = [threads for seconds, threads in planned if not seconds]
+    assert len(computing) > 50
+    assert set(computing) == {16}
 
 
 def test_failure_shows_the_end_of_the_log(folder):

@@ -497,6 +497,14 @@ def test_probe_leaves_the_encoder_alone(model, nyuv2, tasks, tmp_path, state_of,
     assert not any(".encoder." in name for name in TensorFile(tmp_path / "probe.safetensors"))
 
 
+def test_memory_of_gradients_by_task_is_told(model, nyuv2, tasks, capsys):
+    """PCGrad holds every task's gradient of the encoder, twice; what weighs losses holds none of them."""
+    dataset = PreparedDataset(nyuv2, "nyuv2", "train", scales=(1.0,), crop=(16, 16))
+    for balance, told in {"equal": 0, "pcgrad": 1}.items():
+        probe_then_finetune(model, dataset, tasks, BUDGET, BUDGET, 0.01, 0.01, balance=balance)
+        assert capsys.readouterr().out.count("\nand for pcgrad: up to 0.0 GiB\n") == told
+
+
 def test_expert_resumes_in_either_phase(model, nyuv2, tmp_path, monkeypatch, same):
     """Interrupted in probe or fine-tuning, an expert ends with the very weights of an uninterrupted run."""
     dataset = PreparedDataset(nyuv2, "nyuv2", "train", ["depth"], scales=(1.0, 1.5), crop=(16, 16))
@@ -539,3 +547,9 @@ def test_explicit_device_and_precision_are_kept():
     assert pick_device("cpu", "bfloat16") == ("cpu", "bfloat16")
     assert pick_device("cpu", "auto") == ("cpu", "float32")
     assert pick_device("auto", "float32")[1] == "float32"
+
+
+def test_emulated_bfloat16_is_not_chosen(monkeypatch):
+    """A GPU that has to emulate it computes faster in float32."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert pick_device("cuda") == ("cuda", "float32")

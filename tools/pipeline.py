@@ -96,8 +96,10 @@ def work(options, snakemake_options):
         print("nothing to be done: everything is up to date", flush=True)
         return 0
     longest = max(seconds for seconds, _ in planned)
-    expected = roughly(max(time_left(planned, [], [], options.cores), longest))
-    print(f"steps to do: {len(planned)}, in about {expected} (threads at once: {options.cores})", flush=True)
+    expected = "about " + roughly(max(time_left(planned, [], [], options.cores), longest))
+    if not all(seconds for seconds, _ in planned):
+        expected = "a time that is not known"
+    print(f"steps to do: {len(planned)}, in {expected} (threads at once: {options.cores})", flush=True)
     return run_snakemake(arguments)
 
 

@@ -1,8 +1,8 @@
 """Snakemake's events as lines for people: what runs, what is done, what failed and why, and the time left.
 
 The time left comes from ``resources: seconds=...``, which every rule of the Snakefile gives as measured on
-one machine; that another is slower or faster is noticed after a few steps. A rule's ``message:`` is the name
-of its step.
+one machine; that another is slower or faster is noticed after a few steps. Where any of them is 0, which
+means not known, nothing is said about the whole. A rule's ``message:`` is the name of its step.
 """
 
 import re
@@ -12,6 +12,7 @@ from pathlib import Path
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
 TAIL_LINES = 15  # lines of a failed step's log to show
+LONG = 300.0  # seconds; of a step that takes longer the log, with its own time left, is named at once
 USUAL = 30.0  # core-seconds taken to be as expected, so that a short first step does not decide the speed
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -107,7 +108,8 @@ class LogHandler(LogHandlerBase):
         else:
             name = record.rule_msg or " ".join([record.rule_name, *record.wildcards.values()])
             self.running[record.jobid] = (name, *step, time.monotonic())
-            self.say(f"{name}: started")
+            slow = record.log and not 0 < step[0] < LONG
+            self.say(f"{name}: started" + (f"; its own time left: {record.log[0]}" if slow else ""))
 
     def on_job_finished(self, record):
         """A step has ended well."""
@@ -117,7 +119,7 @@ class LogHandler(LogHandlerBase):
         now = time.monotonic()
         self.done.append((expected * threads, (now - start) * threads))
         text = f"{name}: done in {in_words(now - start)}"
-        if len(self.done) < len(self.planned):
+        if len(self.done) < len(self.planned) and all(seconds for seconds, _ in self.planned):
             running = [(seconds, n, now - begun) for _, seconds, n, begun in self.running.values()]
             text += f"; about {roughly(time_left(self.planned, self.done, running, self.cores))} left"
         self.say(text)
