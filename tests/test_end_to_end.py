@@ -91,9 +91,10 @@ CHANGES = [
         NYUV2,
         "adapter_lr: 0.01",
         "adapter_lr: 0.02",
-        {"realign", "released", "control", "qualitative"} | FROM_EXPERTS - {"own_models", "frozen_decoder"},
+        {"realign", "released", "control", "qualitative", "closed_form", "field", "variations", "mechanism"},
     ),
     (NYUV2, "lambdas: [0.0, 1.0]", "lambdas: [0.0, 0.5, 1.0]", {"relationships"}),
+    (NYUV2, "workers: 0", "workers: 1", set()),  # where it is computed, not what
     ("simo/training.py", "# dropout", "# what drops out", set()),
     ("simo/training.py", "Minimise the tasks' losses", "Lower the tasks' losses", set()),
     ("simo/merging.py", "density=0.2", "density=0.3", AFTER_EXPERTS - {"control"}),
