@@ -75,8 +75,7 @@ def learn_coefficients(
     Parameters
     ----------
     model : MultiTaskModel
-        The experts' heads. Trained in place: its encoder holds the merged weights in the end. Left on the
-        device, in eval mode and frozen.
+        The experts' heads. Trained in place, its encoder merged in the end; left in eval mode and frozen.
     base, task_vectors, start
         See `LayerwiseMerge`.
     dataset : PreparedDataset

@@ -426,7 +426,7 @@ def panels(frames, x, y, names, by=None, methods=None, marks=None, logarithmic=F
             shown = methods or list(frame.method.unique())
             for method, style in zip(shown, STYLES[: len(shown)], strict=True):
                 draw_bands(axes, frame[frame.method == method], quantity, y, by or quantity, style, method)
-            for mark, dashes in zip((marks or {}).get(title, ()), ((0, (6, 3)), ":"), strict=False):
+            for mark, dashes in zip(marks[title], ((0, (6, 3)), ":"), strict=True) if marks else ():
                 axes.axhline(mark, color="black", lw=0.8, ls=dashes)
             axes.set(xlabel=names[quantity], title=title)
             if logarithmic:
