@@ -85,11 +85,12 @@ links: redraw ## check that every link of the book leads somewhere; needs the ne
 	@.venv/bin/jupyter-book build build/$(PROFILE)/redraw/source --path-output build/$(PROFILE)/redraw --builder linkcheck
 
 test: lint ## check style, then run every test
-	@.venv/bin/python -m pytest tests notebooks/nyuv2.ipynb notebooks/cityscapes.ipynb notebooks/taskonomy.ipynb \
+	@.venv/bin/python -m pytest tests $(addprefix notebooks/pages/,nyuv2.ipynb cityscapes.ipynb taskonomy.ipynb) \
 		--nbval-lax --nbval-current-env
 
-lint: environment ## check style only
+lint: environment ## check style, and which house enters which
 	@.venv/bin/python -m ruff check .
+	@.venv/bin/lint-imports --no-cache
 	@.venv/bin/python -m ruff format --check .
 
 environment: ## make .venv with all packages, or bring it up to date; the other targets do so, too

@@ -14,8 +14,9 @@ import yaml
 sys.path.insert(0, workflow.basedir)
 from data_scripts.sources import RAW, data_folder
 from simo.errors import SimoError
-from simo.notebooks import code_hash, declared_parameters, read_parameters
-from simo.records import PLACES
+from report.experiments import EXPERIMENTS, records_of
+from report.notebooks import code_hash, declared_parameters, read_parameters
+from report.records import PLACES
 from simo.tasks import TASKS, tasks_of
 
 
@@ -32,12 +33,7 @@ PROFILE = config.get("profile", "miniature")
 SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split()]
 # a study is a data set with one way to treat it, and has a parameter file of its name
 STUDIES = str(config.get("studies") or "nyuv2 cityscapes taskonomy").split()
-CONTROLS = ["merge_pretrained", "realign_pretrained", "control"]  # without any merging
-BEYOND = ["closed_form", "closed_form_control", "field", "joint_variants", "variations", "mechanism"]
-BEYOND += ["frozen_decoder", "own_models"]
-# notebooks that draw; they read records only
-PAGES = ["introduction", "nyuv2", "cityscapes", "taskonomy", "claims", "deviations", "results"]
-PAGES += ["beyond", "wider_field", "fair_joint", "what_varies", "why_it_breaks", "model", "status"]
+PAGES = sorted(path.stem for path in Path("notebooks/pages").glob("*.ipynb"))  # they draw, and read records only
 
 # a profile without committed records is drawn from what was just computed
 COMMITTED = f"records/{PROFILE}" if Path(f"records/{PROFILE}").is_dir() else ""
@@ -59,40 +55,27 @@ if not RENDERED.exists() and not config.get("data"):
         + " and ".join(f"folder/{name} ({RAW[name]})" for name in DATASETS)
     )
 DATA = {name: data_folder(config.get("data"), name, BUILD) for name in DATASETS}
-# expected seconds of a miniature's step on one core, for the time left, which corrects itself as steps end
-SECONDS = {"expert": 120, "joint": 150, "merge": 20, "realign": 50, "control": 80, "relationships": 70}
-SECONDS |= {"masks": 40, "adamerging": 50, "released": 40, "subsets": 160, "mechanism": 60, "own_models": 40}
-SECONDS |= {"closed_form": 300, "closed_form_control": 90, "field": 900, "joint_variants": 1200, "variations": 1400}
-SECONDS |= {"frozen_decoder": 400}
-
 CHECKPOINTS = BUILD + "/checkpoints/{study}/seed{seed}"
 RECORDS = BUILD + "/records/{study}/seed{seed}"
 EXECUTED = BUILD + "/notebooks/{study}/seed{seed}"
 LOGS = BUILD + "/logs/{study}/seed{seed}"
 WEIGHTS = BUILD + "/weights/dinov2.safetensors"
-COMPUTE = (
-    "python -m simo.notebooks notebooks/{params.notebook}.ipynb {output.notebook:q} -f {params.file:q}"
-    " -p data {params.data:q} -p checkpoints {params.checkpoints:q} -p records {params.records:q}"
-    " -p backbone_weights {input.weights:q} -p seed {wildcards.seed} {params.more} > {log:q} 2>&1"
-)
 
 
-def seconds(step):
+def seconds(experiment=None):
     """Expected seconds; 0, not known, where the model, the data and the machine are the user's."""
-    return {"smoke": 12, "miniature": SECONDS.get(step, 12)}.get(PROFILE, 0)
+    return {"smoke": 12, "miniature": experiment.seconds if experiment else 12}.get(PROFILE, 0)
 
 
-def task_names(study):
-    return [task.name for task in tasks_of(VALUES[study]["dataset"])]
-
-
-def compute(notebook, more=""):
+def compute(experiment):
     """Params of a rule that runs a notebook: what it runs, on which values, and what it must run again for."""
+    notebook, run = experiment.notebook, experiment.wildcard
     known = declared_parameters(notebook).keys()
+    own = f"-p {run} {{{run}}}" if run else ""
     return dict(
         notebook=notebook,
         # values are compared below; a param that asks for `threads`, as this does, Snakemake does not compare
-        more=lambda w, threads: " ".join([more.format(**w), *changed_in(notebook)]),
+        more=lambda w, threads: " ".join([own.format(**w), *changed_in(notebook)]),
         file=lambda w: f"notebooks/params/{PROFILE}/{w.study}.yaml",
         data=lambda w: DATA[VALUES[w.study]["dataset"]],
         checkpoints=lambda w: CHECKPOINTS.format(**w),
@@ -117,20 +100,14 @@ def weights(wildcards):
     return WEIGHTS if given == "dinov2" else given
 
 
-def experts(wildcards):
-    return [CHECKPOINTS.format(**wildcards) + f"/expert_{task}.safetensors" for task in task_names(wildcards.study)]
+def task_names(study):
+    return [task.name for task in tasks_of(VALUES[study]["dataset"])]
 
 
-def experiments(study):
-    """Names of the records of one seed."""
-    main = (
-        [f"expert_{task}" for task in task_names(study)]
-        + [f"{step}_{method}" for step in ("merge", "realign") for method in ("task_arithmetic", "ties")]
-        + ["joint", "relationships", "qualitative"]
-    )
-    further = [*CONTROLS, "merge_average", "merge_ties_untrimmed", "masks", "adamerging", "released"]
-    further += ["subsets"] * (VALUES[study]["dataset"] == "taskonomy")  # Figure 1
-    return main + further * (FURTHER != "no") + BEYOND * (FURTHER == "all")
+def checkpoints_of(needs, wildcards):
+    """Files of the checkpoints that an experiment needs; `expert` stands for those of all tasks."""
+    names = [[f"expert_{t}" for t in task_names(wildcards.study)] if n == "expert" else [n] for n in needs]
+    return [CHECKPOINTS + f"/{name}.safetensors" for name in sum(names, [])]
 
 
 def recomputed(wildcards=None):
@@ -138,7 +115,7 @@ def recomputed(wildcards=None):
         f"{RECORDS.format(study=study, seed=seed)}/{name}.json"
         for study in STUDIES
         for seed in SEEDS
-        for name in experiments(study)
+        for name in records_of(VALUES[study]["dataset"], task_names(study), FURTHER)
     ]
 
 
@@ -147,6 +124,8 @@ wildcard_constraints:
     study="|".join(STUDIES),
     seed=r"\d+",
     kind="book|redraw",
+    task="[a-z]+",
+    method="[a-z_]+",
 
 
 rule book:
@@ -215,240 +194,31 @@ rule weights:
         " --backbone-args {params.size:q} > {log:q} 2>&1"
 
 
-rule joint:
-    input:
-        data=prepared,
-        weights=weights,
-    output:
-        notebook=EXECUTED + "/joint.ipynb",
-        record=RECORDS + "/joint.json",
-        model=CHECKPOINTS + "/joint.safetensors",
-    log: LOGS + "/joint.log"
-    message: "joint training on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("joint")
-    priority: 1  # the longest: begun before what does not wait for it
-    threads: lambda w: 1 if VALUES[w.study]["threads"] else workflow.cores  # without a limit, one notebook at a time
-    resources: seconds=seconds("joint")
-    shell: COMPUTE
+for each in EXPERIMENTS:
 
-
-use rule joint as joint_variants with:
-    output:
-        notebook=EXECUTED + "/joint_variants.ipynb",
-        record=RECORDS + "/joint_variants.json",
-    log: LOGS + "/joint_variants.log"
-    message: "joint training done fairly on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("joint_variants")
-    resources: seconds=seconds("joint_variants")
-
-
-use rule joint as expert with:
-    output:
-        notebook=EXECUTED + "/expert_{task}.ipynb",
-        record=RECORDS + "/expert_{task}.json",
-        model=CHECKPOINTS + "/expert_{task}.safetensors",
-    log: LOGS + "/expert_{task}.log"
-    message: "expert for {wildcards.task} on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("expert", "-p task {task}")
-    priority: 2  # all that follows waits for the experts
-    resources: seconds=seconds("expert")
-
-
-use rule joint as merge with:
-    input:
-        data=prepared,
-        weights=weights,
-        experts=experts,
-    output:
-        notebook=EXECUTED + "/merge_{method}.ipynb",
-        record=RECORDS + "/merge_{method}.json",
-        model=CHECKPOINTS + "/merged_{method}.safetensors",
-    log: LOGS + "/merge_{method}.log"
-    message: "merge by {wildcards.method} on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("merge", "-p method {method}")
-    resources: seconds=seconds("merge")
-
-
-use rule joint as realign with:
-    input:
-        data=prepared,
-        weights=weights,
-        model=rules.merge.output.model,
-    output:
-        notebook=EXECUTED + "/realign_{method}.ipynb",
-        record=RECORDS + "/realign_{method}.json",
-        heads=CHECKPOINTS + "/realigned_{method}_heads.safetensors",
-        representation=CHECKPOINTS + "/realigned_{method}_representation.safetensors",
-    log: LOGS + "/realign_{method}.log"
-    message: "realign {wildcards.method} on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("realign", "-p method {method}")
-    resources: seconds=seconds("realign")
-
-
-use rule joint as control with:
-    input:
-        data=prepared,
-        weights=weights,
-        experts=experts,
-    output:
-        notebook=EXECUTED + "/control.ipynb",
-        record=RECORDS + "/control.json",
-    log: LOGS + "/control.log"
-    message: "control: experts with realignment's budget on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("control")
-    resources: seconds=seconds("control")
-
-
-use rule control as relationships with:
-    output:
-        notebook=EXECUTED + "/relationships.ipynb",
-        record=RECORDS + "/relationships.json",
-    log: LOGS + "/relationships.log"
-    message: "task relationships on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("relationships")
-    resources: seconds=seconds("relationships")
-
-
-use rule control as masks with:
-    output:
-        notebook=EXECUTED + "/masks.ipynb",
-        record=RECORDS + "/masks.json",
-    log: LOGS + "/masks.log"
-    message: "an encoder a task by masks on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("masks")
-    resources: seconds=seconds("masks")
-
-
-use rule control as adamerging with:
-    output:
-        notebook=EXECUTED + "/adamerging.ipynb",
-        record=RECORDS + "/adamerging.json",
-    log: LOGS + "/adamerging.log"
-    message: "layer-wise AdaMerging on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("adamerging")
-    resources: seconds=seconds("adamerging")
-
-
-use rule control as subsets with:
-    output:
-        notebook=EXECUTED + "/subsets.ipynb",
-        record=RECORDS + "/subsets.json",
-    log: LOGS + "/subsets.log"
-    message: "every subset of the tasks on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("subsets")
-    resources: seconds=seconds("subsets")
-
-
-use rule control as own_models with:
-    output:
-        notebook=EXECUTED + "/own_models.ipynb",
-        record=RECORDS + "/own_models.json",
-    log: LOGS + "/own_models.log"
-    message: "one's own models, with the experts of {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("own_models")
-    resources: seconds=seconds("own_models")
-
-
-use rule joint as released with:
-    input:
-        data=prepared,
-        weights=weights,
-        model=expand(rules.merge.output.model, method="task_arithmetic", allow_missing=True),
-    output:
-        notebook=EXECUTED + "/released.ipynb",
-        record=RECORDS + "/released.json",
-    log: LOGS + "/released.log"
-    message: "the released code's adapter on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("released")
-    resources: seconds=seconds("released")
-
-
-use rule joint as closed_form with:
-    input:
-        data=prepared,
-        weights=weights,
-        experts=experts,
-        model=expand(rules.merge.output.model, method="task_arithmetic", allow_missing=True),
-    output:
-        notebook=EXECUTED + "/closed_form.ipynb",
-        record=RECORDS + "/closed_form.json",
-    log: LOGS + "/closed_form.log"
-    message: "closed form and few images on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("closed_form")
-    resources: seconds=seconds("closed_form")
-
-
-use rule closed_form as closed_form_control with:
-    output:
-        notebook=EXECUTED + "/closed_form_control.ipynb",
-        record=RECORDS + "/closed_form_control.json",
-    log: LOGS + "/closed_form_control.log"
-    message: "controls of closed form on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("closed_form_control")
-    resources: seconds=seconds("closed_form_control")
-
-
-use rule control as field with:
-    output:
-        notebook=EXECUTED + "/field.ipynb",
-        record=RECORDS + "/field.json",
-    log: LOGS + "/field.log"
-    message: "the wider field of merging on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("field")
-    resources: seconds=seconds("field")
-
-
-use rule closed_form as variations with:
-    output:
-        notebook=EXECUTED + "/variations.ipynb",
-        record=RECORDS + "/variations.json",
-    log: LOGS + "/variations.log"
-    message: "what the paper did not vary on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("variations")
-    resources: seconds=seconds("variations")
-
-
-use rule closed_form as frozen_decoder with:
-    output:
-        notebook=EXECUTED + "/frozen_decoder.ipynb",
-        record=RECORDS + "/frozen_decoder.json",
-    log: LOGS + "/frozen_decoder.log"
-    message: "experts under one frozen decoder on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("frozen_decoder")
-    resources: seconds=seconds("frozen_decoder")
-
-
-use rule closed_form as mechanism with:
-    input:
-        data=prepared,
-        weights=weights,
-        experts=experts,
-        model=expand(rules.merge.output.model, method="task_arithmetic", allow_missing=True),
-        adapted=expand(rules.realign.output.representation, method="task_arithmetic", allow_missing=True),
-    output:
-        notebook=EXECUTED + "/mechanism.ipynb",
-        record=RECORDS + "/mechanism.json",
-    log: LOGS + "/mechanism.log"
-    message: "features and task vectors on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("mechanism")
-    resources: seconds=seconds("mechanism")
-
-
-use rule joint as qualitative with:
-    input:
-        data=prepared,
-        weights=weights,
-        experts=experts,
-        joint=rules.joint.output.model,
-        realigned=expand(rules.realign.output.heads, method="task_arithmetic", allow_missing=True),
-    output:
-        notebook=EXECUTED + "/qualitative.ipynb",
-        record=RECORDS + "/qualitative.json",
-        pictures=RECORDS + "/qualitative.npz",
-    log: LOGS + "/qualitative.log"
-    message: "pictures of predictions on {wildcards.study}, seed {wildcards.seed}"
-    params: **compute("qualitative")
-    resources: seconds=seconds("qualitative")
+    rule:
+        name: each.notebook
+        input:
+            data=prepared,
+            weights=weights,
+            checkpoints=lambda w, each=each: checkpoints_of(each.needs, w),
+        output:
+            notebook=f"{EXECUTED}/{each.name}.ipynb",
+            record=f"{RECORDS}/{each.name}.json",
+            pictures=[f"{RECORDS}/{each.name}.npz"] * each.pictures,
+            models=[f"{CHECKPOINTS}/{name}.safetensors" for name in each.writes],
+        log: f"{LOGS}/{each.name}.log"
+        message: each.what.replace("{", "{wildcards.") + " on {wildcards.study}, seed {wildcards.seed}"
+        params: **compute(each)
+        priority: len(EXPERIMENTS) - EXPERIMENTS.index(each)  # in the table's order
+        # without a limit of its threads, one notebook at a time
+        threads: lambda w: 1 if VALUES[w.study]["threads"] else workflow.cores
+        resources: seconds=seconds(each)
+        shell:
+            "python -m report.notebooks notebooks/compute/{params.notebook}.ipynb {output.notebook:q}"
+            " -f {params.file:q} -p data {params.data:q} -p checkpoints {params.checkpoints:q}"
+            " -p records {params.records:q} -p backbone_weights {input.weights:q} -p seed {wildcards.seed}"
+            " {params.more} > {log:q} 2>&1"
 
 
 def drawn_from(wildcards):
@@ -460,7 +230,7 @@ def drawn_from(wildcards):
     beside = wildcards.kind == "book" and "recomputed" in declared_parameters(wildcards.page)
     fresh = recomputed() if beside or not COMMITTED else []
     chosen = [path for path in records if Path(path).parts[2].split("_")[0] in about]
-    own = f"notebooks/{wildcards.page}.ipynb"  # its prose, too
+    own = f"notebooks/pages/{wildcards.page}.ipynb"  # its prose, too
     return [own, "book/paper_numbers.json", *chosen] + [path for path in fresh if Path(path).parts[-3].split("_")[0] in about]
 
 
@@ -482,7 +252,7 @@ rule page:
     wildcard_constraints: page="|".join(PAGES)
     resources: seconds=12
     shell:
-        "python -m simo.notebooks notebooks/{wildcards.page}.ipynb {output.notebook:q}"
+        "python -m report.notebooks notebooks/pages/{wildcards.page}.ipynb {output.notebook:q}"
         " {params.given} > {log:q} 2>&1"
 
 
@@ -490,7 +260,7 @@ rule html:
     input:
         pages=expand(rules.page.output.notebook, page=PAGES, allow_missing=True),
         sources=["_config.yml", "_toc.yml", "tools/book.py", *map(str, Path("book").glob("**/*.*"))],
-        notebooks=sorted(map(str, Path("notebooks").glob("*.ipynb"))),
+        notebooks=sorted(map(str, Path("notebooks").glob("*/*.ipynb"))),
     output: BUILD + "/{kind}/_build/html/index.html"
     log: BUILD + "/logs/{kind}/html.log"
     message: "build the book"

@@ -20,12 +20,11 @@ import torch
 from torch.utils.data import Dataset
 
 from data_scripts.commands import exit_status
+from report.notebooks import ROOT, read_parameters
 from simo.datasets import PreparedDataset
-from simo.models import create_model
-from simo.notebooks import ROOT, read_parameters
-from simo.records import MODEL, device_name
+from simo.models import MODEL, create_model
 from simo.tasks import tasks_of
-from simo.training import Optimisation, autocast, fit, memory_need, pick_device
+from simo.training import Optimisation, autocast, device_name, fit, memory_need, pick_device
 
 WARM_UP = 2  # steps before the clock starts: allocation, worker processes, compilation
 

@@ -29,18 +29,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
-from data_scripts import RENDERER
 from data_scripts.commands import exit_status
 from data_scripts.miniature import SIZES, scene_seed
 from data_scripts.preparing import start_worker
-from data_scripts.rooms import render_room
-from data_scripts.streets import render_street
-from simo.checkpoints import TensorFile, save_checkpoint
+from data_scripts.render import RENDERER, render_room, render_street
+from simo.checkpoints import TensorFile, save_checkpoint, versions
+from simo.encoders import create_encoder
 from simo.errors import SimoError
 from simo.files import atomic_path
-from simo.models import create_encoder
-from simo.records import device_name, versions
-from simo.training import Optimisation, fit, pick_device, progress
+from simo.training import Optimisation, device_name, fit, pick_device, progress
 
 STAND_IN_FOR = "DINOv2 ViT-B/14"
 MODEL = {
@@ -77,7 +74,7 @@ class MaskedAutoencoder(nn.Module):
     def encode(self, images, visible):
         """Encode images `(B, 3, H, W)` in [0, 1] from patches `visible` `(B, K)` only: `(B, 1 + K, D)`."""
         encoder = self.encoder
-        # the scaling is that of simo.models.Encoder
+        # the scaling is that of simo.encoders.Encoder
         tokens = encoder._pos_embed(encoder.patch_embed(2 * images - 1))  # (B, 1 + N, D)
         patches = tokens[:, 1:].gather(1, visible[..., None].expand(-1, -1, tokens.shape[-1]))  # (B, K, D)
         return encoder.norm(encoder.blocks(torch.cat([tokens[:, :1], patches], dim=1)))

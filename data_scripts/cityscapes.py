@@ -31,8 +31,9 @@ from pathlib import Path
 import numpy as np
 
 from data_scripts.archives import open_zip
+from data_scripts.commands import main
 from data_scripts.layouts import Broken, Field, Image, Layout, RawData
-from data_scripts.preparing import committed_splits, fixture_parts, is_fixture, main
+from data_scripts.preparing import committed_splits, fixture_parts, is_fixture
 from simo.errors import SimoError
 
 SIZE = (128, 256)

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from data_scripts.commands import exit_status
-from simo.checkpoints import TensorFile, load_into, save_checkpoint
+from simo.checkpoints import TensorFile, load_into, save_checkpoint, versions
+from simo.encoders import create_encoder
 from simo.errors import SimoError
-from simo.models import count_parameters, create_encoder
-from simo.records import versions
+from simo.models import count_parameters
 
 MODEL = {"backbone": "vit_base_patch14_dinov2.lvd142m", "backbone_args": {}}
 OFFICIAL_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth"

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_scripts import RENDERER, cityscapes, nyuv2, taskonomy
+from data_scripts import cityscapes, nyuv2, taskonomy
 from data_scripts.commands import exit_status
 from data_scripts.layouts import Image, RawData
 from data_scripts.preparing import prepare, random_parts
+from data_scripts.render import RENDERER, render_room, render_street
 from simo.errors import SimoError
 from simo.files import atomic_path, read_json
 
@@ -106,8 +107,6 @@ def convert(dataset, size, image):
         By field name, as the data set's `LAYOUT` describes.
     """
     if dataset == "cityscapes":
-        from data_scripts.streets import render_street
-
         scene = render_street(image.source, *size)
         return {
             "image": _fraction(scene["image"], np.uint8),
@@ -115,7 +114,6 @@ def convert(dataset, size, image):
             "part_seg": scene["part"].astype(np.int8),
             "depth": scene["disparity"],
         }
-    from data_scripts.rooms import render_room
 
     scene = render_room(image.source, *size)
     if dataset == "nyuv2":

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_scripts.commands import main
 from data_scripts.layouts import Broken, Field, Image, Layout, RawData
 from data_scripts.nyuv2_official import MAT_FILES, open_mat, read_labelled
 from data_scripts.nyuv2_parquet import (
@@ -42,7 +43,7 @@ from data_scripts.nyuv2_parquet import (
     read_row,
     shards,
 )
-from data_scripts.preparing import committed_splits, is_fixture, main, random_parts
+from data_scripts.preparing import committed_splits, is_fixture, random_parts
 from simo.errors import SimoError
 from simo.files import read_json
 from simo.tasks import NYUV2_CLASSES

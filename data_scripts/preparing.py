@@ -1,7 +1,7 @@
 """From raw data to the prepared layout: what the scripts of all data sets share.
 
 The script of a data set describes its raw data as a `RawData` and its result as a `Layout`, both of
-`layouts.py`; `main` is its command line. A prepared folder holds
+`layouts.py`; `data_scripts.commands.main` is its command line. A prepared folder holds
 
     request.json                       what was asked for, written first
     train|val|test/<field>/<i>.npy     one array a file; which folders exist depends on the data set
@@ -17,7 +17,6 @@ has no ground truth, unless the data set has a field `mask_valid`.
 A run that is interrupted continues where it stopped when the same command is given again.
 """
 
-import argparse
 import hashlib
 import os
 import re
@@ -32,7 +31,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_scripts.commands import exit_status
 from data_scripts.layouts import Broken
 from simo.errors import SimoError
 from simo.files import atomic_path, read_json, write_json
@@ -281,56 +279,3 @@ def _write_lists(out, raw, dropped):
 def lines_of(path):
     """Lines of a text file; none if it does not exist."""
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-
-# The command line
-
-
-def main(layout, open_raw, about, arguments=None, add_options=None):
-    """Run the command line of a data set's script.
-
-    Parameters
-    ----------
-    layout : Layout
-        What the prepared data must be.
-    open_raw : callable
-        Function from the raw folder's Path, and the values of added options by name, to a RawData. Raises
-        SimoError, with all that a user needs to know to get the data, if something is missing.
-    about : str
-        The script's docstring; its first line describes the command.
-    arguments : list of str, optional
-        Instead of those of the process.
-    add_options : callable, optional
-        Adds options to the parser it is given.
-
-    Returns
-    -------
-    int
-        Exit status: 0, 1 for an error or a failed check, 130 for Ctrl-C.
-    """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m data_scripts.{layout.dataset}", description=about.split("\n")[0]
-    )
-    parser.add_argument("--raw", type=Path, help="folder of the raw data (not for --check)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the prepared data")
-    parser.add_argument("--workers", type=int, help="processes (default: one a processor)")
-    parser.add_argument("--check", action="store_true", help="verify what was prepared, one line a finding")
-    if add_options:
-        add_options(parser)
-    options = vars(parser.parse_args(arguments))
-    raw, out, workers, checking = (options.pop(name) for name in ("raw", "out", "workers", "check"))
-    if not checking and raw is None:
-        parser.error("--raw is needed to prepare")
-    if workers is not None and workers < 1:
-        parser.error(f"--workers must be at least 1, found {workers}")
-
-    def run():
-        if checking:
-            from data_scripts.checking import check
-
-            findings = check(out, layout)
-            print("\n".join(findings))
-            return int(any(finding.startswith("FAIL") for finding in findings))
-        prepare(open_raw(raw, **options), out, workers)
-
-    return exit_status(run)

@@ -36,8 +36,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data_scripts.commands import main
 from data_scripts.layouts import Broken, Field, Image, Layout, RawData
-from data_scripts.preparing import is_fixture, main
+from data_scripts.preparing import is_fixture
 from simo.errors import SimoError
 
 SIZE = (256, 256)

@@ -5,6 +5,8 @@ tensors. The recipe is written last, so that a checkpoint without one is an unfi
 """
 
 import hashlib
+import importlib.metadata
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from safetensors.torch import save_file
 
 from simo.errors import SimoError
 from simo.files import atomic_path, read_json, write_json
+
+PACKAGES = ("simo", "torch", "timm", "torchvision", "numpy", "safetensors", "torchmetrics")
 
 
 def save_checkpoint(path, tensors, recipe):
@@ -153,6 +157,13 @@ def save_tensors(path, tensors, metadata=None):
     except SafetensorError as error:  # a full disk arrives as this, not as OSError
         raise OSError(None, str(error)) from error
     Path(path).chmod(0o644)  # safetensors lets nobody else read it
+
+
+def versions():
+    """Versions of Python and of the packages that a number may depend on."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in PACKAGES
+    }
 
 
 def _sha256(path):

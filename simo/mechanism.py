@@ -1,17 +1,17 @@
 """Why merging breaks heads: how far merged features are from the experts', and how task vectors are built.
 
 Features z of the merged encoder are compared with an expert's y of the same tokens, block by block, from the
-Gram matrices of `simo.closedform`: how alike they are up to a rotation, and how much of y is left to explain
-by z as it is, shifted, scaled, turned, or mapped by any matrix.
+Gram matrices of `simo.realignment.closedform`: how alike they are up to a rotation, and how much of y is left
+to explain by z as it is, shifted, scaled, turned, or mapped by any matrix.
 """
 
 import copy
 
 import torch
 
-from simo.closedform import FEATURE_MAPS, centre, choose_ridge, squared_errors, stream_grams
 from simo.errors import SimoError
-from simo.merging import is_matrix
+from simo.merging.task_vectors import is_matrix
+from simo.realignment.closedform import FEATURE_MAPS, centre, choose_ridge, squared_errors, stream_grams
 
 
 def linear_cka(matrix, width):
@@ -20,7 +20,7 @@ def linear_cka(matrix, width):
     Parameters
     ----------
     matrix : Tensor
-        Gram matrix, see `simo.closedform.gram`; of far more rows than features, or it is biased upwards.
+        See `simo.realignment.closedform.gram`; of far more rows than features, or it is biased upwards.
     width : int
         Of z.
     """

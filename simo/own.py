@@ -20,14 +20,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from simo.adapters import ADAPTERS, AdaptedBlock, add_adapters
 from simo.checkpoints import TensorFile, load_into, load_recipe, save_checkpoint
+from simo.encoders import create_encoder
 from simo.errors import SimoError
-from simo.field import METHODS
 from simo.files import atomic_path
 from simo.heads import create_head
-from simo.merging import TaskVector, merge
-from simo.models import ADAPTERS, AdaptedBlock, MultiTaskModel, add_adapters, create_encoder, create_model
-from simo.records import MODEL
+from simo.merging.field import METHODS
+from simo.merging.methods import merge
+from simo.merging.task_vectors import TaskVector
+from simo.models import MODEL, MultiTaskModel, create_model
 from simo.tasks import Task
 
 TOLERANCE = 1e-3  # largest difference between ONNX and eager outputs, relative to the outputs' largest value
@@ -66,7 +68,7 @@ def load_expert(encoder_file, head_file, task, settings):
 
 
 def merge_experts(pretrained_file, experts, settings, method, alpha, **options):
-    """Merge experts' encoders under their heads, by any method of `simo.field.METHODS`.
+    """Merge experts' encoders under their heads, by any method of `simo.merging.field.METHODS`.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ little more. Batch norm sees micro-batches, not batches.
 
 import json
 import math
+import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,6 +264,13 @@ def pick_device(device="auto", precision="auto"):
         able = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bfloat16" if able else "float32"
     return device, precision
+
+
+def device_name(device):
+    """Name of the GPU if one is used, otherwise of the processor's architecture and core count."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} thread(s)"
 
 
 def progress(iterable, start=0, total=None, label=None):

@@ -97,7 +97,7 @@ CHANGES = [
     (NYUV2, "workers: 0", "workers: 1", set()),  # where it is computed, not what
     ("simo/training.py", "# dropout", "# what drops out", set()),
     ("simo/training.py", "Minimise the tasks' losses", "Lower the tasks' losses", set()),
-    ("simo/merging.py", "density=0.2", "density=0.3", AFTER_EXPERTS - {"control"}),
+    ("simo/merging/methods.py", "density=0.2", "density=0.3", AFTER_EXPERTS - {"control"}),
     (
         "notebooks/params/smoke/data.yaml",
         "train: 12",
@@ -159,7 +159,8 @@ def test_misspelt_parameter_stops_before_anything_runs(project):
 
 def test_page_without_records_is_built(project):
     """A data set that was not run has its page, which says so, instead of breaking the book."""
-    page = (project / "build/smoke/book/_build/html/notebooks/cityscapes.html").read_text(encoding="utf-8")
+    html = project / "build/smoke/book/_build/html"
+    page = (html / "notebooks/pages/cityscapes.html").read_text(encoding="utf-8")
     assert page.count("Not run: there are no records of cityscapes at this scale.") > 5
 
 
@@ -237,5 +238,5 @@ def test_redraw_needs_committed_records_only(project):
     shutil.rmtree(project / "build", ignore_errors=True)
     done = run(project, "tools/pipeline.py", "redraw", "--config", "profile=miniature")
     assert done.returncode == 0, done.stdout
-    assert (project / "build/miniature/redraw/_build/html/notebooks/nyuv2.html").is_file()
+    assert (project / "build/miniature/redraw/_build/html/notebooks/pages/nyuv2.html").is_file()
     assert not (project / "build/miniature/checkpoints").exists()

@@ -15,18 +15,13 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from report.notebooks import ROOT, run_notebook
 from simo.datasets import read_prepared
 from simo.errors import SimoError
 from simo.files import atomic_path, read_json, write_json
-from simo.notebooks import ROOT, declared_parameters, run_notebook
 
 # the run that stands for a computing notebook's page, where several exist
-SHOWN = {
-    "expert": "expert_segmentation",
-    "merge": "merge_task_arithmetic",
-    "realign": "realign_task_arithmetic",
-}
-
+SHOWN = ("segmentation", "task_arithmetic")
 
 FIXTURE_CELL = {
     "cell_type": "markdown",
@@ -77,17 +72,15 @@ def assemble(source, pages, executed):
         if not page.startswith("notebooks/"):
             continue
         name = Path(page).name
-        run = (
-            pages / f"{name}.ipynb"
-            if draws(name)
-            else executed and executed / f"{SHOWN.get(name, name)}.ipynb"
-        )
-        notebook = read_json(run if run and (draws(name) or run.exists()) else ROOT / f"{page}.ipynb")
-        if not draws(name) and made_up(notebook):
+        drawn = page.startswith("notebooks/pages/")
+        runs = [executed / f"{run}.ipynb" for run in (name, *(f"{name}_{v}" for v in SHOWN)) if executed]
+        found = [run for run in runs if run.exists()]
+        notebook = read_json(pages / f"{name}.ipynb" if drawn else [*found, ROOT / f"{page}.ipynb"][0])
+        if not drawn and made_up(notebook):
             notebook["cells"].insert(1, FIXTURE_CELL)
         for cell in notebook["cells"]:
             if "injected-parameters" in cell["metadata"].get("tags", ()):
-                cell["metadata"]["tags"].append("remove-cell" if draws(name) else "hide-input")
+                cell["metadata"]["tags"].append("remove-cell" if drawn else "hide-input")
         write_json(source / f"{page}.ipynb", notebook)
 
 
@@ -95,11 +88,6 @@ def made_up(notebook):
     """Whether a computing notebook was executed on a fixture; False if it was not executed."""
     parameters = notebook["metadata"].get("papermill", {}).get("parameters", {})
     return "data" in parameters and read_prepared(ROOT / parameters["data"])["fixture"]
-
-
-def draws(name):
-    """Whether a notebook draws a page; those that compute declare where checkpoints go."""
-    return "checkpoints" not in declared_parameters(name)
 
 
 def build(folder, executed):
@@ -134,9 +122,9 @@ def store_expected_output(name):
     Parameters
     ----------
     name : str
-        Of a notebook in `notebooks/`.
+        Of a notebook in `notebooks/pages/`.
     """
-    path = ROOT / "notebooks" / f"{name}.ipynb"
+    path = ROOT / "notebooks" / "pages" / f"{name}.ipynb"
     notebook = read_json(path)
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / path.name
@@ -152,7 +140,7 @@ def store_expected_output(name):
 
 def draw_readme_figure():
     """Draw the README's picture, which is the introduction's first figure."""
-    from simo import plotting
+    from report import plotting
 
     plotting.set_style()
     plotting.idea_figure().savefig(ROOT / "book" / "idea.png", dpi=120)

@@ -1,0 +1,1 @@
+"""From experiments to a book that can be checked: runs, records, tables, claims, figures, pages."""

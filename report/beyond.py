@@ -1,0 +1,275 @@
+"""Beyond the paper: tables and figures of what it did not try, from records."""
+
+import pandas as pd
+import seaborn as sns
+
+from report.plotting import STYLES
+from report.tables import MODELS, costs_of, spread
+from simo.performance import delta_printed, normalised_performance
+from simo.tasks import tasks_of
+
+KINDS = ("heads", "representation")
+BESIDE_JOINT = ["joint"]
+BESIDE_JOINT += [f"{start}+{kind}" for start in ("task_arithmetic", "pretrained") for kind in KINDS]
+COSTS = {"steps": "steps", "samples": "images", "seconds": "seconds"}
+COSTS |= {f"all {name}": f"{column} with the experts'" for name, column in COSTS.items()}
+BALANCES = {"uncertainty": "uncertainty weighting", "dwa": "DWA", "pcgrad": "PCGrad", "cagrad": "CAGrad"}
+FACTOR = 10  # what counts as much fewer images, or much less time
+
+
+def with_deltas(records, frame, dataset, rows_of):
+    """Rows of the details of records, each with its seed, and with Δ in the place of its metrics.
+
+    Parameters
+    ----------
+    records : list of dict
+        Of one experiment, one a seed.
+    frame : DataFrame
+        See `report.tables.scores`; its experts are what Δ is relative to.
+    dataset : str
+    rows_of : callable
+        From a record's details to dicts with an entry `metrics`.
+
+    Returns
+    -------
+    DataFrame
+        Columns `seed`, by task name the normalised performance, `delta` (printed), all in per cent, and the
+        rows' other entries.
+    """
+    tasks = tasks_of(dataset)
+    rows = []
+    for record in records:
+        experts, resumed = frame.loc["expert", record["seed"]], record["provenance"].get("resumed")
+        for row in rows_of(record["details"]):
+            own = {name: value for name, value in row.items() if name != "metrics"}
+            if resumed and "seconds" in own:
+                own["seconds"] = float("nan")  # those of a continued run are too few
+            for task in tasks:
+                ratio = normalised_performance(task, row["metrics"][task.name], experts[task.name])
+                own[task.name] = 100 * ratio
+            own["delta"] = delta_printed(tasks, row["metrics"], experts)
+            rows.append({"seed": record["seed"], **own})
+    return pd.DataFrame(rows)
+
+
+def realignment_curves(records, frame, dataset):
+    """Every way to realign: columns `method`, `images`, `seconds`, and those of `with_deltas`."""
+    return with_deltas(records, frame, dataset, lambda details: details["curves"])
+
+
+def curves_table(curves):
+    """Mean ± standard deviation over seeds of Δ, as text: one row a method, one column a number of images.
+
+    Numbers that not all methods were given are left out.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        See `realignment_curves`.
+    """
+    cells = curves.groupby(["method", "images"], sort=False).delta.agg(spread)
+    return cells.unstack("images").dropna(axis="columns").rename_axis(index=None)
+
+
+REPAIRS = {"task_arithmetic": "merged", "tall_mask": "TALL-masks", "joint": "joint training"}
+REPAIRS |= {name: name for name in ("shift", "scales", "rotation", "closed form", *KINDS)}
+
+
+def repairs_table(records, frame, dataset):
+    """What is left of each expert's performance, and Δ: mean ± standard deviation over seeds, as text.
+
+    Rows: the merged model bare, masked by task, after each map of its features, realigned; joint training.
+
+    Parameters
+    ----------
+    records, frame, dataset
+        See `realignment_curves`; of every method the largest number of images.
+    """
+    curves = realignment_curves(records, frame, dataset)
+    names = {task.name: f"{task.name} %" for task in tasks_of(dataset)}
+    main = frame[[*names.values(), "printed"]].rename(columns={"printed": "delta"})
+    own = curves[curves.images == curves.images.max()].set_index("method").rename(columns=names)
+    rows = pd.concat([main.droplevel("seed"), own])[main.columns].loc[list(REPAIRS)]
+    groups = rows.groupby(level=0, sort=False)
+    table = {column: groups[column].agg(spread, ".0f") for column in names.values()}
+    return pd.DataFrame(table | {"Δ printed, %": groups.delta.agg(spread)}).rename(index=REPAIRS)
+
+
+def controls_table(records, frame, dataset):
+    """Δ of closed form, of heads trained for longer, and of what needs no merging: a Series of text.
+
+    The first ones with the seconds that they took, in the mean.
+
+    Parameters
+    ----------
+    records, frame, dataset
+        Of the experiment `closed_form_control`, see `with_deltas`.
+    """
+    own = with_deltas(records, frame, dataset, lambda details: details["controls"]).groupby(
+        "name", sort=False
+    )
+    beside = frame.printed.loc[["task_arithmetic", *BESIDE_JOINT]].groupby("model", sort=False)
+    timed = own.delta.agg(spread) + own.seconds.mean().map(" in {:.1f} s".format)
+    rows = pd.concat([timed, beside.agg(spread).rename(index=MODELS)])
+    return rows.rename_axis(None)
+
+
+def savings(curves, bare, labelled="heads"):
+    """From how many images, and in what time, closed form is as good as a labelled method with so many.
+
+    Parameters
+    ----------
+    curves : dict of str to DataFrame
+        By data set, see `realignment_curves`; means over seeds are compared.
+    bare : dict of str to float
+        Δ of the merged model as it is: a labelled method that is worse sets no mark.
+    labelled : str
+        The method to be as good as.
+
+    Returns
+    -------
+    DataFrame
+        Of text, one row a data set and number of labelled images. *Needs* is the least number of images, of
+        those tried, at which and above which closed form is as good.
+    """
+    rows = {}
+    for dataset, curve in curves.items():
+        means = curve.groupby(["method", "images"])[["delta", "seconds"]].mean()
+        own = means.loc["closed form"]
+        lasting = own.delta[::-1].cummin()[::-1]
+        for images, mark in means.loc[labelled].iterrows():
+            row = {f"Δ of {labelled}": f"{mark.delta:+.1f}", "seconds": f"{mark.seconds:.1f}"}
+            enough = own[lasting >= mark.delta]
+            if mark.delta < bare[dataset]:
+                row["closed form needs"] = "none: bare is better"
+            elif enough.empty:
+                row["closed form needs"] = f"more than {own.index.max()} images"
+            else:
+                least = enough.iloc[0]
+                fewer, faster = images / least.name, mark.seconds / least.seconds
+                row["closed form needs"] = f"{least.name} images, {least.seconds:.1f} s"
+                row |= {"times fewer images": f"{fewer:.1f}", "times faster": f"{faster:.1f}"}
+                row[f"{FACTOR} times of either"] = "yes" if max(fewer, faster) >= FACTOR else "no"
+            rows[f"{dataset}, {images} labelled images"] = row
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+FIELD_NAMES = {
+    "task_arithmetic": "Task arithmetic (2023)",
+    "ties": "TIES (2023)",
+    "dare": "DARE (2024)",
+    "breadcrumbs": "Breadcrumbs (2024)",
+    "lines": "LiNeS (2025)",
+    "iso_c": "Iso-C (2025)",
+    "iso_cts": "Iso-CTS (2025)",
+    "tsv_m": "TSV-M (2025)",
+    "regmean": "RegMean (2023), images",
+    "lot": "LOT (2025), images",
+    "symerge": "SyMerge's idea (2026), heads trained",
+}
+
+
+def field_table(records, frame, dataset):
+    """Δ of every merging method bare and with each realignment, and what merging took.
+
+    Parameters
+    ----------
+    records, frame, dataset
+        Of the experiment `field`, see `with_deltas`.
+
+    Returns
+    -------
+    DataFrame
+        Of text, mean ± standard deviation over seeds, and what each seed chose; one row a method, best after
+        closed form first.
+    """
+
+    def rows_of(details):
+        for row in details["methods"]:
+            best = max(row["scans"], key=lambda scan: scan["score"], default={"alpha": "", "options": {}})
+            own = {"method": row["method"], "α": best["alpha"]}
+            own["option"], own["value"] = next(iter(best["options"].items()), ("", ""))
+            for score in row["scores"]:
+                yield score | own | {"way": score["realignment"] or "merged"}
+
+    scores = with_deltas(records, frame, dataset, rows_of)
+    ways = scores.groupby(["method", "way"], sort=False).delta
+    table = ways.agg(spread).unstack("way")
+    merged = scores[scores.way == "merged"].groupby("method")
+    listed = merged[["α", "value"]].agg(
+        lambda values: ", ".join(str(value) for value in values if value != "")
+    )
+    table = table.assign(α=listed["α"], option=merged.option.first() + " " + listed.value)
+    # of the seed that was disturbed least by whatever else ran
+    table["seconds to merge"] = merged.seconds.min().map("{:.0f}".format)
+    order = ways.mean().unstack("way")["closed form"].sort_values(ascending=False).index
+    return table.loc[order].rename(index=FIELD_NAMES).rename_axis(index=None)
+
+
+def joint_scores(records, frame, dataset, main):
+    """Δ and cost of joint training's variants, beside plain joint training and the paper's realignments.
+
+    Parameters
+    ----------
+    records, frame, dataset
+        Of the experiment `joint_variants`, see `with_deltas`.
+    main : list of dict
+        All records of the study, for what the main experiments cost.
+
+    Returns
+    -------
+    DataFrame
+        Columns `seed`, `name`, `delta` and the keys of `COSTS`; what needs experts also has its cost with
+        theirs.
+    """
+
+    def rows_of(details):
+        for row in details["variants"]:
+            name = f"Joint, {BALANCES.get(row['name'], row['name'])}"
+            yield row["cost"] | {"name": name, "metrics": row["metrics"]}
+
+    costs = pd.DataFrame([{"seed": seed, "model": model, **cost} for seed, model, cost in costs_of(main)])
+    experts = costs[costs.model == "expert"].groupby("seed")
+    # all experts see the same images; a time that is missing is not 0
+    experts = experts.agg({"steps": "sum", "samples": "first", "seconds": lambda own: own.sum(skipna=False)})
+    beside = []
+    for row in costs[costs.model.isin(BESIDE_JOINT)].to_dict("records"):
+        row |= {"name": MODELS[row["model"]], "delta": frame.loc[(row["model"], row["seed"]), "printed"]}
+        if row["model"].startswith("task_arithmetic"):
+            own = experts.loc[row["seed"]]
+            row |= {f"all {quantity}": row[quantity] + own[quantity] for quantity in own.index}
+        beside.append(row)
+    return pd.concat([with_deltas(records, frame, dataset, rows_of), pd.DataFrame(beside)])
+
+
+def joint_table(records, frame, dataset, main):
+    """Mean ± standard deviation over seeds of Δ, and mean costs, as text, best first; see `joint_scores`."""
+    groups = joint_scores(records, frame, dataset, main).groupby("name")
+    table = pd.DataFrame({"Δ printed, %": groups.delta.agg(spread)})
+    for column, name in COSTS.items():
+        table[name] = groups[column].mean().map(lambda mean: "" if pd.isna(mean) else f"{mean:,.0f}")
+    return table.loc[groups.delta.mean().sort_values(ascending=False).index].rename_axis(index=None)
+
+
+def joint_figure(scores):
+    """Δ of joint training's variants and of realignment: mean and range over seeds, one panel a data set.
+
+    Parameters
+    ----------
+    scores : dict of str to DataFrame
+        By data set, see `joint_scores`.
+
+    Returns
+    -------
+    Figure
+        Rows are ordered by the mean over data sets; what is not joint training has another colour.
+    """
+    rows = pd.concat([own.assign(dataset=dataset) for dataset, own in scores.items()])
+    rows["joint"] = rows.name.str.startswith("Joint")
+    means = rows.groupby(["dataset", "name"]).delta.mean().groupby("name").mean()
+    grid = sns.catplot(
+        rows, kind="point", x="delta", y="name", col="dataset", order=means.sort_values().index[::-1],
+        hue="joint", palette=[STYLES[1][0], STYLES[0][0]], errorbar=("pi", 100), linestyle="none",
+        legend=False, sharex=False, height=3.2, aspect=0.8,
+    )  # fmt: skip
+    return grid.set_axis_labels("Δ printed, %", "").set_titles("{col_name}").figure

@@ -1,0 +1,362 @@
+"""The paper's claims as code: one sentence, the number that decides it, and the verdict on each seed.
+
+Every claim is also decided on the paper's own printed numbers and digitised curves, where it has them: that
+tells what carries over from what the paper's own tables do not show on every data set either.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import fmean
+
+import pandas as pd
+
+from report import tables
+from report.paper import paper_costs, paper_curves, paper_deltas
+
+# A seed recomputed on another machine may differ from the committed one by this many points of the printed Δ,
+# or by three standard deviations of the committed seeds where that is more: sums of floating-point numbers in
+# another order are amplified by hundreds of steps until they act like another seed.
+TOLERANCE = 2.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one seed, or the paper, has to say.
+
+    Attributes
+    ----------
+    delta : Series
+        Printed Δ_MTL by model name.
+    curves : dict
+        Performance relative to the expert, `[primary task][evaluated task][λ]`; see
+        `report.tables.relative_curves`.
+    sizes : dict of int to float
+        Mean performance of merged subsets by number of tasks.
+    costs : dict of str to dict
+        `steps`, `samples` and perhaps `seconds` by model name.
+    clip : dict of int to float
+        The paper's curve of CLIP encoders, as `sizes`.
+    """
+
+    delta: pd.Series
+    curves: dict = field(default_factory=dict)
+    sizes: dict = field(default_factory=dict)
+    costs: dict = field(default_factory=dict)
+    clip: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim, decided on each seed by one number.
+
+    Attributes
+    ----------
+    name : str
+        Short and stable, for links and tests.
+    sentence : str
+        What is claimed, with the criterion.
+    measure : callable
+        From Evidence to the deciding number; KeyError or NaN if something was not run.
+    holds : callable
+        From that number to whether the claim holds.
+    unit : str
+        Of the number.
+    source : str
+        Where the paper says so; "ours" for controls of this book.
+    datasets : tuple of str
+        Which data sets it is about; all if empty.
+    """
+
+    name: str
+    sentence: str
+    measure: Callable[[Evidence], float]
+    holds: Callable[[float], bool]
+    unit: str = "points of Δ"
+    source: str = "abstract, Tables 1 to 3"
+    datasets: tuple = ()
+
+
+def claims_of(method, label):
+    """The claims about one merging method, all in terms of the printed Δ_MTL."""
+    return [
+        Claim(
+            f"{method}-collapses",
+            f"Without realignment, {label} loses clearly against the experts: more than 10 points.",
+            lambda seed: seed.delta[method],
+            lambda value: value < -10,
+        ),
+        Claim(
+            f"{method}-heads-recover",
+            f"Head realignment recovers most of what {label} loses: more than half.",
+            lambda seed: tables.recovered(seed.delta, method, "heads"),
+            lambda value: value > 50,
+            "% of the loss",
+        ),
+        Claim(
+            f"{method}-representation-at-least-heads",
+            f"On {label}, representation realignment recovers at least as much as head realignment, up to 1 "
+            "point.",
+            lambda seed: seed.delta[f"{method}+representation"] - seed.delta[f"{method}+heads"],
+            lambda value: value >= -1,
+        ),
+        Claim(
+            f"{method}-representation-far-above-heads",
+            f"Where tasks conflict most, representation realignment of {label} is far better than head "
+            "realignment: more than 5 points.",
+            lambda seed: seed.delta[f"{method}+representation"] - seed.delta[f"{method}+heads"],
+            lambda value: value > 5,
+            source="Table 3",
+            datasets=("taskonomy",),
+        ),
+        Claim(
+            f"{method}-heads-reach-joint",
+            f"Head realignment brings {label} to the level of joint training: at most 1 point below.",
+            lambda seed: seed.delta[f"{method}+heads"] - seed.delta["joint"],
+            lambda value: value >= -1,
+        ),
+        Claim(
+            f"{method}-representation-reaches-joint",
+            f"Representation realignment brings {label} to the level of joint training: "
+            "at most 1 point below.",
+            lambda seed: seed.delta[f"{method}+representation"] - seed.delta["joint"],
+            lambda value: value >= -1,
+        ),
+        Claim(
+            f"{method}-representation-beats-joint",
+            f"Where tasks conflict most, representation realignment brings {label} above joint training.",
+            lambda seed: seed.delta[f"{method}+representation"] - seed.delta["joint"],
+            lambda value: value > 0,
+            source="Table 3",
+            datasets=("taskonomy",),
+        ),
+        Claim(
+            f"{method}-beats-pretrained",
+            f"The encoder merged by {label} is worth more than the untouched pretrained one, "
+            "both with realigned heads.",
+            lambda seed: seed.delta[f"{method}+heads"] - seed.delta["pretrained+heads"],
+            lambda value: value > 0,
+            source="ours: the paper lacks this control",
+        ),
+    ]
+
+
+KINDS = {"heads": "Head", "representation": "Representation"}
+
+
+def cheaper(kind):
+    """The claim that a realignment of task arithmetic needs fewer steps and images than joint training."""
+
+    def measure(seed):
+        own, joint = seed.costs[f"task_arithmetic+{kind}"], seed.costs["joint"]
+        return 100 * max(own[each] / joint[each] for each in ("steps", "samples"))
+
+    return Claim(
+        f"{kind}-cheaper-than-joint",
+        f"{KINDS[kind]} realignment takes fewer steps and fewer images than joint training, the experts "
+        "being given: the larger of both shares. (Parameter files set the steps; ours of heads are summed.)",
+        measure,
+        lambda value: value < 100,
+        "% of joint training's",
+        source="abstract, Table 4",
+    )
+
+
+def faster(kind):
+    """The claim that a realignment of task arithmetic takes less wall time than joint training."""
+    return Claim(
+        f"{kind}-faster-than-joint",
+        f"{KINDS[kind]} realignment takes less than half of joint training's time, the experts being given.",
+        lambda seed: 100 * seed.costs[f"task_arithmetic+{kind}"]["seconds"] / seed.costs["joint"]["seconds"],
+        lambda value: value < 50,
+        "% of joint training's",
+        source="ours: the paper has steps only",
+    )
+
+
+def moved(seed, along, head):
+    """What a whole task vector, λ = 1 against 0, does to another task's head, in points of performance."""
+    curve = seed.curves[along][head]
+    return 100 * (curve[1.0] - curve[0.0])
+
+
+def others(seed):
+    """Performance in per cent of every head at the end of every other task's vector, λ = 1."""
+    return [
+        100 * curve[1.0]
+        for primary, heads in seed.curves.items()
+        for evaluated, curve in heads.items()
+        if evaluated != primary
+    ]
+
+
+CLAIMS = [
+    *claims_of("task_arithmetic", "task arithmetic"),
+    *claims_of("ties", "TIES"),
+    cheaper("heads"),
+    cheaper("representation"),
+    faster("heads"),
+    faster("representation"),
+    Claim(
+        "collapses-more-than-clip",
+        "Merging tasks that share their input loses more than merging CLIP encoders of as many tasks: below "
+        "the paper's CLIP curve at every number of tasks (the least distance).",
+        lambda seed: max(100 * (value - seed.clip[size]) for size, value in seed.sizes.items() if size > 1),
+        lambda value: value < 0,
+        "points of performance",
+        source="Figure 1",
+        datasets=("taskonomy",),
+    ),
+    Claim(
+        "each-task-costs",
+        "Every further merged task costs performance: the mean falls from each number of tasks to the next "
+        "(the largest step, negative if all fall).",
+        lambda seed: max(100 * (after - before) for before, after in pairwise(seed.sizes.values())),
+        lambda value: value < 0,
+        "points of performance",
+        source="Figure 1",
+        datasets=("taskonomy",),
+    ),
+    Claim(
+        "segmentation-helps-parts",
+        "Moving along the segmentation's task vector helps the parts' head: λ = 1 against λ = 0.",
+        lambda seed: moved(seed, "segmentation", "parts"),
+        lambda value: value > 0,
+        "points of performance",
+        source="Figure 3",
+        datasets=("cityscapes",),
+    ),
+    Claim(
+        "parts-hurt-segmentation",
+        "Moving along the parts' task vector hurts the segmentation's head: λ = 1 against λ = 0.",
+        lambda seed: moved(seed, "parts", "segmentation"),
+        lambda value: value < 0,
+        "points of performance",
+        source="Figure 3",
+        datasets=("cityscapes",),
+    ),
+    Claim(
+        "disparity-needs-its-whole-vector",
+        "Disparity needs λ close to 1: half of its own task vector gives less than half of the performance.",
+        lambda seed: 100 * seed.curves["disparity"]["disparity"][0.5],
+        lambda value: value < 50,
+        "% of the expert",
+        source="Figure 3",
+        datasets=("cityscapes",),
+    ),
+    Claim(
+        "no-vector-serves-another-head",
+        "No single task vector makes another task's head work: at λ = 1 the best of them stays below 90 %.",
+        lambda seed: max(others(seed)),
+        lambda value: value < 90,
+        "% of the expert",
+        source="ours, from Figures 3, 5 and 6",
+    ),
+    Claim(
+        "tasks-hardly-overlap",
+        "Taskonomy's tasks hardly overlap: along another task's vector, heads keep less than half of their "
+        "performance (mean at λ = 1).",
+        lambda seed: fmean(others(seed)),
+        lambda value: value < 50,
+        "% of the expert",
+        source="Figure 6",
+        datasets=("taskonomy",),
+    ),
+    *(
+        Claim(
+            f"experts-converged-{kind}",
+            f"The experts themselves gain at most 1 point from {label} realignment's extra images and steps.",
+            lambda seed, kind=kind: seed.delta[f"expert+{kind}"],
+            lambda value: value <= 1,
+            source="ours: the paper lacks this control",
+        )
+        for kind, label in (("heads", "head"), ("representation", "representation"))
+    ),
+]
+
+
+def gather(frame, dataset, records, paper):
+    """Evidence of every seed of a study.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        See `report.tables.scores`.
+    dataset : str
+    records : list of dict
+        All of the study; claims about what is not among them are not run.
+    paper : dict
+        The content of `paper_numbers.json`.
+
+    Returns
+    -------
+    dict of str to Evidence
+        By "seed 0" and so on.
+    """
+    found = {}
+    for seed in frame.index.unique("seed"):
+        own = {record["experiment"]: record for record in records if record["seed"] == seed}
+        curves, sizes = {}, {}
+        if "relationships" in own:
+            curves = tables.relative_curves(own["relationships"]["details"]["curves"], dataset)
+        if "subsets" in own:
+            points = tables.subset_scores([own["subsets"]], frame, dataset)
+            sizes = {1: 1.0, **points.groupby("size").performance.mean()}
+        costs = {model: cost for _, model, cost in tables.costs_of(own.values())}
+        delta = frame.xs(seed, level="seed").printed
+        found[f"seed {seed}"] = Evidence(delta, curves, sizes, costs, _by_size(paper["fig1"]["clip_8"]))
+    return found
+
+
+def gather_paper(dataset, paper):
+    """Evidence of the paper itself: printed numbers and digitised curves."""
+    about = dataset == "taskonomy"  # Figure 1 and Table 4
+    sizes = _by_size(paper["fig1"]["taskonomy_mean"]) if about else {}
+    costs = paper_costs(paper) if about else {}
+    delta, curves = paper_deltas(dataset, paper), paper_curves(dataset, paper)
+    return Evidence(delta, curves, sizes, costs, _by_size(paper["fig1"]["clip_8"]))
+
+
+def _by_size(values):
+    return {int(size): value for size, value in values.items()}
+
+
+def judge(frame, dataset, records, paper):
+    """Decide every claim about a data set on every seed, and on the paper's own numbers.
+
+    Parameters
+    ----------
+    frame, dataset, records, paper
+        See `gather`.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by claim name: `claim`, `source`, `unit`, `paper` with the paper's own number (NaN if it has
+        none), one column a seed, and `verdict`: "holds", "fails", "holds on n of m seeds", or "not run".
+    """
+    seeds, printed = gather(frame, dataset, records, paper), gather_paper(dataset, paper)
+    rows = {}
+    for claim in CLAIMS:
+        if claim.datasets and dataset not in claim.datasets:
+            continue
+        values = {seed: _number(claim, evidence) for seed, evidence in seeds.items()}
+        known = [value for value in values.values() if value == value]  # NaN: a result is missing
+        count = sum(claim.holds(value) for value in known)
+        verdict = {len(values): "holds", 0: "fails"}.get(count, f"holds on {count} of {len(values)} seeds")
+        rows[claim.name] = {
+            "claim": claim.sentence,
+            "source": claim.source,
+            "unit": claim.unit,
+            "paper": _number(claim, printed),
+            **values,
+            "verdict": verdict if known else "not run",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _number(claim, evidence):
+    try:
+        return float(claim.measure(evidence))
+    except (KeyError, ValueError):  # a model, curve or size that was not run
+        return float("nan")

@@ -1,0 +1,132 @@
+"""Tables over all data sets: the main rows, the claims ledger, and which record is behind which result."""
+
+from fnmatch import fnmatch
+
+import pandas as pd
+
+from report import tables
+from report.claims import CLAIMS
+from report.paper import paper_deltas
+
+TITLES = {"nyuv2": "NYUv2", "cityscapes": "Cityscapes", "taskonomy": "Taskonomy"}
+TITLES["cityscapes_dpt"] = "Cityscapes, DPT heads"
+# the paper's tables and figures: where they are drawn, and the experiments that their numbers come from
+EXPERTS = ("expert_*",)
+TABLE = (*EXPERTS, "joint", "merge_*", "realign_*", "masks", "adamerging", "released", "control")
+RESULTS = {
+    "Table 1": ("nyuv2", TABLE),
+    "Table 2": ("cityscapes", TABLE),
+    "Table 3": ("taskonomy", TABLE),
+    "Table 4": ("taskonomy", (*EXPERTS, "joint", "merge_task_arithmetic", "realign_task_arithmetic")),
+    "Figure 1": ("taskonomy", (*EXPERTS, "subsets")),
+    "Figure 2": ("nyuv2", (*EXPERTS, "adamerging")),
+    "Figure 3": ("cityscapes", (*EXPERTS, "relationships")),
+    "Figure 4": (
+        "taskonomy",
+        (*EXPERTS, "joint", "merge_task_arithmetic", "realign_task_arithmetic", "qualitative"),
+    ),
+    "Figure 5": ("nyuv2", (*EXPERTS, "relationships")),
+    "Figure 6": ("taskonomy", (*EXPERTS, "relationships")),
+}
+
+
+def overview(pages):
+    """Δ printed of the main rows on several data sets, the paper's beside ours.
+
+    Parameters
+    ----------
+    pages : sequence of Page
+
+    Returns
+    -------
+    DataFrame
+        Of text; columns are pairs (data set, "paper" or "ours").
+    """
+    columns = {}
+    for page in pages:
+        printed, numbers = (
+            paper_deltas(page.dataset, page.paper).drop("tall_mask", errors="ignore"),
+            page.numbers(),
+        )
+        columns[TITLES[page.study], "paper"] = {
+            tables.MODELS[m]: f"{delta:.1f}" for m, delta in printed.items()
+        }
+        columns[TITLES[page.study], "ours"] = {tables.MODELS[m]: numbers[f"delta {m}"] for m in printed.index}
+    return pd.DataFrame(columns)
+
+
+def ledger(pages):
+    """Every claim with its verdict on each data set, the paper's own beside.
+
+    Parameters
+    ----------
+    pages : sequence of Page
+        Studies of one scale.
+
+    Returns
+    -------
+    DataFrame
+        Of HTML, one row a claim: `claim`, `in the paper`, and one column a study with the verdict, linked to
+        the page, the numbers of the seeds with their unit, and the same of the paper; empty where a claim is
+        not about the data set.
+    """
+    rows = {claim.name: {"claim": claim.sentence, "in the paper": claim.source} for claim in CLAIMS}
+    for page in pages:
+        judged = page.judge() if page.records else None
+        for claim in CLAIMS:
+            about = not claim.datasets or page.dataset in claim.datasets
+            rows[claim.name][TITLES[page.study]] = _verdict(claim, page, judged) if about else ""
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _verdict(claim, page, judged):
+    if judged is None:
+        return "not run"
+    row = judged.loc[claim.name]
+    numbers = [f"{row[name]:.1f}" for name in judged if name.startswith("seed ") and row[name] == row[name]]
+    text = f'<a href="{page.dataset}.html#claims">{row.verdict}</a>'
+    text += f": {', '.join(numbers)} {claim.unit}" if numbers else ""
+    text += " [fixture]" if page.fixture else ""
+    if row.paper == row.paper:  # not NaN: the paper has such a number
+        text += f"<br>paper: {'holds' if claim.holds(row.paper) else 'fails'}, {row.paper:.1f}"
+    return text
+
+
+def results_index(pages):
+    """Which notebooks, parameters and records are behind each table and figure, and what they cost.
+
+    Parameters
+    ----------
+    pages : sequence of Page
+        One a data set.
+
+    Returns
+    -------
+    DataFrame
+        Of HTML, one row a result.
+    """
+    by_name = {page.dataset: page for page in pages}
+    rows = {}
+    for result, (dataset, patterns) in RESULTS.items():
+        page = by_name[dataset]
+        used = [r for r in page.records if any(fnmatch(r["experiment"], pattern) for pattern in patterns)]
+        notebooks = sorted({record["provenance"]["notebook"] for record in used})
+        rows[result] = {
+            "page": f'<a href="{dataset}.html">{TITLES[dataset]}</a>',
+            "computed by": ", ".join(f'<a href="../compute/{name}.html">{name}</a>' for name in notebooks),
+            "parameters": f"notebooks/params/{page.profile}/{dataset}.yaml" if used else "",
+            "records": f"{page.profile}/{dataset}/seed*/: {', '.join(patterns)}" if used else "",
+            "minutes a seed": _minutes(used) + (" [fixture]" if page.fixture else ""),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _minutes(records):
+    """Wall time of all notebooks together, mean over seeds, and where; "not run" without records."""
+    if not records:
+        return "not run"
+    seeds = {record["seed"] for record in records}
+    minutes = sum(record["provenance"]["seconds"] for record in records) / 60 / len(seeds)
+    devices = sorted({record["provenance"]["device"] for record in records})
+    resumed = any(record["provenance"].get("resumed") for record in records)
+    return f"{'over ' if resumed else ''}{minutes:.1f} on {', '.join(devices)}"

@@ -1,0 +1,283 @@
+"""A data set's page of the book: its records, and each of its tables and figures, ready to be shown.
+
+Numbers that were computed from made-up data (fixtures, which rehearse the paper's scale without the real
+data) are marked as such wherever they appear. What was not run says so.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import HTML, Markdown, display
+
+from report import claims, plotting, tables
+from report.notebooks import ROOT
+from report.paper import paper_curves, paper_deltas, read_paper
+from report.records import load_pictures, load_records, results_table
+from simo.tasks import tasks_of
+
+FIXTURE = "fixture"  # the mark
+SCALES = {
+    "miniature": "Rendered scenes and a small ViT pretrained on such renders, **not the real data and "
+    "DINOv2**. Compare the *pattern* with the paper: which methods collapse, what repairs "
+    "them, and by how much.",
+    "smoke": "A handful of rendered scenes and a few steps: a test of the machinery. "
+    "**The numbers mean nothing.**",
+    "paper": "The paper's model and settings on the real data set.",
+}
+PICTURED = {
+    "truth": "truth",
+    "expert": "expert",
+    "joint": "joint",
+    "merged": "merged",
+    "heads": "+ heads",
+    "representation": "+ repr.",
+}
+
+
+class Page:
+    """The results of one study, beside the paper's.
+
+    Parameters
+    ----------
+    study : str
+        A folder of records: a data set, or a data set with another head, such as `cityscapes_dpt`.
+    records_folder : str or Path
+        What is drawn: the committed records, or those just computed.
+    recomputed : str or Path, optional
+        Records computed in this build, shown beside the committed ones.
+
+    Attributes
+    ----------
+    frame, fresh : DataFrame or None
+        Scores (see `report.tables.scores`) of the drawn records, and of the recomputed ones.
+    models : list of str
+        Which models have results, experts left out.
+    """
+
+    def __init__(self, study, records_folder, recomputed=""):
+        self.study, self.dataset = study, study.split("_")[0]
+        self.tasks = tasks_of(self.dataset)
+        self.folder = ROOT / records_folder / study
+        self.records = _records(self.folder)
+        self.profile = self.records[0]["profile"] if self.records else ""
+        self.frame = self._scores(self.records)
+        fresh = _records(ROOT / recomputed / study) if recomputed else []
+        self.fresh = self._scores(fresh)
+        known = set() if self.frame is None else set(self.frame.index.unique("model"))
+        self.models = [name for name in tables.MODELS if name in known and name != "expert"]
+        self.fixture = any(record["provenance"]["fixture"] for record in self.records + fresh)
+        self.paper = read_paper()
+        plotting.set_style()
+
+    def _scores(self, records):
+        return tables.scores(results_table(records), self.dataset) if records else None
+
+    def __bool__(self):
+        """Whether there is anything to show; says so if not."""
+        if not self.records:
+            display(Markdown(f"*Not run: there are no records of {self.study} at this scale.*"))
+        return bool(self.records)
+
+    def scale(self):
+        """Say what the records of this page are: which scale, which data."""
+        if self:
+            text = f"Records of the profile **{self.profile}**. {SCALES.get(self.profile, '')}"
+            if self.profile != "paper" and not _records(ROOT / "records" / "paper" / self.study):
+                text += " The paper's own scale was **not run**."
+            if self.fixture:
+                text += (
+                    " **Every number on this page was computed from a fixture: made-up data that only show "
+                    "that all parts work together. None of them is a result.**"
+                )
+            display(Markdown(f"```{{note}}\n{text}\n```"))
+
+    def numbers(self):
+        """Values that the text names.
+
+        Returns
+        -------
+        dict of str to str
+            `delta <model>` and `paper <model>`, `recovered <realignment>`, `best score` of any α in per cent,
+            `zero coefficients` of AdaMerging in per cent, `largest spread` of a realigned model's Δ over
+            seeds, `seeds`, `tolerance`, `full tolerance`; "not run" where there is no result.
+        """
+        keys = [f"delta {name}" for name in tables.MODELS]
+        keys += ["recovered heads", "recovered representation", "best score", "zero coefficients"]
+        keys += ["largest spread", "seeds"]
+        values = dict.fromkeys(keys, "not run") | {"tolerance": f"{claims.TOLERANCE:.0f}"}
+        values["full tolerance"] = f"{tables.FULL_SCALE_TOLERANCE:.0f}"
+        for model, delta in paper_deltas(self.dataset, self.paper).items():
+            values[f"paper {model}"] = f"{delta:.1f}"
+        return values | self._results() if self.records else values
+
+    def _results(self):
+        """Those of `numbers` that come from records."""
+        delta, mark = self.frame.printed.unstack("model"), f" ({FIXTURE})" if self.fixture else ""
+        values = {f"delta {model}": f"{value:.1f}{mark}" for model, value in delta.mean().items()}
+        for kind in {"heads", "representation"} & {name.split("+")[-1] for name in delta}:
+            share = tables.recovered(delta, "task_arithmetic", kind).mean()
+            values[f"recovered {kind}"] = f"{share:.0f}{mark}"
+        scans = [record["details"]["scan"] for record in self._all("merge_task_arithmetic")]
+        if scans:
+            best = sum(max(row["score"] for row in scan) for scan in scans) / len(scans)
+            values["best score"] = f"{100 * best:.0f}{mark}"
+        coefficients = [record["details"]["coefficients"] for record in self._all("adamerging")]
+        if coefficients:
+            zeros = [pd.DataFrame(learned).eq(0).to_numpy().mean() for learned in coefficients]
+            values["zero coefficients"] = f"{100 * sum(zeros) / len(zeros):.0f}{mark}"
+        spread = delta[[name for name in delta if "+" in name and name not in tables.CONTROLS]].std(ddof=1)
+        if spread.notna().any():
+            values["largest spread"] = f"{spread.max():.1f}{mark}"
+        return values | {"seeds": str(len(delta))}
+
+    def show(self, table, new_lines=(" (",), **options):
+        """Display a table, every row of a fixture marked, in its index or, if hidden, its first column.
+
+        Cells have a line break instead of the space before each of `new_lines`, which saves width.
+        """
+        if self.fixture and options.get("index", True):
+            table = table.rename(index=lambda name: f"{name} [{FIXTURE}]")
+        elif self.fixture:
+            first = table.columns[0]
+            table = table.assign(**{first: table[first] + f" [{FIXTURE}]"})
+        html = table.to_html(**options)
+        for text in new_lines:
+            html = html.replace(text, f"<br>{text[1:]}")
+        display(HTML(html))
+
+    def table(self):
+        """Display the paper's kind of table, with the experts and a constant prediction."""
+        if self:
+            rows = ["expert", *(name for name in self.models if name not in tables.CONTROLS)]
+            self.show(tables.table_of(self.frame, self.dataset, rows))
+
+    def controls(self):
+        """Display the same table for the controls."""
+        if self:
+            rows = [name for name in self.models if name in tables.CONTROLS]
+            self.show(tables.table_of(self.frame, self.dataset, rows))
+
+    def paper_beside_ours(self):
+        """Display performance relative to the experts, the paper's beside ours."""
+        if self:
+            full = self if self.profile == "paper" else Page(self.study, "records/paper")
+            scores = None if full.fixture and full is not self else full.frame
+            table = tables.paper_beside_ours(self.frame, self.dataset, self.paper, scores)
+            self.show(table, new_lines=(" (", "\u00a0±"))
+
+    def pattern(self):
+        """Display what is comparable at any size: order, signs, shares recovered."""
+        if self:
+            self.show(tables.pattern(self.frame, self.dataset, self.paper))
+
+    def claims(self):
+        """Display every claim with the number that decides it on each seed."""
+        if self:
+            table = self.judge()
+            table = table[["claim", "verdict", *table.columns.drop(["claim", "verdict", "source"]), "source"]]
+            self.show(table, index=False, classes="claims", float_format="{:+.1f}".format, na_rep="–")
+
+    def judge(self):
+        """Decide every claim about this data set; see `report.claims.judge`."""
+        return claims.judge(self.frame, self.dataset, self.records, self.paper)
+
+    def print_numbers(self):
+        """Print table and verdicts as text: what the tests compare with the committed notebook."""
+        if not self.records:
+            print("not run")
+        else:
+            print(tables.table_of(self.frame, self.dataset).to_string())
+            print(self.judge().verdict.to_string())
+
+    def recomputed(self):
+        """Display the seeds recomputed in this build beside the committed ones."""
+        if self.fresh is None:
+            display(
+                Markdown("*This build drew these records only; `make book` recomputes a seed beside them.*")
+            )
+        elif self:
+            self.show(tables.recomputed_beside_committed(self.frame, self.fresh, claims.TOLERANCE))
+
+    def deltas(self):
+        """Draw Δ of every model and seed, the paper's beside."""
+        if self:
+            printed = paper_deltas(self.dataset, self.paper)
+            self.mark(plotting.delta_figure(self.frame, printed, self.models, self.fresh))
+
+    def alphas(self):
+        """Draw the validation score against α, for task arithmetic and TIES."""
+        if self.has("merge_task_arithmetic") and self.has("merge_ties"):
+            scans = {}
+            for method in ("task_arithmetic", "ties"):
+                found = [record["details"] for record in self._all(f"merge_{method}")]
+                scans[method] = [(details["scan"], details["alpha"]) for details in found]
+            self.mark(plotting.alpha_figure(scans))
+
+    def relationships(self):
+        """Draw every head's performance along every task vector, the paper's curves beside."""
+        if self.has("relationships"):
+            curves = [
+                tables.relative_curves(record["details"]["curves"], self.dataset)
+                for record in self._all("relationships")
+            ]
+            paper = paper_curves(self.dataset, self.paper)
+            self.mark(plotting.relationship_figure(curves, paper, self.tasks))
+
+    def pictures(self):
+        """Draw images, truth and predictions of the first seed."""
+        if self.has("qualitative"):
+            seed = min(record["seed"] for record in self.records)
+            pictures = load_pictures(self.folder / f"seed{seed}" / "qualitative.npz")
+            self.mark(plotting.qualitative_figure(pictures, self.tasks, PICTURED))
+            for task in self.tasks:
+                if task.is_segmentation:
+                    plotting.class_legend(task)
+
+    def subsets(self):
+        """Draw Figure 1: performance against the number of merged tasks."""
+        if self.has("subsets"):
+            points = tables.subset_scores(self._all("subsets"), self.frame, self.dataset)
+            self.mark(plotting.subset_figure(points, self.paper["fig1"]))
+
+    def coefficients(self):
+        """Draw Figure 2: the coefficients that layer-wise AdaMerging learned."""
+        if self.has("adamerging"):
+            found = [record["details"]["coefficients"] for record in self._all("adamerging")]
+            self.mark(plotting.coefficient_figure(found))
+
+    def efficiency(self):
+        """Display Table 4: steps, trained parameters, images and time; the paper's is Taskonomy's."""
+        if self:
+            paper = self.paper if self.dataset == "taskonomy" else None
+            self.show(tables.efficiency(self.records, paper))
+
+    def derive(self, experiment, function, **options):
+        """What a function of `report.beyond` or `report.variations` makes of an experiment's records."""
+        return function(self._all(experiment), self.frame, self.dataset, **options)
+
+    def further(self, experiment, function, **options):
+        """Display the table that such a function makes, under the study's name."""
+        if self.has(experiment):
+            display(Markdown(f"**{self.study}**"))
+            self.show(self.derive(experiment, function, **options))
+
+    def has(self, experiment):
+        """Whether there are records of an experiment; says so if not."""
+        found = bool(self._all(experiment))
+        if not found:
+            what = f"{experiment} of {self.study}" if self.records else self.study
+            display(Markdown(f"*Not run: there are no records of {what} at this scale.*"))
+        return found
+
+    def _all(self, experiment):
+        return [record for record in self.records if record["experiment"] == experiment]
+
+    def mark(self, figure):
+        """Write over a figure that its numbers are a fixture's, if they are."""
+        if self.fixture:
+            figure.text(0.5, 0.5, "FIXTURE: no result", color="#AA3333", alpha=0.35, size=26, ha="center")
+
+
+def _records(folder):
+    """Records below a folder; none if nothing was run."""
+    return load_records(folder) if any(Path(folder).glob("**/*.json")) else []

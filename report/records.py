@@ -1,0 +1,318 @@
+"""Results as JSON records with provenance, and records as tables.
+
+A record is what one computing notebook found:
+
+- `experiment`, `profile`, `dataset`, `seed`: which one it is;
+- `results`: a list of `{"model", "split", "metrics": {task: value}, "cost": {...}}`, one per evaluated model;
+- `details`: whatever else its figures need (α scans, loss histories, curves);
+- `provenance`: parameters, hashes of code, data and input checkpoints, versions, device, time, memory.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from report.notebooks import ROOT, code_hash, declared_parameters
+from simo.checkpoints import load_recipe, versions
+from simo.datasets import read_prepared
+from simo.errors import SimoError
+from simo.files import atomic_path, read_json, write_json
+from simo.models import MODEL
+from simo.training import Optimisation, device_name, pick_device
+
+PLACES = (
+    "data",
+    "checkpoints",
+    "records",
+    "backbone_weights",
+    "device",
+    "threads",
+    "workers",
+    "compile_model",
+)  # where, not what, is computed
+
+
+class Run:
+    """One execution of a computing notebook: its clock, its identity, its folder and its record.
+
+    Parameters
+    ----------
+    notebook : str
+        Name of the notebook in `notebooks/`, without suffix.
+    namespace : dict
+        `globals()` of the notebook; its parameters are taken from it.
+    inputs : sequence of str
+        Names of checkpoints that it starts from.
+
+    Attributes
+    ----------
+    data, checkpoints, records : Path
+        Folders of the prepared data, and of this seed's checkpoints and records.
+    weights : Path
+        The pretrained backbone.
+    model : dict
+        The parameters that say what the model is, for `simo.models`.
+    where : dict
+        `device` and `precision`, resolved.
+    partial : Path
+        Folder for unfinished training. Its name holds a hash of everything the result depends on, so
+        that a run continues only what it would itself have begun.
+    resumed : bool
+        Whether it does: then its times are too short.
+    seconds : dict of str to float
+        What `clock` measured.
+    """
+
+    def __init__(self, notebook, namespace, inputs=()):
+        self.started, self._clock = datetime.now(UTC), time.monotonic()
+        self.notebook = notebook
+        self.parameters = {name: namespace[name] for name in declared_parameters(notebook)}
+        given = self.parameters
+        self.data = ROOT / given["data"]
+        self.checkpoints, self.records = ROOT / given["checkpoints"], ROOT / given["records"]
+        self.weights = ROOT / given["backbone_weights"]
+        self.model = {name: given[name] for name in MODEL}
+        self.where = dict(
+            zip(("device", "precision"), pick_device(given["device"], given["precision"]), strict=True)
+        )
+        if given["threads"]:
+            torch.set_num_threads(given["threads"])
+        self.source = read_prepared(self.data)
+        self.hashes = {
+            "code": code_hash(notebook),
+            "data": self.source["sha256"],
+            "backbone": load_recipe(self.weights)["sha256"],
+        }
+        for name in inputs:
+            self.hashes[name] = load_recipe(self.checkpoints / f"{name}.safetensors")["sha256"]
+        what = {name: value for name, value in self.parameters.items() if name not in PLACES}
+        identity = hashlib.sha256(
+            json.dumps([notebook, what, self.hashes], sort_keys=True).encode()
+        ).hexdigest()
+        self.partial = self.checkpoints / "partial" / f"{notebook}-{identity[:12]}"
+        self.resumed, self.seconds = self.partial.exists(), {}
+
+    @contextmanager
+    def clock(self, name):
+        """Measure how long a block takes, for the `cost` of a result."""
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 2)
+
+    def optimisation(self, steps, batch_size):
+        """The parameters that say how to train, for `simo.training`, with this number of steps."""
+        given = self.parameters
+        names = ("seed", "weight_decay", "warmup", "clip", "accumulate", "workers")
+        settings = {name: given[name] for name in names} | {"compile": given["compile_model"]}
+        return Optimisation(steps=steps, batch_size=batch_size, **settings, **self.where)
+
+    def once(self, name, compute, *arguments):
+        """Compute a part of the record, or read it if an interrupted run got that far.
+
+        Parameters
+        ----------
+        name : str
+            Of the part: of its file, and of the folder for its own unfinished training.
+        compute : callable
+            From the arguments and that folder to something JSON-able.
+        *arguments
+            Its first ones.
+        """
+        path = self.partial / f"{name}.json"
+        if not path.exists():
+            write_json(path, compute(*arguments, self.partial / name))
+        return read_json(path)
+
+    def metrics(self, experiment, split):
+        """Metrics of the first result of a finished experiment of this seed on a split, by task name."""
+        results = read_json(self.records / f"{experiment}.json")["results"]
+        return next(result["metrics"] for result in results if result["split"] == split)
+
+    def finish(self, name, results, **details):
+        """Write the record `<records>/<name>.json`, and delete the state of unfinished training.
+
+        Parameters
+        ----------
+        name : str
+            Of the experiment, such as `expert_depth`.
+        results : list of dict
+            See the module's docstring.
+        **details
+            Anything JSON-able.
+
+        Returns
+        -------
+        Path
+            Of the record.
+        """
+        path = self.records / f"{name}.json"
+        record = {
+            "experiment": name,
+            **{key: self.parameters[key] for key in ("profile", "dataset", "seed")},
+            "results": results,
+            "details": details,
+            "provenance": {
+                "notebook": self.notebook,
+                "parameters": self.parameters,
+                "hashes": self.hashes,
+                "source": self.source["source"],
+                "fixture": self.source["fixture"],
+                "versions": versions(),
+                "device": device_name(self.where["device"]),
+                "started": self.started.isoformat(timespec="seconds"),
+                "seconds": round(time.monotonic() - self._clock, 1),
+                "resumed": self.resumed,
+                "peak_memory_mb": peak_memory_mb(),
+            },
+        }
+        write_json(path, record)
+        shutil.rmtree(self.partial, ignore_errors=True)
+        return path
+
+
+def result(model, split, metrics, **cost):
+    """One evaluated model: its name, the split, its metric by task and what it cost to make.
+
+    Cost: `steps` (optimiser steps), `samples` (different training images), `parameters` (trained) and
+    `seconds` (of wall time, without evaluation).
+    """
+    return {"model": model, "split": split, "metrics": metrics, "cost": cost}
+
+
+def peak_memory_mb():
+    """Largest resident memory of this process so far, in MB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))
+
+
+def save_pictures(path, images, rows, tasks):
+    """Store images and predictions for a figure in few bytes.
+
+    Parameters
+    ----------
+    path : str or Path
+        An `.npz` file with `image` and `<row>/<task>` arrays: uint8 images, uint8 classes (255 is
+        ignored), float16 values.
+    images : Tensor
+        `(B, 3, H, W)` in `[0, 1]`.
+    rows : dict of str to dict of str to Tensor
+        By row and task name: targets or predictions.
+    tasks : sequence of Task
+    """
+    arrays = {"image": (255 * images).round().byte().movedim(1, -1).numpy()}
+    for row, maps in rows.items():
+        for task in tasks:
+            values = maps[task.name]
+            if task.is_segmentation:
+                classes = values if values.ndim == 3 else values.argmax(1)
+                arrays[f"{row}/{task.name}"] = classes.to(torch.uint8).numpy()
+            else:
+                arrays[f"{row}/{task.name}"] = values.half().movedim(1, -1).numpy()
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_pictures(path):
+    """Read what `save_pictures` stored: arrays by name."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def load_records(folder):
+    """Read all records below a folder, sorted by path.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Such as `records/miniature` for the committed ones.
+
+    Raises
+    ------
+    SimoError
+        If the folder holds no record, or one without the expected entries.
+    """
+    paths = sorted(Path(folder).glob("**/*.json"))
+    records = [read_json(path) for path in paths]
+    for path, record in zip(paths, records, strict=True):
+        missing = {
+            "experiment",
+            "profile",
+            "dataset",
+            "seed",
+            "results",
+            "details",
+            "provenance",
+        } - record.keys()
+        if missing:
+            raise SimoError(f"{path} is not a record: it lacks {sorted(missing)}")
+    if not records:
+        raise SimoError(f"{folder} holds no records: `make book` computes them")
+    return records
+
+
+def results_table(records):
+    """All results as a long table.
+
+    Returns
+    -------
+    DataFrame
+        Columns `dataset`, `seed`, `experiment`, `model`, `split`, `task`, `value`.
+    """
+    rows = [
+        {
+            "dataset": record["dataset"],
+            "seed": record["seed"],
+            "experiment": record["experiment"],
+            "model": result["model"],
+            "split": result["split"],
+            "task": task,
+            "value": value,
+        }
+        for record in records
+        for result in record["results"]
+        for task, value in result["metrics"].items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def provenance_table(records):
+    """Where, when, with what and for how long each record was computed.
+
+    Returns
+    -------
+    DataFrame
+        Of text and numbers, one row a record.
+    """
+    rows = []
+    for record in records:
+        provenance = record["provenance"]
+        rows.append(
+            {
+                "data set": record["dataset"],
+                "seed": record["seed"],
+                "experiment": record["experiment"],
+                "seconds": provenance["seconds"],
+                "peak MB": provenance["peak_memory_mb"],
+                "device": provenance["device"],
+                "data": "FIXTURE" if provenance["fixture"] else provenance["source"],
+                "versions": ", ".join(
+                    f"{name} {version}" for name, version in provenance["versions"].items()
+                ),
+                "started (UTC)": provenance["started"][:16].replace("T", " "),
+                "code": provenance["hashes"]["code"][:8],
+            }
+        )
+    return pd.DataFrame(rows)

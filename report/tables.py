@@ -1,0 +1,384 @@
+"""From results to tables: normalised performance, both definitions of Δ_MTL, mean and spread over seeds."""
+
+import pandas as pd
+
+from report.paper import PAPER_COSTS, PAPER_ROWS, PAPER_TABLES, decimals, paper_costs, paper_deltas
+from simo.errors import SimoError
+from simo.performance import delta_formula, delta_printed, normalised_performance
+from simo.tasks import tasks_of
+
+MODELS = {
+    "constant": "Constant prediction",
+    "expert": "Experts",
+    "joint": "Joint training",
+    "average": "Average",
+    "task_arithmetic": "TA",
+    "ties": "TIES",
+    "ties_untrimmed": "TIES, untrimmed",
+    "consensus": "Consensus",
+    "adamerging": "AdaMerging",
+    "tall_mask": "TALL-mask, an encoder a task",
+    "magnitude_mask": "Magnitude mask, an encoder a task",
+    "task_arithmetic+heads": "TA + heads",
+    "task_arithmetic+representation": "TA + representation",
+    "task_arithmetic+released": "TA + released code's adapter",
+    "ties+heads": "TIES + heads",
+    "ties+representation": "TIES + representation",
+    "pretrained": "Pretrained",
+    "pretrained+heads": "Pretrained + heads",
+    "pretrained+representation": "Pretrained + representation",
+    "expert+heads": "Experts + heads' budget",
+    "expert+representation": "Experts + repr.'s budget",
+}
+CONTROLS = [name for name in MODELS if name.split("+")[0] == "pretrained" or name.startswith("expert+")]
+
+
+def spread(values, form="+.1f"):
+    """Mean ± standard deviation of a Series over seeds, as text; the mean alone where nothing varies."""
+    mean, deviation = f"{values.mean():{form}}", values.std(ddof=1)
+    # no-break spaces: where a table is narrow, lines break before the brackets
+    return f"{mean}\u00a0±\u00a0{deviation:{form.lstrip('+')}}" if deviation > 0 else mean
+
+
+def scores(results, dataset):
+    """Every test result of a data set relative to the experts of its own seed.
+
+    Parameters
+    ----------
+    results : DataFrame
+        See `report.records.results_table`.
+    dataset : str
+
+    Returns
+    -------
+    DataFrame
+        One row a seed and model, indexed by `model` and `seed`, models in the order of `MODELS`: by task
+        name the metric, `<task> %` the normalised performance in per cent, `printed` and `formula` the
+        two Δ_MTL in per cent.
+
+    Raises
+    ------
+    SimoError
+        If the experts of a seed are incomplete.
+    """
+    tasks = tasks_of(dataset)
+    chosen = results[(results.dataset == dataset) & (results.split == "test")]
+    table = chosen.pivot(index=["model", "seed"], columns="task", values="value")
+    rows = {}
+    for (model, seed), values in table.iterrows():
+        if ("expert", seed) not in table.index or table.loc["expert", seed].isna().any():
+            raise SimoError(f"{dataset}, seed {seed}: not every expert has a record; run its notebooks again")
+        experts = table.loc["expert", seed]
+        relative = {
+            f"{t.name} %": 100 * normalised_performance(t, values[t.name], experts[t.name]) for t in tasks
+        }
+        deltas = {
+            "printed": delta_printed(tasks, values, experts),
+            "formula": delta_formula(tasks, values, experts),
+        }
+        rows[model, seed] = {task.name: values[task.name] for task in tasks} | relative | deltas
+    order = {name: number for number, name in enumerate(MODELS)}
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=["model", "seed"])
+    return frame.sort_index(key=lambda level: level.map(order) if level.name == "model" else level)
+
+
+def table_of(frame, dataset, models=None):
+    """The paper's kind of table: metric (normalised performance), Δ; mean ± standard deviation over seeds.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        See `scores`.
+    dataset : str
+    models : sequence of str, optional
+        Rows; all that have results if not given.
+
+    Returns
+    -------
+    DataFrame
+        Of text, one row a model.
+    """
+    rows = {}
+    for model in models or frame.index.unique("model"):
+        own, row = frame.loc[model], {}
+        for task in tasks_of(dataset):
+            text = spread(own[task.name], f".{decimals(task)}f")
+            percent = own[f"{task.name} %"].mean()
+            row[task.name, f"{task.metric}, {task.unit}".rstrip(", ")] = f"{text} ({percent:.1f})"
+        for definition, name in {"printed": "printed", "formula": "Eq. 2"}.items():
+            digits = 1 if abs(own[definition].mean()) < 100 else 0  # Eq. 2 is unbounded
+            text = spread(own[definition], f"+.{digits}f")
+            row["Δ_MTL, %", name] = "" if model == "expert" else text
+        rows[MODELS[model]] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def relative_curves(curves, dataset):
+    """Relationship curves relative to each head on its own expert, λ = 1.
+
+    Parameters
+    ----------
+    curves : dict of str to list of dict
+        Of a record: by primary task one row a λ, with `lambda` and each head's metric.
+    dataset : str
+
+    Returns
+    -------
+    dict
+        `[primary][evaluated][λ]`, 1 at the expert.
+    """
+    own = {
+        task.name: next(row[task.name] for row in curves[task.name] if row["lambda"] == 1)
+        for task in tasks_of(dataset)
+    }
+    return {
+        primary: {
+            task.name: {
+                row["lambda"]: normalised_performance(task, row[task.name], own[task.name]) for row in rows
+            }
+            for task in tasks_of(dataset)
+        }
+        for primary, rows in curves.items()
+    }
+
+
+# A full-scale Δ counts as the paper's within this many points: the paper has a single seed, and the seeds of
+# our realigned models differ by up to about as much (`report.pages.Page.numbers`, "largest spread").
+FULL_SCALE_TOLERANCE = 3.0
+
+
+def paper_beside_ours(frame, dataset, paper, full=None):
+    """Metrics, normalised performance and printed Δ of the paper, beside ours, for the rows that it prints.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        See `scores`.
+    dataset : str
+    paper : dict
+        See `report.paper.read_paper`.
+    full : DataFrame, optional
+        Scores at the paper's scale; its column says "not run" without them.
+
+    Returns
+    -------
+    DataFrame
+        Of text; columns are pairs of a quantity and "paper", "ours" or "at its scale". The paper's
+        percentages follow from its metrics; a Δ that follows from a misprinted one instead has a star. At its
+        scale, a Δ more than `FULL_SCALE_TOLERANCE` away from the paper's is marked.
+    """
+    tasks = tasks_of(dataset)
+    printed = paper[PAPER_TABLES[dataset]]
+    baseline = dict(zip([task.name for task in tasks], printed["TS"][:-1], strict=True))
+    rows = {}
+    for model, name in PAPER_ROWS.items():
+        if name not in printed:
+            continue
+        values, row = dict(zip(baseline, printed[name][:-1], strict=True)), {}
+        for task in tasks:
+            theirs = 100 * normalised_performance(task, values[task.name], baseline[task.name])
+            row[f"{task.name}, %", "paper"] = f"{values[task.name]:.{decimals(task)}f} ({theirs:.1f})"
+            row[f"{task.name}, %", "ours"] = _cell(frame, model, f"{task.name} %")
+        if model != "expert":
+            delta, ours = printed[name][-1], _cell(full, model, "printed", sign=True)
+            far = ours != "not run" and abs(full.loc[model].printed.mean() - delta) > FULL_SCALE_TOLERANCE
+            star = "*" if name in paper["misprints"].get(PAPER_TABLES[dataset], {}) else ""
+            row["Δ_MTL, %", "paper"] = f"{delta:+.1f}{star}"
+            row["Δ_MTL, %", "ours"] = _cell(frame, model, "printed", sign=True)
+            row["Δ_MTL, %", "at its scale"] = f"{ours}, differs" if far else ours
+        rows[MODELS[model]] = row
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+def _cell(frame, model, column, sign=False):
+    """Mean and spread of a column of a model's scores as text; "not run" without any."""
+    if frame is None or model not in frame.index.unique("model"):
+        return "not run"
+    return spread(frame.loc[model][column], "+.1f" if sign else ".1f")
+
+
+def recovered(delta, method, realignment):
+    """Share of merging's loss that a realignment takes back, in per cent; 100 is the experts' level.
+
+    Parameters
+    ----------
+    delta : mapping
+        Printed Δ by model name; numbers, or Series over seeds.
+    method, realignment : str
+        Such as "ties" and "heads".
+    """
+    return 100 * (1 - delta[f"{method}+{realignment}"] / delta[method])
+
+
+def costs_of(records):
+    """Yield (seed, model, cost) of all test results; the seconds of a continued run, too few, are NaN."""
+    for record in records:
+        unknown = {"seconds": float("nan")} if record["provenance"].get("resumed") else {}
+        for result in record["results"]:
+            if result["split"] == "test":
+                yield record["seed"], result["model"], result["cost"] | unknown
+
+
+def pattern(frame, dataset, paper):
+    """What is compared at miniature size: not values, but the order, the signs and the shares recovered.
+
+    Parameters
+    ----------
+    frame, dataset, paper
+        See `paper_beside_ours`.
+
+    Returns
+    -------
+    DataFrame
+        Of text, columns `paper` and `ours`.
+    """
+    theirs = paper_deltas(dataset, paper)
+    seeds = frame.printed.unstack("seed").reindex(theirs.index)
+    order = pd.Series({seed: theirs.rank().corr(seeds[seed].rank()) for seed in seeds})
+    rows = {
+        "order of the methods (rank correlation of Δ)": (
+            "1",
+            spread(order, ".2f"),
+        ),
+        "methods that lose against the experts": (
+            f"{(theirs < 0).sum()} of {len(theirs)}",
+            f"{(seeds.mean(axis=1) < 0).sum()} of {seeds.notna().any(axis=1).sum()}",
+        ),
+    }
+    for method in ("task_arithmetic", "ties"):
+        for kind in ("heads", "representation"):
+            model = f"{method}+{kind}"
+            ours = recovered(seeds.T, method, kind)
+            rows[f"share of the loss recovered by {MODELS[model]}"] = (
+                f"{recovered(theirs, method, kind):.0f} %",
+                spread(ours, ".0f") + " %",
+            )
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "ours"])
+
+
+def efficiency(records, paper=None):
+    """Table 4: what each way to a multi-task model costs, with and without the experts it starts from.
+
+    Parameters
+    ----------
+    records : list of dict
+        Of one study; every number is read from them.
+    paper : dict, optional
+        See `report.paper.read_paper`; its Table 4 is to stand beside.
+
+    Returns
+    -------
+    DataFrame
+        Of text: optimiser steps, trained parameters, different training images and seconds, means over
+        seeds. An expert's row is the mean over tasks.
+    """
+    costs = {}  # model, seed: list of costs
+    for seed, model, cost in costs_of(records):
+        if model in PAPER_COSTS:
+            costs.setdefault(model, {}).setdefault(seed, []).append(cost)
+    means = {
+        model: pd.DataFrame([pd.DataFrame(each).mean() for each in seeds.values()]).mean()
+        for model, seeds in costs.items()
+    }
+    rows = {model: means[model] for model in PAPER_COSTS if model in means}
+    if "expert" in costs:
+        together = pd.DataFrame(
+            [pd.DataFrame(each).sum(skipna=False) for each in costs["expert"].values()]
+        ).mean()
+        together["samples"] = means["expert"]["samples"]  # the same images for every task
+        rows["All experts"] = together
+        for model in [name for name in rows if name.startswith("task_arithmetic")]:
+            rows[f"{MODELS[model]}, with its experts"] = (together + rows[model]).drop("parameters")
+    table = {}
+    for model, cost in rows.items():
+        row = {
+            ("steps", "ours"): f"{cost.steps:,.0f}",
+            ("trained parameters", "ours"): f"{cost.parameters / 1e6:.2f}\u00a0M"
+            if "parameters" in cost
+            else "",
+            ("images", "ours"): f"{cost.samples:,.0f}",
+            ("seconds", "ours"): f"{cost.seconds:,.0f}" if cost.seconds == cost.seconds else "interrupted",
+        }
+        if paper and model in PAPER_COSTS:
+            printed = paper_costs(paper)[model]
+            row["steps", "paper"], row["images", "paper"] = f"{printed['steps']:,}", f"{printed['samples']:,}"
+            row["trained parameters", "paper"] = f"{printed['parameters']:.1f}\u00a0M"
+        label = "An expert, mean over tasks" if model == "expert" else MODELS.get(model, model)
+        table[label] = row
+    frame = pd.DataFrame.from_dict(table, orient="index").fillna("")
+    order = [
+        (name, who)
+        for name in ("steps", "trained parameters", "images", "seconds")
+        for who in ("paper", "ours")
+    ]
+    return frame[[column for column in order if column in frame]]
+
+
+def subset_scores(records, frame, dataset):
+    """Figure 1: mean performance relative to the experts of every merged subset of the tasks.
+
+    Parameters
+    ----------
+    records : list of dict
+        Of the experiment `subsets`, one a seed.
+    frame : DataFrame
+        See `scores`.
+    dataset : str
+
+    Returns
+    -------
+    DataFrame
+        Columns `seed`, `tasks` (names joined by +), `size`, `alpha`, `performance` (1 is the experts').
+    """
+    by_name = {task.name: task for task in tasks_of(dataset)}
+    rows = []
+    for record in records:
+        experts = frame.loc[("expert", record["seed"])]
+        for subset in record["details"]["subsets"]:
+            values = [
+                normalised_performance(by_name[name], value, experts[name])
+                for name, value in subset["metrics"].items()
+            ]
+            rows.append(
+                {
+                    "seed": record["seed"],
+                    "tasks": "+".join(subset["tasks"]),
+                    "size": len(values),
+                    "alpha": subset["alpha"],
+                    "performance": sum(values) / len(values),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def recomputed_beside_committed(frame, recomputed, tolerance):
+    """Δ of the seeds recomputed here beside the committed ones of the same seed.
+
+    Parameters
+    ----------
+    frame, recomputed : DataFrame
+        See `scores`: committed and recomputed.
+    tolerance : float
+        Difference of the printed Δ that always counts as agreement, in percentage points. Where the
+        committed seeds themselves spread more, three of their standard deviations count.
+
+    Returns
+    -------
+    DataFrame
+        One row a model and recomputed seed that is also committed.
+    """
+    rows = {}
+    for model, seed in recomputed.index:
+        if model == "expert" or (model, seed) not in frame.index:
+            continue
+        ours, theirs = recomputed.loc[(model, seed), "printed"], frame.loc[(model, seed), "printed"]
+        committed = frame.loc[model].printed
+        limit = max(tolerance, 3 * committed.std(ddof=1)) if len(committed) > 1 else tolerance
+        rows[MODELS[model], seed] = {
+            "committed, all seeds": spread(committed),
+            "committed, this seed": f"{theirs:+.1f}",
+            "recomputed here": f"{ours:+.1f}",
+            "tolerance": f"{limit:.1f}",
+            "agrees": "yes" if abs(ours - theirs) <= limit else "NO",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=["Δ printed", "seed"])

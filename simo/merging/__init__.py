@@ -1,0 +1,1 @@
+"""Merging: from the experts' task vectors to one encoder."""

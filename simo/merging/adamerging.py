@@ -1,0 +1,125 @@
+"""Layer-wise AdaMerging: how much of each task vector each tensor takes, learned on validation images.
+
+θ^l = θ_0^l + Σ_t λ_t^l τ_t^l with one λ in [0, 1] for every task and tensor (Yang et al., 2024). Their
+objective, the entropy of predicted classes, says nothing about regression, and the paper does not name the
+one of its Figure 2. Here the coefficients minimise what all training in this module does: the mean of the
+tasks' losses.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from simo.training import autocast, fit, memory_need
+
+
+class LayerwiseMerge(nn.Module):
+    """An encoder whose weights are merged anew at each call, by coefficients that can be learned.
+
+    Coefficients outside [0, 1] count as its ends, as in AdaMerging's own code: one that has reached an end
+    gets no gradient any more, and stays there.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Gives the architecture; frozen. Its own weights play no part.
+    base : mapping of str to Tensor
+        θ_0, the pretrained encoder's state.
+    task_vectors : mapping of str to TaskVector
+        By task name. All of them are held in memory.
+    start : float
+        Every coefficient at first; its final value if nothing is learned, which is task arithmetic.
+    """
+
+    def __init__(self, encoder, base, task_vectors, start):
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False).eval()
+        self.tasks, self.names = list(task_vectors), sorted(base)
+        self.coefficients = nn.Parameter(torch.full((len(self.tasks), len(self.names)), float(start)))
+        for number, name in enumerate(self.names):
+            changes = torch.stack([vector[name] for vector in task_vectors.values()])  # (T, ...)
+            self.register_buffer(f"base{number}", base[name].float(), persistent=False)
+            self.register_buffer(f"changes{number}", changes, persistent=False)
+
+    def state(self):
+        """Merged encoder state by name, with gradients to the coefficients."""
+        amounts = self.coefficients.clamp(0, 1)  # (T, tensors)
+        with autocast(amounts.device, "float32"):  # weights are merged exactly, whatever they compute in
+            return {
+                name: getattr(self, f"base{number}")
+                + torch.tensordot(amounts[:, number], getattr(self, f"changes{number}"), dims=1)
+                for number, name in enumerate(self.names)
+            }
+
+    def forward(self, image):
+        """Compute `Features` of images `(B, 3, H, W)`."""
+        return functional_call(self.encoder, self.state(), (image,))
+
+    def table(self):
+        """Coefficients in [0, 1] by task and tensor name, as plain numbers."""
+        rows = zip(self.tasks, self.coefficients.detach().clamp(0, 1).cpu().tolist(), strict=True)
+        return {task: dict(zip(self.names, row, strict=True)) for task, row in rows}
+
+
+def learn_coefficients(
+    model, base, task_vectors, dataset, tasks, optimisation, learning_rate, start, resume=None,
+    head_rate=None, label=None,
+):  # fmt: skip
+    """Learn the coefficients, with labels unless others are given; heads stay as they are, unless they learn.
+
+    With the experts' predictions as labels, and the heads learning, this is the idea of SyMerge (Jung et al.,
+    2026), which trains one task-specific layer beside the coefficients; here that is the whole head.
+
+    Parameters
+    ----------
+    model : MultiTaskModel
+        The experts' heads. Trained in place, its encoder merged in the end; left in eval mode and frozen.
+    base, task_vectors, start
+        See `LayerwiseMerge`.
+    dataset : PreparedDataset
+        The validation split, with targets of all tasks.
+    tasks : sequence of Task
+    optimisation : Optimisation
+        Its weight decay is not used: it would pull towards the pretrained encoder.
+    learning_rate : float
+        Peak.
+    resume : str or Path, optional
+        File for the state of unfinished training.
+    head_rate : float, optional
+        Peak, of the heads.
+    label : callable, optional
+        Gives targets in place of the data set's, see `simo.realignment.trained.expert_labels`.
+
+    Returns
+    -------
+    (dict of str to dict, list of dict)
+        Coefficients by task and tensor name, and the loss history.
+
+    Raises
+    ------
+    SimoError
+        If a loss is not finite, or `resume` is of another training.
+    """
+    merge = LayerwiseMerge(model.encoder, base, task_vectors, start).to(optimisation.device)
+    model.to(optimisation.device).eval().requires_grad_(False)
+
+    def predict(batch):
+        if label:
+            with torch.no_grad():
+                batch.update(label(batch["image"]))  # the losses read it from there
+        return model.predict(merge(batch["image"]), batch["image"].shape[-2:])
+
+    rates = [([merge.coefficients], learning_rate)]
+    trained = merge
+    if head_rate is not None:
+        rates.append((list(model.heads.train().requires_grad_(True).parameters()), head_rate))
+        trained = nn.ModuleDict({"merge": merge, "heads": model.heads})
+    plan = (trained, predict, rates, dataset, tasks, replace(optimisation, weight_decay=0.0))
+    print(f"memory for the coefficients: {memory_need(*plan)}")
+    history = fit(*plan, resume)
+    with torch.no_grad():
+        model.encoder.load_state_dict(merge.state())
+    model.eval().requires_grad_(False)
+    return merge.table(), history

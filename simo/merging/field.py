@@ -1,0 +1,380 @@
+"""The wider field of merging: methods that the paper does not try, each from its published formula.
+
+Like those of `simo.merging.methods` they are pure functions from the experts' task vectors to one merged
+task vector, applied as θ_0 + α τ. Matrices are 2-D weights of linear layers; what is no matrix is averaged
+where a method is about matrices only. `merge(name, task_vectors, METHODS)` calls them by name.
+"""
+
+import re
+import zlib
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from simo.datasets import check_batch
+from simo.errors import SimoError
+from simo.merging import methods
+from simo.merging.methods import average, task_arithmetic
+from simo.merging.task_vectors import TaskVector, is_matrix
+from simo.training import autocast, progress
+
+
+def dare(task_vectors, drop=0.5, seed=0):
+    """Sum of the task vectors after dropping entries at random and rescaling the others (Yu et al., 2024).
+
+    Each entry is 0 with probability `drop`, otherwise divided by 1 − `drop`: its mean stays.
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+    drop : float
+        In [0, 1).
+    seed : int
+        Which entries; every task and tensor draws its own.
+
+    Returns
+    -------
+    TaskVector
+
+    Raises
+    ------
+    SimoError
+        For a `drop` out of range.
+    """
+    _check("drop", drop, 0 <= drop < 1, "a fraction in [0, 1)")
+
+    def merge(name):
+        total = 0
+        for number, vector in enumerate(task_vectors):
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {number} {name}".encode()))
+            kept = torch.rand(vector[name].shape, generator=generator) >= drop
+            total = total + vector[name] * kept / (1 - drop)
+        return total
+
+    return TaskVector(task_vectors[0], merge)
+
+
+def breadcrumbs(task_vectors, keep=0.15, outliers=0.006):
+    """Sum of the task vectors without their largest and smallest entries (Davari & Belilovsky, 2024).
+
+    Of every tensor the `outliers` largest magnitudes are dropped, and the `keep` next ones kept. Variant: by
+    tensor, as in the paper's text; the official code goes by rows, where short rows lose no outlier.
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+    keep, outliers : float
+        Fractions of a tensor's entries, in (0, 1] and [0, 1), together at most 1.
+
+    Returns
+    -------
+    TaskVector
+
+    Raises
+    ------
+    SimoError
+        For fractions out of range.
+    """
+    fits = keep > 0 and outliers >= 0 and keep + outliers <= 1
+    _check("(keep, outliers)", (keep, outliers), fits, "fractions in (0, 1] and [0, 1), together at most 1")
+
+    def masked(tensor):
+        order = tensor.abs().flatten().argsort(descending=True, stable=True)
+        first = round(outliers * len(order))
+        dropped = torch.ones_like(order, dtype=torch.bool)
+        dropped[order[first : first + max(1, round(keep * len(order)))]] = False
+        return tensor.masked_fill(dropped.view_as(tensor), 0)
+
+    return TaskVector(task_vectors[0], lambda name: sum(masked(vector[name]) for vector in task_vectors))
+
+
+def lines(task_vectors, slope=1.0):
+    """Sum of the task vectors, deeper blocks more of it (LiNeS; Wang et al., 2025).
+
+    Block l of L is scaled by 1 + slope · (l − 1) / (L − 1), and everything else by 1. The paper's first block
+    takes a and its last a + b; here α stands for a, and the slope for b / a.
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+    slope : float
+        0 is task arithmetic.
+
+    Returns
+    -------
+    TaskVector
+    """
+    total = task_arithmetic(task_vectors)
+    depth = 1 + max((_block(name) for name in total), default=0)
+    return TaskVector(total, lambda name: total[name] * (1 + slope * _block(name) / max(1, depth - 1)))
+
+
+def iso_c(task_vectors):
+    """The summed matrices with all singular values equal to their mean (Iso-C; Marczak et al., 2025).
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+
+    Returns
+    -------
+    TaskVector
+    """
+
+    def flatten(matrices):
+        u, values, v = torch.linalg.svd(sum(matrices), full_matrices=False)
+        return values.mean() * u @ v
+
+    return _by_matrix(task_vectors, flatten)
+
+
+def iso_cts(task_vectors, common=0.8):
+    """Iso-C with some directions taken from each task's own matrix (Iso-CTS; Marczak et al., 2025).
+
+    The `common` share of the sum's directions is kept. The rest are the strongest directions of every task's
+    matrix outside the common left space. All are orthogonalised, and get the mean singular value.
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+    common : float
+        In (0, 1]; 1 is Iso-C.
+
+    Returns
+    -------
+    TaskVector
+
+    Raises
+    ------
+    SimoError
+        For a `common` out of range, or, when the tensor is computed, so small that the tasks' own directions
+        would be more than there are.
+    """
+    _check("common", common, 0 < common <= 1, "a fraction in (0, 1]")
+
+    def merge(matrices):
+        u, values, v = torch.linalg.svd(sum(matrices), full_matrices=False)
+        own = round((len(values) - int(len(values) * common)) / len(matrices))  # directions of each task
+        shared = len(values) - own * len(matrices)
+        _check("common", common, shared >= 0, f"more, for {len(matrices)} tasks and {len(values)} directions")
+        left, middle, right = [u[:, :shared]], [values[:shared]], [v[:shared]]
+        for matrix in matrices:
+            outside = matrix - u[:, :shared] @ (u[:, :shared].T @ matrix)
+            a, s, b = torch.linalg.svd(outside, full_matrices=False)
+            left, middle, right = [*left, a[:, :own]], [*middle, s[:own]], [*right, b[:own]]
+        return torch.cat(middle).mean() * _polar(torch.cat(left, dim=1)) @ _polar(torch.cat(right))
+
+    return _by_matrix(task_vectors, merge)
+
+
+def tsv_m(task_vectors):
+    """Every task's strongest directions side by side, made orthogonal (TSV-M; Gargiulo et al., 2025).
+
+    Of T tasks' matrices of rank r, each gives its first r / T singular triplets.
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+
+    Returns
+    -------
+    TaskVector
+
+    Raises
+    ------
+    SimoError
+        If a matrix has fewer directions than there are tasks, when it is computed.
+    """
+
+    def merge(matrices):
+        parts = [torch.linalg.svd(matrix, full_matrices=False) for matrix in matrices]
+        own = len(parts[0][1]) // len(matrices)
+        _check("rank of a matrix", len(parts[0][1]), own > 0, f"one direction a task, {len(matrices)}")
+        u = torch.cat([part[0][:, :own] for part in parts], dim=1)
+        values = torch.cat([part[1][:own] for part in parts])
+        v = torch.cat([part[2][:own] for part in parts])
+        return (_polar(u) * values) @ _polar(v)
+
+    return _by_matrix(task_vectors, merge)
+
+
+def regmean(task_vectors, moments, shrink=0.95):
+    """Each linear layer as close to every expert's outputs on its own inputs as can be (Jin et al., 2023).
+
+    τ = (Σ G_t)⁻¹ Σ G_t τ_t with the experts' Gram matrices G_t of the layer's inputs. All other tensors are
+    averaged.
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+    moments : sequence of dict
+        One an expert, see `input_moments`.
+    shrink : float
+        Factor of the Gram matrices' off-diagonal entries, in [0, 1]; 1 needs more rows than inputs.
+
+    Returns
+    -------
+    TaskVector
+
+    Raises
+    ------
+    SimoError
+        For a `shrink` out of range, or moments that are not one dict a task vector, all of the same layers.
+    """
+    _check("shrink", shrink, 0 <= shrink <= 1, "a factor in [0, 1]")
+
+    def merge(changes, grams):
+        grams = [gram * shrink + gram.diagonal().diag() * (1 - shrink) for gram in grams]
+        return torch.linalg.lstsq(sum(grams), _weighted(changes, grams)).solution.T
+
+    return _by_moments(task_vectors, moments, merge, scales=False)
+
+
+def lot(task_vectors, moments):
+    """Layer-wise optimal task vectors in closed form: features of all experts kept best (Sun et al., 2025).
+
+    A linear layer's τ is the pseudo-inverse (Σ G_t)⁺ Σ G_t τ_t; a norm's scale is the mean of τ_t weighted by
+    each channel's mean square; shifts and all other tensors are averaged. Variant: so are LayerScale, which
+    the paper does not treat, and the patch embedding, which is a linear layer of unfolded patches there.
+
+    Parameters
+    ----------
+    task_vectors, moments
+        See `regmean`.
+
+    Returns
+    -------
+    TaskVector
+
+    Raises
+    ------
+    SimoError
+        For moments as in `regmean`.
+    """
+
+    def merge(changes, grams):
+        inverse = torch.linalg.pinv(sum(grams), rtol=1e-10, hermitian=True)
+        return (inverse @ _weighted(changes, grams)).T
+
+    return _by_moments(task_vectors, moments, merge, scales=True)
+
+
+@torch.no_grad()
+def input_moments(encoder, batches, device="cpu", precision="float32"):
+    """Second moments of what an encoder's layers get to see, in float64.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        An expert's; moved to the device and put into eval mode.
+    batches : iterable of dict
+        Of `image` `(B, 3, H, W)` in `[0, 1]`; no label is read.
+    device, precision : str
+        See `simo.training.pick_device`.
+
+    Returns
+    -------
+    dict of str to Tensor
+        By the name of a weight: of a linear layer the mean of x xᵀ over tokens `(inputs, inputs)`, of a layer
+        norm that of the squares of its normalised input `(channels,)`.
+
+    Raises
+    ------
+    SimoError
+        If there is no image, or one out of range.
+    """
+    encoder.to(device).eval()
+    sums, rows = {}, {}
+
+    def watch(name):
+        def hook(module, inputs, output):
+            x = inputs[0].flatten(0, -2).double()
+            if isinstance(module, nn.LayerNorm):
+                added = F.layer_norm(x, module.normalized_shape, eps=module.eps).square().sum(dim=0)
+            else:
+                added = x.T @ x
+            sums[name] = sums.get(name, 0) + added
+            rows[name] = rows.get(name, 0) + len(x)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(watch(f"{name}.weight"))
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Linear | nn.LayerNorm)
+    ]
+    try:
+        for batch in progress(batches, label="moments"):
+            check_batch(batch)
+            with autocast(device, precision):
+                encoder(batch["image"].to(device, non_blocking=True))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not sums:
+        raise SimoError("expected at least 1 image to compute moments from, found none")
+    return {name: (value / rows[name]).cpu() for name, value in sums.items()}
+
+
+def _by_moments(task_vectors, moments, merge, scales):
+    """Merge linear layers, and perhaps norms' scales, by their inputs' moments, and average other tensors."""
+    if len(moments) != len(task_vectors):
+        raise SimoError(f"expected moments of {len(task_vectors)} experts, found {len(moments)}")
+    mean = average(task_vectors)
+    for each in moments:
+        for name in sorted((each.keys() ^ moments[0].keys()) | (each.keys() - mean.keys())):
+            raise SimoError(f"not all moments and task vectors have {name!r}: expected those of one encoder")
+
+    def compute(name):
+        found = [each[name] for each in moments if name in each]
+        if not found or (found[0].ndim == 1 and not scales):
+            return mean[name]
+        changes = [vector[name].double() for vector in task_vectors]
+        if found[0].ndim == 1:
+            weights = torch.stack(found)  # (T, channels)
+            return ((weights * torch.stack(changes)).sum(0) / weights.sum(0).clamp(min=1e-300)).float()
+        return merge(changes, found).float()
+
+    return TaskVector(mean, compute)
+
+
+def _weighted(changes, grams):
+    """Σ G_t τ_tᵀ `(inputs, outputs)`."""
+    return sum(gram @ change.T for gram, change in zip(grams, changes, strict=True))
+
+
+METHODS = methods.METHODS | {
+    each.__name__: each for each in (dare, breadcrumbs, lines, iso_c, iso_cts, tsv_m, regmean, lot)
+}
+FROM_IMAGES = ("regmean", "lot")  # they need `input_moments` of every expert
+
+
+def _by_matrix(task_vectors, merge):
+    """Merge the weights of linear layers as matrices, in float64, and average all other tensors."""
+    mean = average(task_vectors)
+
+    def compute(name):
+        tensors = [vector[name] for vector in task_vectors]
+        if not is_matrix(name, tensors[0]):
+            return mean[name]
+        return merge([tensor.double() for tensor in tensors]).float()
+
+    return TaskVector(mean, compute)
+
+
+def _polar(matrix):
+    """The nearest matrix with orthonormal columns, or rows if it is wide."""
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    return u @ v
+
+
+def _block(name):
+    """Number of the transformer block that a tensor belongs to, from 0; 0 outside of blocks."""
+    found = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
+    return int(found[1]) if found else 0
+
+
+def _check(name, value, good, expected):
+    if not good:
+        raise SimoError(f"{name} is {value}: expected {expected}")

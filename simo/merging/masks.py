@@ -1,0 +1,70 @@
+"""Masks over the summed task vectors: an encoder for each task, or one where the masks agree."""
+
+from simo.merging.methods import magnitude_threshold, task_arithmetic
+from simo.merging.task_vectors import TaskVector
+
+
+def tall_mask(task_vectors, index, scale):
+    """Σ τ where one expert's change outweighs the others': |τ_t| > λ |Σ τ − τ_t| (Wang et al., 2024).
+
+    Applied with α = 1 it is an encoder for that task alone: all tasks need as many encoder passes as tasks.
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+    index : int
+        Which expert is t.
+    scale : float
+        λ; the larger, the fewer entries are kept.
+    """
+    return _masked(task_vectors, lambda name, whole: _outweighs(task_vectors[index][name], whole, scale))
+
+
+def magnitude_mask(task_vectors, index, density):
+    """Σ τ where one expert's change is among its `density` largest; an encoder for that task alone.
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+    index : int
+        Which expert.
+    density : float
+        Fraction of entries to keep, in (0, 1]; the released code's is 0.1.
+    """
+    own = task_vectors[index]
+    least = magnitude_threshold(own, density)
+    return _masked(task_vectors, lambda name, _: own[name].abs() >= least)
+
+
+def consensus(task_vectors, scales, least=2):
+    """Σ τ where the TALL masks of at least `least` experts agree: one encoder again (Wang et al., 2024).
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+    scales : sequence of float
+        λ of each expert's mask.
+    least : int
+        0 keeps everything: task arithmetic.
+    """
+    experts = list(zip(task_vectors, scales, strict=True))
+    return _masked(
+        task_vectors,
+        lambda name, whole: sum(_outweighs(own[name], whole, scale).int() for own, scale in experts) >= least,
+    )
+
+
+def _masked(task_vectors, keep):
+    """Σ τ where `keep(name, tensor of Σ τ)` says so, 0 elsewhere."""
+    total = task_arithmetic(task_vectors)
+
+    def mask(name):
+        whole = total[name]
+        return whole * keep(name, whole)
+
+    return TaskVector(total, mask)
+
+
+def _outweighs(own, whole, scale):
+    """Where one expert's change is larger than `scale` times that of all others together."""
+    return own.abs() > scale * (whole - own).abs()

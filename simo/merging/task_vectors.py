@@ -1,0 +1,116 @@
+"""Task vectors, the algebra that all merging rests on.
+
+A task vector τ_t = θ_t − θ_0 covers the whole encoder state: every float tensor, embeddings, norms and
+biases included; heads are never merged.
+
+Task vectors are lazy: a tensor is computed when asked for. Over memory-mapped checkpoints
+(`simo.checkpoints.TensorFile`), merging any number of experts holds one tensor of each at a time.
+"""
+
+import math
+from collections.abc import Mapping
+
+from simo.errors import SimoError
+
+
+class TaskVector(Mapping):
+    """A mapping from parameter name to the change of that parameter, with vector algebra.
+
+    `a + b`, `-a`, `a - b`, `0.3 * a` are task vectors again; `a.apply(base, alpha)` is a state dict.
+
+    Parameters
+    ----------
+    names : iterable of str
+        The tensors' names.
+    compute : callable
+        From a name to its tensor; called at each access.
+    """
+
+    def __init__(self, names, compute):
+        self._names, self._compute = tuple(sorted(names)), compute
+
+    @classmethod
+    def between(cls, base, expert, label="expert"):
+        """θ_t − θ_0 of two states with the same names, shapes and floating types.
+
+        Raises
+        ------
+        SimoError
+            Naming the first tensor that differs.
+        """
+        for name in sorted(base.keys() ^ expert.keys()):
+            where = label if name in expert else "base"
+            raise SimoError(f"only {where} has tensor {name!r}: experts must share the base's architecture")
+
+        def subtract(name):
+            a, b = expert[name], base[name]
+            if a.shape != b.shape or not (a.is_floating_point() and b.is_floating_point()):
+                raise SimoError(
+                    f"tensor {name!r}: {label} has {tuple(a.shape)} {a.dtype}, "
+                    f"base has {tuple(b.shape)} {b.dtype}; "
+                    "expected the same shape and floating-point types"
+                )
+            return a.float() - b.float()
+
+        return cls(base.keys(), subtract)
+
+    def __getitem__(self, name):
+        """Compute one tensor."""
+        if name not in self._names:
+            raise KeyError(name)
+        return self._compute(name)
+
+    def __iter__(self):
+        """Iterate over names, sorted."""
+        return iter(self._names)
+
+    def __len__(self):
+        """Return the number of tensors."""
+        return len(self._names)
+
+    def __add__(self, other):
+        """Sum of two task vectors of the same model."""
+        if self._names != other._names:
+            raise SimoError(
+                "task vectors of different architectures cannot be added: their tensors' names differ"
+            )
+        return TaskVector(self._names, lambda name: self[name] + other[name])
+
+    def __mul__(self, factor):
+        """Task vector scaled by a number."""
+        return TaskVector(self._names, lambda name: self[name] * factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self):
+        """Task vector that undoes this one."""
+        return self * -1.0
+
+    def __sub__(self, other):
+        """Difference of two task vectors of the same model."""
+        return self + -other
+
+    def compute(self):
+        """Evaluate all tensors once, for repeated use: a task vector that holds them in memory."""
+        return TaskVector(self._names, dict(self).__getitem__)
+
+    def apply(self, base, alpha=1.0):
+        """θ_0 + α τ as a new state dict, of the base's types; the base is not changed."""
+        return {name: (base[name].float() + alpha * self[name]).to(base[name].dtype) for name in self}
+
+    def dot(self, other):
+        """Inner product over all entries, in float64."""
+        return sum((self[name].double() * other[name].double()).sum().item() for name in self)
+
+    def norm(self):
+        """Euclidean norm over all entries."""
+        return math.sqrt(self.dot(self))
+
+    def cosine(self, other):
+        """Cosine of the angle to another task vector, in [-1, 1]."""
+        return self.dot(other) / (self.norm() * other.norm())
+
+
+def is_matrix(name, tensor):
+    """Whether a tensor is the weight of a linear layer; tokens and embeddings may be 2-D, too."""
+    return tensor.ndim == 2 and name.endswith(".weight")

@@ -1,0 +1,1 @@
+"""Realignment: what brings a merged model's heads and features together again."""

@@ -1,0 +1,241 @@
+"""The paper's two fixes of a merged model, both on validation images with labels.
+
+Head realignment keeps the merged encoder frozen and fine-tunes each head on its features, which are
+computed once. Representation realignment adds low-rank adapters f(x) + B A x to the encoder's blocks
+and trains adapters and heads jointly.
+"""
+
+import copy
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from simo.adapters import add_adapters
+from simo.datasets import evaluation_batches
+from simo.encoders import Features
+from simo.errors import SimoError
+from simo.performance import SMALLEST
+from simo.training import autocast, fit, memory_need, progress
+
+
+class FeatureDataset(Dataset):
+    """Features and targets of a whole split, computed in one encoder pass and kept in memory-mapped files.
+
+    Files, because the features of the paper's 4,000 validation images of Taskonomy are 17.7 GB in single
+    precision. What of them memory has room for, the operating system keeps there.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Frozen by the caller; put into eval mode.
+    dataset : PreparedDataset
+        Read without augmentation.
+    folder : str or Path
+        Where the files go, one a tensor; the caller deletes it.
+    batch_size : int
+        Images an encoder pass.
+    device, precision : str
+        See `simo.training.pick_device`. Features are stored in this precision.
+    workers : int
+        Processes that load images.
+    label : callable, optional
+        From images to targets by task name, instead of those of the data set.
+
+    Raises
+    ------
+    SimoError
+        If the disk has no room for the files.
+    """
+
+    def __init__(
+        self, encoder, dataset, folder, batch_size, device="cpu", precision="float32", workers=0, label=None
+    ):
+        encoder.eval()
+        self.size, self.length, self.tensors = dataset.size, len(dataset), {}
+        self.names = ("patches", "classes", *(task.name for task in dataset.tasks))
+        batches = progress(evaluation_batches(dataset, batch_size, workers), label="features")
+        filled = 0
+        for batch in batches:
+            image = batch.pop("image").to(device, non_blocking=True)
+            with torch.no_grad(), autocast(device, precision):
+                patches, classes = encoder(image)
+                if label:
+                    batch |= {name: target.cpu() for name, target in label(image).items()}
+            dtype = getattr(torch, precision)
+            batch |= {"patches": patches.to("cpu", dtype), "classes": classes.to("cpu", dtype)}
+            if not filled:
+                self.tensors = _map_files(Path(folder), self.length, batch)
+            stop = filled + len(patches)
+            for name, tensor in self.tensors.items():
+                tensor[filled:stop] = batch[name]
+            filled = stop
+
+    def of(self, task):
+        """Return the same data set with the targets of one task only, which spares reading the others'."""
+        other = copy.copy(self)
+        other.names = ("patches", "classes", task.name)
+        return other
+
+    def __len__(self):
+        """Return the number of images."""
+        return self.length
+
+    def __getitem__(self, index):
+        """Read `(index, key)`: a dict of `patches`, `classes` and targets; the key is not used."""
+        index, _ = index
+        return {name: self.tensors[name][index] for name in self.names}
+
+
+def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=None, label=None):
+    """Fine-tune every head, each by itself, on the frozen encoder's features.
+
+    Parameters
+    ----------
+    model : MultiTaskModel
+        Not changed.
+    dataset : PreparedDataset
+        The validation split, with targets of all tasks.
+    tasks : sequence of Task
+    optimisation : Optimisation
+        The budget of each head.
+    learning_rate : float
+        Peak.
+    resume : str or Path, optional
+        Folder for the state of unfinished training, and for the features while they are needed.
+    label : callable, optional
+        Gives targets in place of the data set's, see `expert_labels`: distillation.
+
+    Returns
+    -------
+    (MultiTaskModel, dict of str to list)
+        A realigned copy, and the loss history by task.
+    """
+    model = copy.deepcopy(model).to(optimisation.device).requires_grad_(False)
+    histories = {}
+    with _scratch_folder(resume) as folder:
+        features = FeatureDataset(
+            model.encoder,
+            dataset,
+            folder,
+            optimisation.batch_size,
+            optimisation.device,
+            optimisation.precision,
+            optimisation.workers,
+            label,
+        )
+        for task in tasks:
+            head = model.heads[task.name].train().requires_grad_(True)
+
+            def predict(batch, task=task, head=head):
+                return {task.name: head(Features(batch["patches"], batch["classes"]), features.size)}
+
+            rates = [(list(head.parameters()), learning_rate)]
+            plan = (head, predict, rates, features.of(task), [task], optimisation)
+            print(f"memory for head {task.name}: {memory_need(*plan)}")
+            state = resume and Path(resume) / f"head_{task.name}.safetensors"
+            histories[task.name] = fit(*plan, state)
+    return model.eval(), histories
+
+
+def expert_labels(experts, tasks):
+    """What experts predict, as targets: the labels of distillation, which needs images only.
+
+    Parameters
+    ----------
+    experts : dict of str to MultiTaskModel
+        By task name.
+    tasks : sequence of Task
+
+    Returns
+    -------
+    callable
+        From images `(B, 3, H, W)` to targets by task name: the likeliest classes `(B, H, W)`, or values
+        `(B, C, H, W)`. A value of exactly 0, which would mean no ground truth, becomes `SMALLEST`.
+    """
+
+    def label(image):
+        predictions = {t.name: experts[t.name].to(image.device)(image)[t.name].float() for t in tasks}
+        return {
+            task.name: predictions[task.name].argmax(1)
+            if task.is_segmentation
+            else predictions[task.name].masked_fill(predictions[task.name] == 0, SMALLEST)
+            for task in tasks
+        }
+
+    return label
+
+
+def realign_representation(
+    model, dataset, tasks, optimisation, rank, adapter_rate, head_rate, resume=None, adapter="paper"
+):
+    """Add an adapter to every block and train adapters and heads jointly; the encoder stays frozen.
+
+    Parameters
+    ----------
+    model : MultiTaskModel
+        Not changed.
+    dataset : PreparedDataset
+        The validation split, with targets of all tasks.
+    tasks : sequence of Task
+    optimisation : Optimisation
+    rank : int
+        Of the adapters; the paper's is 16.
+    adapter_rate, head_rate : float
+        Peak learning rates. Without a `head_rate`, None, heads stay as they are, as in the released code.
+    resume : str or Path, optional
+        Folder for the state of unfinished training.
+    adapter : str
+        A key of `simo.adapters.ADAPTERS`.
+
+    Returns
+    -------
+    (MultiTaskModel, list of dict)
+        A realigned copy with adapted blocks, and the loss history.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    torch.manual_seed(optimisation.seed)  # of the adapters, so that a resumed run begins with the same
+    rates = [(add_adapters(model.encoder, rank, adapter), adapter_rate)]
+    if head_rate is not None:
+        rates.append((list(model.heads.train().requires_grad_(True).parameters()), head_rate))
+    model.to(optimisation.device)
+    plan = (model, lambda batch: model(batch["image"]), rates, dataset, tasks, optimisation)
+    print(f"memory for representation: {memory_need(*plan)}")
+    history = fit(*plan, resume and Path(resume) / "representation.safetensors")
+    return model.eval(), history
+
+
+@contextmanager
+def _scratch_folder(resume):
+    """Yield a folder for large files that is deleted in the end, or, after a kill, by the next run."""
+    if resume is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    folder = Path(resume) / "features"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _map_files(folder, length, batch):
+    """Map files of `length` rows like those of a batch's tensors: a dict of tensors `(length, ...)`."""
+    need = sum(length * tensor[0].nbytes for tensor in batch.values())
+    free = shutil.disk_usage(folder).free
+    if need > free:  # writing to a mapped file on a full disk would kill the process
+        raise SimoError(
+            f"{folder} needs {need / 2**30:.1f} GiB for the features of {length} images, but its disk has "
+            f"{free / 2**30:.1f} GiB left: free some space, or put the checkpoints on another disk"
+        )
+    return {
+        name: torch.from_file(
+            str(folder / name), shared=True, size=length * tensor[0].numel(), dtype=tensor.dtype
+        ).view(length, *tensor.shape[1:])
+        for name, tensor in batch.items()
+    }

@@ -1,0 +1,66 @@
+"""Results made by hand, which the tests of tables and claims share."""
+
+import pandas as pd
+
+from report.tables import scores
+
+TASKS = ("segmentation", "depth", "normals")
+EXPERT, HALF = (60.0, 0.2, 20.0), (30.0, 0.4, 40.0)
+
+
+def rows(model, seed, values, split="test", dataset="nyuv2"):
+    """Rows of a results table: a value for each task."""
+    return [
+        {
+            "dataset": dataset,
+            "seed": seed,
+            "experiment": model,
+            "model": model,
+            "split": split,
+            "task": task,
+            "value": value,
+        }
+        for task, value in zip(TASKS, values, strict=True)
+    ]
+
+
+def frame_of(**models):
+    """Scores of models whose performance is given relative to the experts, one factor a seed."""
+    table = []
+    for seed in range(len(next(iter(models.values())))):
+        table += rows("expert", seed, EXPERT)
+        for name, factors in models.items():
+            r = factors[seed]
+            table += rows(name, seed, (60 * r, 0.2 / r, 20 / r))
+    return scores(pd.DataFrame(table), "nyuv2")
+
+
+def all_models(**changes):
+    """Scores of every model on two seeds, following the paper's story unless changed."""
+    story = {
+        "joint": 0.95,
+        "task_arithmetic": 0.6,
+        "ties": 0.5,
+        "task_arithmetic+heads": 0.95,
+        "task_arithmetic+representation": 0.96,
+        "ties+heads": 0.96,
+        "ties+representation": 0.97,
+        "pretrained+heads": 0.9,
+        "expert+heads": 1.0,
+        "expert+representation": 1.005,
+    }
+    return frame_of(**{name: [r, r] for name, r in story.items()} | changes)
+
+
+def cost_record(seed, experiment, *results):
+    """A record of results with a cost: (model, steps, samples, parameters, seconds)."""
+    rows = [
+        {
+            "model": model,
+            "split": "test",
+            "metrics": {},
+            "cost": {"steps": steps, "samples": samples, "parameters": parameters, "seconds": seconds},
+        }
+        for model, steps, samples, parameters, seconds in results
+    ]
+    return {"experiment": experiment, "seed": seed, "results": rows, "details": {}, "provenance": {}}

@@ -1,0 +1,209 @@
+"""report.beyond: curves and savings against hand computation."""
+
+import pandas as pd
+import pytest
+from stories import cost_record
+
+from report import beyond
+from simo.tasks import tasks_of
+
+TASKS = [task.name for task in tasks_of("nyuv2")]
+
+
+def curves_of(rows):
+    """A frame of curves from (method, images, seconds, delta), two seeds a point either side of it."""
+    return pd.DataFrame(
+        [
+            {"seed": seed, "method": method, "images": images, "seconds": seconds, "delta": delta + shift}
+            for method, images, seconds, delta in rows
+            for seed, shift in ((0, -1.0), (1, 1.0))
+        ]
+    )
+
+
+def test_curves_are_relative_to_the_experts_of_the_seed():
+    """Δ by hand: half the experts' mIoU, their depth error, twice their angle: (50 + 100 + 50) / 3 - 100."""
+    experts = pd.DataFrame([[40.0, 0.5, 20.0]], columns=TASKS)
+    experts.index = pd.MultiIndex.from_tuples([("expert", 2)], names=["model", "seed"])
+    metrics = dict(zip(TASKS, (20.0, 0.5, 40.0), strict=True))
+    row = {"method": "heads", "images": 4, "seconds": 1.5, "metrics": metrics}
+    records = [{"seed": 2, "details": {"curves": [row]}, "provenance": {}}]
+    curves = beyond.realignment_curves(records, experts, "nyuv2")
+    row = curves.drop(columns="delta").to_dict("records")[0]
+    assert row == {"seed": 2, "method": "heads", "images": 4, "seconds": 1.5} | dict(
+        zip(TASKS, (50.0, 100.0, 50.0), strict=True)
+    )
+    assert curves.delta[0] == pytest.approx(-100 / 3)
+
+
+def test_savings_by_hand():
+    """The least number of images that reaches the mark counts, with its own time; factors follow."""
+    rows = [("heads", 16, 9.0, -30.0), ("heads", 256, 10.0, -20.0)]
+    rows += [
+        ("closed form", 4, 0.5, -40.0),
+        ("closed form", 64, 2.5, -20.0),
+        ("closed form", 256, 5.0, -10.0),
+    ]
+    table = beyond.savings({"nyuv2": curves_of(rows)}, {"nyuv2": -50.0})
+    few, all_of_them = (table.loc[f"nyuv2, {count} labelled images"] for count in (16, 256))
+    assert (all_of_them["Δ of heads"], all_of_them["seconds"]) == ("-20.0", "10.0")
+    assert all_of_them["closed form needs"] == few["closed form needs"] == "64 images, 2.5 s"
+    assert (all_of_them["times fewer images"], all_of_them["times faster"]) == ("4.0", "4.0")
+    assert (few["times fewer images"], few["times faster"]) == ("0.2", "3.6")
+    assert set(table["10 times of either"]) == {"no"}
+    rows[2:] = [("closed form", 16, 2.0, -20.0)]
+    assert list(beyond.savings({"nyuv2": curves_of(rows)}, {"nyuv2": -50.0})["10 times of either"]) == [
+        "no",
+        "yes",
+    ]  # images
+    rows[2:] = [("closed form", 256, 1.0, -20.0)]
+    assert list(beyond.savings({"nyuv2": curves_of(rows)}, {"nyuv2": -50.0})["10 times of either"]) == [
+        "no",
+        "yes",
+    ]  # time
+
+
+def test_a_lucky_point_does_not_count_as_reached():
+    """Closed form that is good enough from 4 images but not from 16 needs the 64 from which it stays so."""
+    rows = [("heads", 64, 9.0, -20.0)]
+    rows += [("closed form", n, 1.0, delta) for n, delta in ((4, -19.0), (16, -21.0), (64, -18.0))]
+    assert (
+        beyond.savings({"nyuv2": curves_of(rows)}, {"nyuv2": -50.0}).iloc[0]["closed form needs"]
+        == "64 images, 1.0 s"
+    )
+
+
+def test_mark_that_is_not_reached_is_shown():
+    """Where closed form falls short at every size, the table says so, and claims no factor."""
+    rows = [("heads", 256, 10.0, -5.0), ("closed form", 256, 2.0, -10.0)]
+    row = beyond.savings({"taskonomy": curves_of(rows)}, {"taskonomy": -50.0}).iloc[0]
+    assert row["closed form needs"] == "more than 256 images"
+    assert "times faster" not in row
+
+
+def test_worse_than_not_realigning_sets_no_mark():
+    """Labelled heads that end below the merged model as it is are nothing to be as good as."""
+    rows = [("heads", 4, 9.0, -50.0), ("closed form", 4, 1.0, -20.0)]
+    row = beyond.savings({"nyuv2": curves_of(rows)}, {"nyuv2": -40.0}).iloc[0]
+    assert row["closed form needs"] == "none: bare is better"
+    assert "times faster" not in row
+
+
+def test_table_leaves_out_what_not_all_were_given():
+    """Closed form alone has a point at 8 images: the table has no column for it."""
+    rows = [("heads", 4, 1.0, -30.0), ("closed form", 4, 1.0, -20.0), ("closed form", 8, 1.0, -10.0)]
+    assert list(beyond.curves_table(curves_of(rows)).columns) == [4]
+
+
+def test_table_shows_mean_and_spread():
+    """Two seeds a point either side: the standard deviation is √2."""
+    table = beyond.curves_table(curves_of([("heads", 4, 1.0, -30.0), ("heads", 16, 1.0, -20.0)]))
+    assert table.loc["heads"].to_dict() == {4: "-30.0\u00a0±\u00a01.4", 16: "-20.0\u00a0±\u00a01.4"}
+
+
+def frame_of(**deltas):
+    """Scores of one seed: experts, and models whose loss is all in mIoU."""
+    rows = {"expert": [40.0, 0.5, 20.0, 100.0, 100.0, 100.0, 0.0]}
+    rows |= {name: [0.0, 0.0, 0.0, 100 + 3 * delta, 100.0, 100.0, delta] for name, delta in deltas.items()}
+    index = pd.MultiIndex.from_product([rows, [0]], names=["model", "seed"])
+    columns = [*TASKS, *(f"{task} %" for task in TASKS), "printed"]
+    return pd.DataFrame(list(rows.values()), index, columns)
+
+
+def test_repairs_are_those_of_most_images():
+    """Per cent of the expert by task and Δ, of every method from the largest number of images."""
+    frame = frame_of(task_arithmetic=-20.0, tall_mask=-9.0, joint=-3.0)
+    names = list(beyond.REPAIRS)[3:]
+    rows = [
+        {"method": name, "images": n, "metrics": dict(zip(TASKS, (miou, 0.5, 20.0), strict=True))}
+        for name in names
+        for n, miou in ((4, 0.0), (16, 40.0 - 3 * names.index(name)))
+    ]
+    records = [{"seed": 0, "details": {"curves": rows}, "provenance": {}}]
+    table = beyond.repairs_table(records, frame, "nyuv2")
+    assert list(table.index) == list(beyond.REPAIRS.values())
+    assert table.loc["merged"].tolist() == ["40", "100", "100", "-20.0"]
+    expected = [-20, -9, -3, *(-2.5 * number for number in range(len(names)))]
+    assert table["Δ printed, %"].tolist() == [f"{delta + 0:+.1f}" for delta in expected]
+
+
+def test_controls_stand_beside_the_main_models():
+    """What the notebook found, with its time, and what the main experiments have."""
+    models = ["task_arithmetic", *beyond.BESIDE_JOINT]
+    frame = frame_of(**{name: -10.0 - number for number, name in enumerate(models)})
+    row = {"name": "TA + closed form", "seconds": 2.4}
+    row["metrics"] = dict(zip(TASKS, (34.0, 0.5, 20.0), strict=True))  # 15 % less in one of three
+    records = [{"seed": 0, "details": {"controls": [row]}, "provenance": {}}]
+    table = beyond.controls_table(records, frame, "nyuv2")
+    assert table["TA + closed form"] == "-5.0 in 2.4 s"
+    assert table[["TA", "Joint training", "Pretrained + representation"]].tolist() == [
+        "-10.0",
+        "-11.0",
+        "-15.0",
+    ]
+
+
+def test_field_table_by_hand():
+    """Δ bare and realigned, methods ordered by closed form, the best option, seconds those of merging."""
+    experts = pd.DataFrame([[40.0, 0.5, 20.0]], columns=TASKS)
+    experts.index = pd.MultiIndex.from_tuples([("expert", 0)], names=["model", "seed"])
+
+    def scores(merged, solved):
+        ways = {"": merged, "heads": solved, "representation": solved, "closed form": solved}
+        return [
+            {"realignment": way, "seconds": 7.4, "metrics": dict(zip(TASKS, (miou, 0.5, 20.0), strict=True))}
+            for way, miou in ways.items()
+        ]
+
+    scans = [{"options": {"density": share}, "alpha": 0.2 + share, "score": share} for share in (0.2, 0.5)]
+    methods = [
+        {"method": "lot", "scores": scores(10.0, 20.0), "scans": []},
+        {"method": "ties", "scores": scores(20.0, 40.0), "scans": scans},
+    ]
+    table = beyond.field_table(
+        [{"seed": 0, "details": {"methods": methods}, "provenance": {}}], experts, "nyuv2"
+    )
+    assert list(table.index) == ["TIES (2023)", "LOT (2025), images"]
+    # mIoU is a third of Δ: a half of it is -16.7, a quarter -25
+    assert table.loc["TIES (2023)"].tolist() == ["-16.7", "+0.0", "+0.0", "+0.0", "0.7", "density 0.5", "7"]
+    assert table.loc["LOT (2025), images", "merged"] == "-25.0"
+
+
+def test_joint_table_by_hand():
+    """Variants beside plain joint training and realignment, best first, with what they cost."""
+    models = ("expert", "joint", "task_arithmetic+heads", "task_arithmetic+representation")
+    index = pd.MultiIndex.from_tuples([(model, 0) for model in models], names=["model", "seed"])
+    frame = pd.DataFrame([[40.0, 0.5, 20.0, delta] for delta in (0.0, -5.0, -8.0, -7.0)], index=index)
+    frame.columns = [*TASKS, "printed"]
+    metrics = dict(zip(TASKS, (38.8, 0.5, 20.0), strict=True))  # a hundredth less in the mean
+    variant = {"name": "dwa", "metrics": metrics, "cost": {"steps": 600, "samples": 1056, "seconds": 9.6}}
+    records = [{"seed": 0, "details": {"variants": [variant]}, "provenance": {}}]
+    main = [
+        cost_record(0, "expert_depth", ("expert", 300, 1056, 9, 4.0)),
+        cost_record(0, "expert_normals", ("expert", 300, 1056, 9, 5.0)),
+        cost_record(0, "joint", ("joint", 500, 1056, 9, 8.0)),
+        cost_record(0, "realign", ("task_arithmetic+heads", 600, 256, 9, 2.0)),
+        cost_record(0, "realign", ("task_arithmetic+representation", 200, 256, 9, float("nan"))),
+        cost_record(0, "merge", ("ties", 0, 256, 0, 1.0)),
+    ]
+    table = beyond.joint_table(records, frame, "nyuv2", main)
+    assert list(table.index) == ["Joint, DWA", "Joint training", "TA + representation", "TA + heads"]
+    assert table.loc["Joint, DWA"].tolist() == ["-1.0", "600", "1,056", "10", "", "", ""]
+    assert table.loc["TA + heads"].tolist() == ["-8.0", "600", "256", "2", "1,200", "1,312", "11"]
+    assert table.loc["TA + representation"].tolist() == ["-7.0", "200", "256", "", "800", "1,312", ""]
+    scores = beyond.joint_scores(records, frame, "nyuv2", main)
+    figure = beyond.joint_figure({"nyuv2": scores})
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(table.index)
+    main[1] = cost_record(0, "expert_normals", ("expert", 300, 1056, 9, float("nan")))
+    assert beyond.joint_table(records, frame, "nyuv2", main).loc["TA + heads"].iloc[-1] == ""
+
+
+def test_seconds_of_a_continued_run_do_not_count():
+    """They are too few; the score is as good as any."""
+    experts = pd.DataFrame([[40.0, 0.5, 20.0]], columns=TASKS)
+    experts.index = pd.MultiIndex.from_tuples([("expert", 0)], names=["model", "seed"])
+    row = {"seconds": 1.5, "metrics": dict(zip(TASKS, (40.0, 0.5, 20.0), strict=True))}
+    records = [{"seed": 0, "details": {"curves": [row]}, "provenance": {"resumed": True}}]
+    found = beyond.realignment_curves(records, experts, "nyuv2").iloc[0]
+    assert found.delta == 0
+    assert pd.isna(found.seconds)

@@ -1,0 +1,119 @@
+"""The committed records: complete, made by the committed parameters, and what the book claims from them."""
+
+import pytest
+
+from report.claims import judge
+from report.notebooks import ROOT, declared_parameters, read_parameters
+from report.paper import read_paper
+from report.records import load_pictures, load_records, results_table
+from report.tables import MODELS, scores
+from simo.files import read_json
+from simo.tasks import TASKS, tasks_of
+
+FOLDER = ROOT / "records" / "miniature"
+STUDIES = sorted(path.name for path in FOLDER.iterdir())
+PARAMETERS = {study: read_parameters(ROOT / f"notebooks/params/miniature/{study}.yaml") for study in STUDIES}
+
+
+@pytest.fixture(scope="module", params=STUDIES)
+def study(request):
+    """Each study with committed records."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def records(study):
+    """All its records."""
+    return load_records(FOLDER / study)
+
+
+@pytest.fixture(scope="module")
+def frame(study, records):
+    """Its scores."""
+    return scores(results_table(records), PARAMETERS[study]["dataset"])
+
+
+def test_every_data_set_has_records():
+    """The book's default is not drawn from nothing."""
+    assert set(TASKS) <= set(STUDIES)
+
+
+def test_three_seeds_are_complete(records):
+    """Every seed holds the same experiments, so that no mean hides a missing run."""
+    by_seed = {}
+    for record in records:
+        by_seed.setdefault(record["seed"], set()).add(record["experiment"])
+    assert by_seed.keys() == {0, 1, 2}
+    assert by_seed[0] == by_seed[1] == by_seed[2]
+
+
+def test_records_were_made_with_the_committed_parameters(study, records):
+    """A parameter file that changed without new records would make the book describe another experiment."""
+    values = PARAMETERS[study]
+    for record in records:
+        provenance = record["provenance"]
+        shared = values.keys() & declared_parameters(provenance["notebook"]).keys()
+        assert {name: provenance["parameters"][name] for name in shared} == {
+            name: values[name] for name in shared
+        }
+
+
+def test_seeds_share_code_data_and_backbone(records):
+    """Spread over seeds must come from the seed: code, data and backbone are the same for all."""
+    for experiment in {record["experiment"] for record in records}:
+        hashes = [r["provenance"]["hashes"] for r in records if r["experiment"] == experiment]
+        for name in ("code", "data", "backbone"):
+            assert len({each[name] for each in hashes}) == 1, (experiment, name)
+
+
+def test_nothing_committed_is_made_up(records):
+    """No record of a fixture, and none of another profile, among the results."""
+    assert {record["provenance"]["source"] for record in records} == {"rendered"}
+    assert not any(record["provenance"]["fixture"] for record in records)
+    assert {record["profile"] for record in records} == {"miniature"}
+
+
+def test_every_model_of_the_tables_has_results(frame):
+    """The table and its controls have a row for every model on every seed."""
+    assert set(frame.index) == {(model, seed) for model in MODELS for seed in (0, 1, 2)}
+
+
+def test_experts_are_far_better_than_a_constant(study, frame):
+    """A constant prediction keeps at most 3 quarters of any expert's performance."""
+    for task in tasks_of(PARAMETERS[study]["dataset"]):
+        assert frame.loc["constant"][f"{task.name} %"].max() < 75, task.name
+
+
+VERDICTS = read_json(ROOT / "tests" / "report" / "verdicts.json")
+HOLD = {
+    f"{method}-{claim}"
+    for method in ("task_arithmetic", "ties")
+    for claim in ("collapses", "heads-recover", "representation-at-least-heads", "beats-pretrained")
+}
+
+
+def test_what_the_introduction_says_holds_on_every_seed(study, records, frame):
+    """Merging collapses, realignment recovers most, merging contributed; and no claim is left undecided.
+
+    With DPT heads there is no collapse, as the introduction says, too.
+    """
+    verdicts = judge(frame, PARAMETERS[study]["dataset"], records, read_paper()).verdict
+    collapse = "fails" if study.endswith("_dpt") else "holds"
+    expected = {name: collapse if name.endswith("collapses") else "holds" for name in HOLD}
+    assert {name: verdicts[name] for name in HOLD} == expected
+    assert "not run" not in set(verdicts)
+
+
+def test_verdicts_are_those_expected(study, records, frame):
+    """A verdict that changes is a finding: whoever recomputes the records looks at it, and writes it down."""
+    verdicts = judge(frame, PARAMETERS[study]["dataset"], records, read_paper()).verdict
+    assert verdicts.to_dict() == VERDICTS[study]
+
+
+def test_pictures_match_their_record(study):
+    """The qualitative figure shows as many images as the parameters name, for every row and task."""
+    pictures = load_pictures(FOLDER / study / "seed0" / "qualitative.npz")
+    assert {len(array) for array in pictures.values()} == {len(PARAMETERS[study]["images"])}
+    assert {name.split("/")[0] for name in pictures} == {
+        "image", "truth", "expert", "joint", "merged", "heads", "representation"
+    }  # fmt: skip

@@ -1,0 +1,74 @@
+"""report.overview: the ledger says what the claims' tables say, and the index leads to what exists."""
+
+from fnmatch import fnmatch
+
+import pytest
+
+from report.claims import CLAIMS
+from report.notebooks import ROOT
+from report.overview import RESULTS, TITLES, ledger, results_index
+from report.pages import Page
+from simo.tasks import TASKS
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """One page a data set, from the committed records."""
+    return [Page(name, "records/miniature") for name in TASKS]
+
+
+def test_ledger_has_every_claim_once(pages):
+    """Each claim is a row, empty only where it is not about a data set."""
+    table = ledger(pages)
+    assert table.index.tolist() == [claim.name for claim in CLAIMS]
+    for claim in CLAIMS:
+        for dataset in TASKS:
+            title = TITLES[dataset]
+            about = not claim.datasets or dataset in claim.datasets
+            assert bool(table.loc[claim.name, title]) == about, (claim.name, title)
+
+
+def test_ledger_agrees_with_the_pages(pages):
+    """Verdict and numbers are those of the page's own table, the paper's verdict is by the same criterion."""
+    table, judged = ledger(pages), pages[0].judge()
+    row = judged.loc["ties-heads-reach-joint"]
+    text = table.loc["ties-heads-reach-joint", "NYUv2"]
+    assert text.startswith(f'<a href="nyuv2.html#claims">{row.verdict}</a>: {row["seed 0"]:.1f}, ')
+    assert text.endswith(" points of Δ<br>paper: fails, -3.3")
+    assert "paper" not in table.loc["experts-converged-heads", "NYUv2"]
+
+
+def test_ledger_without_records_is_not_run(tmp_path):
+    """A scale that was not run has no verdict."""
+    table = ledger([Page(name, tmp_path) for name in TASKS])
+    assert set(table.loc["ties-collapses", [TITLES[name] for name in TASKS]]) == {"not run"}
+
+
+def test_made_up_verdicts_are_marked(pages, monkeypatch):
+    """A fixture's verdicts and times are no results, and say so."""
+    monkeypatch.setattr(pages[0], "fixture", True)
+    assert "[fixture]" in ledger(pages).loc["ties-collapses", "NYUv2"]
+    assert results_index(pages).loc["Table 1", "minutes a seed"].endswith("[fixture]")
+
+
+def test_index_leads_to_what_exists(pages):
+    """Every table and figure has its page, notebooks, parameter file and records."""
+    table = results_index(pages)
+    assert table.index.tolist() == [
+        *(f"Table {n}" for n in (1, 2, 3, 4)),
+        *(f"Figure {n}" for n in range(1, 7)),
+    ]
+    contents = (ROOT / "_toc.yml").read_text()
+    for result, (dataset, patterns) in RESULTS.items():
+        assert (ROOT / table.loc[result, "parameters"]).is_file()
+        assert table.loc[result, "minutes a seed"].startswith(tuple("123456789"))
+        assert f"notebooks/pages/{dataset}\n" in contents
+        experiments = [record["experiment"] for record in Page(dataset, "records/miniature").records]
+        for pattern in patterns:
+            assert any(fnmatch(name, pattern) for name in experiments), (result, pattern)
+
+
+def test_index_says_what_was_not_run(tmp_path):
+    """Times are measured or missing."""
+    table = results_index([Page(name, tmp_path) for name in TASKS])
+    assert set(table["minutes a seed"]) == {"not run"}

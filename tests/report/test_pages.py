@@ -1,0 +1,103 @@
+"""report.pages: what a page shows, and that made-up numbers and missing results say what they are."""
+
+import copy
+
+import pytest
+
+from report import pages
+from report.notebooks import ROOT
+from report.overview import overview
+from report.pages import FIXTURE, Page
+from report.records import load_records
+from simo.files import write_json
+
+COMMITTED = ROOT / "records" / "miniature"
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Everything that a page displays, as text."""
+    seen = []
+    monkeypatch.setattr(pages, "display", lambda thing: seen.append(thing.data))
+    return seen
+
+
+@pytest.fixture(scope="module")
+def fixture_records(tmp_path_factory):
+    """Seed 0 of the committed NYUv2 records, said to come from made-up data."""
+    folder = tmp_path_factory.mktemp("records")
+    for record in load_records(COMMITTED / "nyuv2" / "seed0"):
+        record = copy.deepcopy(record)
+        record["provenance"]["fixture"] = True
+        write_json(folder / "nyuv2" / "seed0" / f"{record['experiment']}.json", record)
+    return folder
+
+
+def test_every_row_of_a_fixture_is_marked(fixture_records, shown):
+    """Protects readers from made-up numbers: table rows, numbers in the text and the page say so."""
+    page = Page("nyuv2", fixture_records)
+    page.scale()
+    assert "None of them is a result" in shown.pop()
+    for display in (page.table, page.controls, page.paper_beside_ours, page.claims):
+        display()
+        table = shown.pop()
+        rows = table.count("<tr") - table.split("<tbody>")[0].count("<tr")
+        assert table.count(f"[{FIXTURE}]") == rows > 0
+    numbers = page.numbers()
+    assert all(FIXTURE in numbers[f"delta {model}"] for model in page.models)
+    figure = page.deltas()
+    assert figure is None  # shown by matplotlib, not twice
+
+
+def test_committed_records_are_not_marked(shown):
+    """The mark is for fixtures only."""
+    page = Page("nyuv2", COMMITTED)
+    page.scale()
+    page.table()
+    assert not any(FIXTURE in text for text in shown)
+    assert not any(FIXTURE in text for text in page.numbers().values())
+
+
+def test_page_without_records_says_not_run(tmp_path, shown):
+    """What was not run says so, in each table and figure and in the text's numbers, instead of failing."""
+    page = Page("taskonomy", tmp_path)
+    for name in ("scale", "table", "controls", "paper_beside_ours", "claims", "deltas", "alphas"):
+        getattr(page, name)()
+        assert "Not run" in shown.pop()
+    for name in ("relationships", "pictures"):
+        getattr(page, name)()
+        assert "Not run" in shown.pop()
+    assert page.numbers()["delta ties"] == "not run"
+    assert (overview([page]).loc["TA"] == ["-83.3", "not run"]).all()
+
+
+def test_numbers_are_those_of_the_table(shown):
+    """The numbers in the text are the means that the table shows."""
+    page = Page("nyuv2", COMMITTED)
+    page.table()
+    for model in ("joint", "task_arithmetic", "ties+heads"):
+        assert f"{float(page.numbers()[f'delta {model}']):+.1f}" in shown[0]
+    records = load_records(COMMITTED / "nyuv2")
+    assert page.numbers()["seeds"] == str(len({record["seed"] for record in records}))
+
+
+def test_studies_of_one_data_set_share_its_tasks(tmp_path):
+    """A study is named after its data set: `cityscapes_dpt` has the tasks of Cityscapes."""
+    assert Page("cityscapes_dpt", tmp_path).tasks == Page("cityscapes", tmp_path).tasks
+
+
+def test_recomputed_seeds_are_compared(shown):
+    """A seed that was recomputed to the same records agrees with the committed one on every row."""
+    page = Page("nyuv2", COMMITTED, COMMITTED)
+    page.recomputed()
+    assert shown[0].count("<td>yes</td>") == len(page.fresh) - len(page.fresh.loc["expert"])
+    assert "NO" not in shown[0]
+
+
+def test_share_of_zero_coefficients_counts_tensors():
+    """The sentence beside Figure 2 counts each task's coefficients of each tensor once, over all seeds."""
+    records = load_records(COMMITTED / "nyuv2")
+    learned = [r["details"]["coefficients"] for r in records if r["experiment"] == "adamerging"]
+    values = [value for seed in learned for tensors in seed.values() for value in tensors.values()]
+    expected = 100 * values.count(0.0) / len(values)
+    assert Page("nyuv2", COMMITTED).numbers()["zero coefficients"] == f"{expected:.0f}"

@@ -1,0 +1,57 @@
+"""Numbers in sentences come from records: none that looks like a result is typed by hand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from simo.files import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(path.stem for path in (ROOT / "notebooks").glob("*/*.ipynb"))
+# decimals and percentages, unless they are part of a name or an address
+RESULT = re.compile(r"(?<![\w./-])[−+-]?\d+[.,]\d+(?![.\d]*/)|(?<![\w.])[−+-]?\d+ ?%")
+# definitions and settings, which no record could change
+ALLOWED = {
+    "introduction": {"100 %"},
+    # Δ's definition, its example, TIES' density; arXiv; warm-up
+    "deviations": {"100 %", "900 %", "90 %", "20 %", "2504.11268", "5 %", "10 %"},
+    "cityscapes": {"2,048"},  # pixels of the images whose disparity is the unit
+    "model": {"0.5", "0.406", "0.225", "0.42", "2,380"},  # ImageNet's statistics, Cityscapes' images
+    "relationships": {"1.5"},  # the largest λ
+    "README": {"3.11", "2504.11268", "0.2", "1.0"},  # Python, arXiv, the example's density and α
+    "miniature": set(),
+    "reproduce": {"3.11"},
+}
+
+
+def prose_of(name):
+    """All markdown of a page: a notebook's cells, or a file."""
+    for notebook in (ROOT / "notebooks").glob(f"*/{name}.ipynb"):
+        cells = read_json(notebook)["cells"]
+        return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    path = ROOT / "README.md" if name == "README" else ROOT / "book" / f"{name}.md"
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [*PAGES, "README", "miniature", "reproduce"])
+def test_no_result_is_typed(name):
+    """A number that looks like a result is inserted from records, or is a definition listed here."""
+    typed = set(RESULT.findall(prose_of(name))) - ALLOWED.get(name, set())
+    assert not typed, f"insert them by glue: {sorted(typed)}"
+
+
+@pytest.mark.parametrize("text", ["falls to −83 %", "is 27.5 points", "by 3 %.", "a Δ of -5.4"])
+def test_typed_results_are_found(text):
+    """The search sees results as people write them, signs and spaces included."""
+    assert RESULT.search(text)
+
+
+@pytest.mark.parametrize("name", ["nyuv2", "cityscapes", "taskonomy"])
+def test_inserted_numbers_exist(name):
+    """Every number that a page's text asks for is one that the page provides."""
+    from report.pages import Page
+
+    asked = set(re.findall(r"\{glue:text\}`([^`]+)`", prose_of(name)))
+    assert asked
+    assert asked <= Page(name, "records/miniature").numbers().keys()

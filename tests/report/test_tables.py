@@ -1,0 +1,228 @@
+"""report.tables: from results made by hand to scores and text."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from stories import EXPERT, HALF, TASKS, all_models, cost_record, frame_of, rows
+
+from report import tables
+from report.paper import PAPER_ROWS
+from report.tables import MODELS, recomputed_beside_committed, scores, table_of
+from simo.errors import SimoError
+
+PAPER = json.loads((Path(__file__).parents[2] / "book" / "paper_numbers.json").read_text())
+
+
+def test_scores_by_hand():
+    """Relative to its seed's experts: half the mIoU and twice the errors are 50 % each, Δ -50 and -83.3."""
+    table = pd.DataFrame(rows("expert", 0, EXPERT) + rows("ties", 0, HALF))
+    frame = scores(table, "nyuv2")
+    assert frame.loc[("ties", 0)].to_dict() == pytest.approx(
+        {
+            **dict(zip(TASKS, HALF, strict=True)),
+            **{f"{task} %": 50.0 for task in TASKS},
+            "printed": -50.0,
+            "formula": 100 * (-0.5 - 1 - 1) / 3,
+        }
+    )
+    assert (frame.loc[("expert", 0), ["printed", "formula"]] == 0).all()
+
+
+def test_each_seed_is_relative_to_its_own_experts():
+    """A seed with better experts is judged by them, not by another seed's."""
+    better = tuple(x * f for x, f in zip(EXPERT, (2, 0.5, 0.5), strict=True))
+    table = pd.DataFrame(
+        rows("expert", 0, EXPERT)
+        + rows("expert", 1, better)
+        + rows("ties", 0, EXPERT)
+        + rows("ties", 1, EXPERT)
+    )
+    frame = scores(table, "nyuv2")
+    assert frame.loc["ties"].printed.tolist() == pytest.approx([0, -50])
+
+
+def test_scores_use_the_test_split_of_the_data_set_only():
+    """Validation scores and other data sets' results do not leak into a table."""
+    table = rows("expert", 0, EXPERT) + rows("ties", 0, EXPERT)
+    more = rows("ties", 0, HALF, split="val") + rows("ties", 0, HALF, dataset="other")
+    pd.testing.assert_frame_equal(
+        scores(pd.DataFrame(table + more), "nyuv2"), scores(pd.DataFrame(table), "nyuv2")
+    )
+
+
+def test_models_are_in_the_tables_order():
+    """Rows follow the paper's order, not the alphabet, seeds ascending."""
+    frame = frame_of(**{name: [0.9, 0.8] for name in ("ties", "joint", "ties+heads", "task_arithmetic")})
+    assert frame.index.tolist() == [
+        (name, seed)
+        for name in ("expert", "joint", "task_arithmetic", "ties", "ties+heads")
+        for seed in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("drop", [TASKS, ("depth",)])
+def test_incomplete_experts_are_refused(drop):
+    """Without every expert of a seed there is nothing to be relative to."""
+    table = pd.DataFrame(rows("expert", 0, EXPERT) + rows("ties", 0, HALF) + rows("expert", 1, EXPERT))
+    table = table[~((table.model == "expert") & (table.seed == 0) & table.task.isin(drop))]
+    with pytest.raises(SimoError, match="nyuv2, seed 0: not every expert has a record"):
+        scores(table, "nyuv2")
+
+
+def test_table_shows_mean_and_standard_deviation():
+    """Cells are mean ± sample standard deviation over seeds, relative performance in brackets, Δ signed."""
+    table = table_of(frame_of(ties=[0.5, 0.6, 0.7]), "nyuv2", ["ties"])
+    assert [text.replace("\u00a0", " ") for text in table.loc["TIES"]] == [
+        "36.00 ± 6.00 (60.0)",
+        "0.3397 ± 0.0574 (60.0)",
+        "33.97 ± 5.74 (60.0)",
+        "-40.0 ± 10.0",
+        "-59.9 ± 22.5",
+    ]
+    headings = [" ".join(column) for column in table.columns]
+    assert headings == [
+        "segmentation mIoU, %",
+        "depth aErr, m",
+        "normals mDist, °",
+        "Δ_MTL, % printed",
+        "Δ_MTL, % Eq. 2",
+    ]
+
+
+def test_table_of_one_seed_has_no_spread():
+    """A single number is shown as such, not as ± nan."""
+    table = table_of(frame_of(joint=[1.25]), "nyuv2")
+    assert table.index.tolist() == ["Experts", "Joint training"]
+    assert table.loc["Joint training"].tolist()[1:4] == ["0.1600 (125.0)", "16.00 (125.0)", "+25.0"]
+    assert table.loc["Experts"].tolist() == ["60.00 (100.0)", "0.2000 (100.0)", "20.00 (100.0)", "", ""]
+    assert "nan" not in table.to_string()
+
+
+def test_papers_numbers_beside_ours():
+    """The paper's column is computed from its printed metrics, and agrees with what it prints in brackets."""
+    frame = frame_of(**{name: [0.8, 0.9] for name in PAPER_ROWS if name != "expert"})
+    table = tables.paper_beside_ours(frame, "nyuv2", PAPER)
+    paper, ours = (table.xs(side, axis=1, level=1) for side in ("paper", "ours"))
+    ours = ours.replace(r"\s±.*", "", regex=True)
+    assert paper.loc["TA"].tolist() == ["65.78 (92.9)", "0.4171 (55.5)", "26.13 (69.0)", "-27.5"]
+    assert ours.loc["TA"].tolist() == ["85.0", "85.0", "85.0", "-15.0"]
+    assert paper.loc["TIES + representation"].tolist()[0] == "68.49 (96.8)"
+    assert ours.loc["Experts"].tolist() == ["100.0", "100.0", "100.0", ""]
+    in_table_1 = [model for model in PAPER_ROWS if model != "tall_mask"]
+    assert table.index.tolist() == [MODELS[model] for model in in_table_1]
+
+
+def test_change_of_nothing_is_shown():
+    """A model exactly at the experts' level reads +0.0: only the experts' own row is empty."""
+    frame = frame_of(**{name: [1.0] for name in PAPER_ROWS if name != "expert"})
+    assert tables.paper_beside_ours(frame, "nyuv2", PAPER).loc["TIES"].tolist()[-2] == "+0.0"
+    assert table_of(frame, "nyuv2").loc["TIES"].tolist()[-2:] == ["+0.0", "+0.0"]
+
+
+def test_recomputed_beside_committed():
+    """A recomputed seed agrees within the tolerance or three deviations of the seeds."""
+    committed = frame_of(**{"ties": [0.5, 0.6], "joint": [0.9, 0.95]})
+    fresh = frame_of(**{"ties": [0.5, 0.9], "joint": [0.9, 0.969], "average": [0.8, 0.8]})
+    fresh = fresh[fresh.index.get_level_values("seed") == 1]
+    table = recomputed_beside_committed(committed, fresh, tolerance=2.0)
+    assert table.index.tolist() == [("Joint training", 1), ("TIES", 1)]
+    assert table.loc[("TIES", 1)].tolist() == ["-45.0\u00a0±\u00a07.1", "-40.0", "-10.0", "21.2", "NO"]
+    assert table.loc[("Joint training", 1)].tolist() == [
+        "-7.5\u00a0±\u00a03.5",
+        "-5.0",
+        "-3.1",
+        "10.6",
+        "yes",
+    ]
+
+
+def test_recomputed_seed_of_steady_results_has_the_fixed_tolerance():
+    """Where the committed seeds agree closely, the fixed tolerance decides."""
+    committed = frame_of(**{"joint": [0.95, 0.95]})
+    for value, verdict in ((0.969, "yes"), (0.971, "NO")):
+        fresh = frame_of(**{"joint": [0.95, value]})
+        table = recomputed_beside_committed(committed, fresh, tolerance=2.0)
+        assert table.loc[("Joint training", 1)].tolist()[-2:] == ["2.0", verdict]
+
+
+def test_recovered_by_hand():
+    """From -40 to -10 is three quarters of the way back to the experts."""
+    assert tables.recovered({"ties": -40.0, "ties+heads": -10.0}, "ties", "heads") == 75
+
+
+def test_every_row_has_a_label():
+    """A model that can be computed can be shown; the paper's rows exist in the paper's table."""
+    assert set(PAPER_ROWS) <= set(MODELS)
+    assert set(PAPER_ROWS.values()) <= PAPER["table3_taskonomy"].keys()
+    assert set(PAPER_ROWS.values()) - {"TALL"} <= PAPER["table1_nyuv2"].keys()
+    assert set(tables.CONTROLS) < set(MODELS)
+
+
+def test_efficiency_by_hand():
+    """Table 4: means over seeds, experts summed over tasks, their cost added to what starts from them."""
+    records = []
+    for seed, factor in ((0, 1), (1, 3)):
+        records += [
+            cost_record(seed, "expert_depth", ("expert", 100, 800, 2_000_000, 10.0 * factor)),
+            cost_record(seed, "expert_normals", ("expert", 300, 800, 2_000_000, 30.0 * factor)),
+            cost_record(seed, "joint", ("joint", 500, 800, 3_000_000, 60.0)),
+            cost_record(seed, "realign", ("task_arithmetic+heads", 40, 200, 1_000_000, 5.0)),
+        ]
+    table = tables.efficiency(records, PAPER)
+    table = table.replace("\u00a0", " ", regex=True)
+    ours = table.xs("ours", axis=1, level=1)
+    assert ours.loc["An expert, mean over tasks"].tolist() == ["200", "2.00 M", "800", "40"]
+    assert ours.loc["All experts"].tolist() == ["400", "4.00 M", "800", "80"]
+    assert ours.loc["Joint training"].tolist() == ["500", "3.00 M", "800", "60"]
+    assert ours.loc["TA + heads"].tolist() == ["40", "1.00 M", "200", "5"]
+    assert ours.loc["TA + heads, with its experts"].tolist() == ["440", "", "1,000", "85"]
+    records[0] = cost_record(0, "expert_depth", ("expert", 100, 800, 2_000_000, float("nan")))  # continued
+    table = tables.efficiency(records).replace("\u00a0", " ", regex=True)
+    assert table.loc["All experts", ("seconds", "ours")] == "120"  # of the other seed
+    table = tables.efficiency(records, PAPER).replace("\u00a0", " ", regex=True)
+    paper = table.xs("paper", axis=1, level=1)
+    assert paper.loc["Joint training"].tolist() == ["90,000", "103.9 M", "16,000"]
+    assert set(paper.loc["All experts"]) == {""}
+    assert "TA + representation" not in table.index
+
+
+def test_subsets_by_hand():
+    """Figure 1: mean performance of the merged tasks relative to the experts of the same seed."""
+    subset = {
+        "tasks": ["segmentation", "depth"],
+        "alpha": 0.3,
+        "metrics": {"segmentation": 30.0, "depth": 0.4},
+    }
+    record = {"seed": 1, "details": {"subsets": [subset]}}
+    points = tables.subset_scores([record], all_models(), "nyuv2")
+    assert points.to_dict("records") == [
+        {"seed": 1, "tasks": "segmentation+depth", "size": 2, "alpha": 0.3, "performance": 0.5}
+    ]
+
+
+def test_values_are_compared_at_the_papers_scale_only():
+    """Without records of that scale the column says so; with them, a Δ too far away is marked."""
+    frame = frame_of(**{name: [0.8, 0.9] for name in PAPER_ROWS if name != "expert"})
+    column = ("Δ_MTL, %", "at its scale")
+    assert set(tables.paper_beside_ours(frame, "nyuv2", PAPER)[column].iloc[1:]) == {"not run"}
+    full = frame_of(task_arithmetic=[0.75], ties=[0.6])  # the paper: -27.5 and -32.8
+    beside = tables.paper_beside_ours(frame, "nyuv2", PAPER, full)[column]
+    assert beside[["TA", "TIES", "Joint training"]].tolist() == ["-25.0", "-40.0, differs", "not run"]
+
+
+def test_pattern_by_hand():
+    """The paper's own order has rank correlation 1, its reverse -1; shares are those of the loss."""
+    printed = {m: PAPER["table1_nyuv2"][r][-1] for m, r in PAPER_ROWS.items() if r in PAPER["table1_nyuv2"]}
+    del printed["expert"]
+    same = frame_of(**{model: [1 + delta / 100] for model, delta in printed.items()})
+    table = tables.pattern(same, "nyuv2", PAPER)
+    assert table.loc["order of the methods (rank correlation of Δ)", "ours"] == "1.00"
+    share = "share of the loss recovered by TA + heads"
+    assert table.loc[share].tolist() == ["80 %", "80 %"]  # from -27.5 to -5.4
+    assert table.loc["methods that lose against the experts"].tolist() == ["7 of 7", "7 of 7"]
+    turned = frame_of(**{model: [1.4 - delta / 100] for model, delta in printed.items()})
+    table = tables.pattern(turned, "nyuv2", PAPER)
+    assert table.loc["order of the methods (rank correlation of Δ)", "ours"] == "-1.00"
+    assert table.loc["methods that lose against the experts", "ours"] == "0 of 7"

@@ -1,0 +1,209 @@
+"""simo.evaluation: scores of a split, and the α that the given split prefers."""
+
+import pytest
+import torch
+
+from simo.datasets import PreparedDataset, evaluation_batches
+from simo.errors import SimoError
+from simo.evaluation import Constant, evaluate, mean_score, scan_alpha
+from simo.merging.task_vectors import TaskVector
+from simo.metrics import create_metric
+
+ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0]
+BASELINES = {"segmentation": 5.0, "depth": 0.2, "normals": 80.0}
+
+
+@pytest.fixture
+def base(model, state_of):
+    return state_of(model.encoder)
+
+
+@pytest.fixture
+def task_vector(base):
+    generator = torch.Generator().manual_seed(0)
+    change = {name: 0.3 * torch.randn(x.shape, generator=generator) for name, x in base.items()}
+    return TaskVector(change, change.__getitem__)
+
+
+def depth_of(model, base, task_vector, alpha, images):
+    """Depth predicted by the encoder θ_0 + α τ, as batches whose true depth it nearly is."""
+    model.encoder.load_state_dict(task_vector.apply(base, alpha))
+    with torch.no_grad():
+        depth = model(images)["depth"]
+    return [{"image": images, "depth": depth.clamp(min=1e-3) + 1e-3}]
+
+
+def test_scores_are_those_of_single_predictions(model, val, tasks):
+    """Batches and their sizes do not matter: a split's score is that of its images one by one."""
+    scores = [evaluate(model, evaluation_batches(val, size), tasks) for size in (1, 3, 4)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-6)
+    assert scores[0] == pytest.approx(scores[2], rel=1e-6)
+    for task in tasks:
+        metric = create_metric(task)
+        for index in range(len(val)):
+            sample = val[index]
+            with torch.no_grad():
+                metric.update(model(sample["image"][None])[task.name], sample[task.name][None])
+        assert scores[0][task.name] == pytest.approx(metric.compute().item(), rel=1e-6)
+
+
+def test_evaluation_is_in_eval_mode_and_changes_nothing(model, val, tasks, state_of, same):
+    """Scores use running statistics, and leave no trace in them."""
+    expected = evaluate(model, evaluation_batches(val, 4), tasks)
+    before = state_of(model)
+    model.train()
+    assert evaluate(model, evaluation_batches(val, 4), tasks) == expected
+    assert not model.training
+    assert same(before, model.state_dict())
+
+
+def test_one_encoder_pass_an_image(model, val, tasks):
+    """Evaluating three tasks costs one pass of the encoder, not three."""
+    images = []
+    model.encoder.register_forward_hook(lambda _, arguments, __: images.append(len(arguments[0])))
+    evaluate(model, evaluation_batches(val, 3), tasks)
+    assert images == [3, 1]
+
+
+BAD = {
+    "no target": (lambda batch: batch.pop("depth"), "expected a target 'depth' in every batch, found"),
+    "no channel": (
+        lambda batch: batch.update(depth=batch["depth"][:, 0]),
+        r"task depth: expected targets \(2, 1, 16, 16\) of float32, found \(2, 16, 16\)",
+    ),
+    "a channel": (
+        lambda batch: batch.update(segmentation=batch["segmentation"][:, None]),
+        r"task segmentation: expected targets \(2, 16, 16\) of int64, found \(2, 1, 16, 16\)",
+    ),
+    "another size": (
+        lambda batch: batch.update(normals=batch["normals"][..., :8]),
+        r"task normals: expected targets \(2, 3, 16, 16\)",
+    ),
+    "class 255": (
+        lambda batch: batch.update(segmentation=torch.full((2, 16, 16), 255)),
+        r"expects classes -1 \(ignored\) to 12, found 255 to 255",
+    ),
+    "classes as floats": (
+        lambda batch: batch.update(segmentation=batch["segmentation"].float()),
+        "of int64, found .* of torch.float32",
+    ),
+    "infinite": (
+        lambda batch: batch.update(depth=batch["depth"] / 0),
+        "task depth expects finite values",
+    ),
+    "image out of range": (
+        lambda batch: batch.update(image=255 * batch["image"]),
+        r"expected images \(B, 3, H, W\) of floats in \[0, 1\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_batch_that_does_not_fit_is_refused(model, val, tasks, name):
+    """What a user's own loader gives: broadcasting would score something else without a word."""
+    change, message = BAD[name]
+    batch = next(iter(evaluation_batches(val, 2)))
+    change(batch)
+    with pytest.raises(SimoError, match=message):
+        evaluate(model, [batch], tasks)
+
+
+def test_what_was_checked_as_it_was_read_is_not_checked_again(model, val, tasks, monkeypatch):
+    """Of our own data sets the first batch only is looked at, of other loaders every one."""
+    checked = []
+    monkeypatch.setattr("simo.evaluation.check_batch", lambda batch, _: checked.append(len(batch["image"])))
+    evaluate(model, evaluation_batches(val, 3), tasks)
+    assert checked == [3]
+    evaluate(model, list(evaluation_batches(val, 3)), tasks)
+    assert checked == [3, 3, 1]
+
+
+def test_a_head_of_another_width_is_refused(model, val, tasks):
+    """Its prediction would be compared by broadcasting."""
+    model.predict = lambda features, size: {"depth": torch.zeros(2, 3, *size)}
+    with pytest.raises(SimoError, match=r"task depth: expected a prediction of shape \(2, 1, 16, 16\)"):
+        evaluate(model, evaluation_batches(val, 2), tasks[1:2])
+
+
+def test_mean_score_by_hand(tasks):
+    """Half the mIoU, twice the error and an equal one score (1/2 + 1/2 + 1) / 3."""
+    values = {"segmentation": 2.5, "depth": 0.4, "normals": 80.0}
+    assert mean_score(tasks, values, BASELINES) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("best", [0.25, 0.75])
+def test_alpha_is_the_given_splits_best(model, base, task_vector, tasks, val, best):
+    """The α under which the split's truth was predicted wins, and the model holds its weights in the end."""
+    images = torch.stack([val[index]["image"] for index in range(4)])
+    batches = depth_of(model, base, task_vector, best, images)
+    alpha, rows = scan_alpha(model, base, task_vector, ALPHAS, batches, tasks[1:2], {"depth": 0.2})
+    assert alpha == best
+    assert [row["alpha"] for row in rows] == ALPHAS
+    assert max(rows, key=lambda row: row["score"])["alpha"] == best
+    for name, tensor in model.encoder.state_dict().items():
+        torch.testing.assert_close(tensor, base[name] + best * task_vector[name])
+
+
+def test_scan_reports_what_evaluation_finds(model, base, task_vector, tasks, val):
+    """Each row holds the metrics of that α's model and their mean score."""
+    batches = evaluation_batches(val, 4)
+    _, rows = scan_alpha(model, base, task_vector, ALPHAS, batches, tasks, BASELINES)
+    for row in rows:
+        model.encoder.load_state_dict(task_vector.apply(base, row["alpha"]))
+        values = evaluate(model, batches, tasks)
+        assert row == {"alpha": row["alpha"], **values, "score": mean_score(tasks, values, BASELINES)}
+
+
+def test_scan_leaves_heads_and_inputs_alone(model, base, task_vector, tasks, val, state_of, same):
+    """Choosing α trains nothing: heads, θ_0 and τ are the same bits afterwards."""
+    heads, before, change = state_of(model.heads), dict(base), dict(task_vector)
+    copies = [{name: x.clone() for name, x in state.items()} for state in (before, change)]
+    scan_alpha(model, base, task_vector, ALPHAS, evaluation_batches(val, 4), tasks, BASELINES)
+    assert same(heads, model.heads.state_dict())
+    assert same(copies[0], base)
+    assert same(copies[1], dict(task_vector))
+
+
+def test_first_of_equals_wins(model, base, tasks, val):
+    """Where α makes no difference, the smallest is chosen, not the last one tried."""
+    nothing = TaskVector(base, lambda name: torch.zeros_like(base[name]))
+    alpha, _ = scan_alpha(model, base, nothing, [0.5, 1.0], evaluation_batches(val, 4), tasks, BASELINES)
+    assert alpha == 0.5
+
+
+def test_empty_grid_is_refused(model, base, task_vector, tasks):
+    """No α to try is a mistake in the parameters."""
+    with pytest.raises(SimoError, match="alphas is empty"):
+        scan_alpha(model, base, task_vector, [], [], tasks, BASELINES)
+
+
+def test_constant_is_the_best_of_all_constants(nyuv2, tasks):
+    """No other constant does better on the split it was learned from: the median, the commonest class."""
+    train = PreparedDataset(nyuv2, "nyuv2", "train")
+    constant = Constant(train)
+    best = evaluate(constant, evaluation_batches(train, 2), tasks)
+    assert constant.depth.item() == pytest.approx(
+        torch.cat([s["depth"][s["depth"] != 0] for s in train]).median().item()
+    )
+    for change in (-0.1, 0.1):
+        constant.depth += change
+        assert evaluate(constant, evaluation_batches(train, 2), tasks)["depth"] > best["depth"]
+        constant.depth -= change
+    counts = torch.cat([s["segmentation"].flatten() for s in train])
+    assert constant.segmentation.argmax() == counts[counts >= 0].mode().values
+
+
+def test_constant_does_not_look(nyuv2):
+    """Its prediction is the same at every pixel of every image, at any size."""
+    constant = Constant(PreparedDataset(nyuv2, "nyuv2", "train"))
+    for name, maps in constant(torch.rand(3, 3, 5, 7)).items():
+        assert maps.shape == (3, getattr(constant, name).shape[1], 5, 7)
+        assert (maps == maps[:1, :, :1, :1]).all()
+
+
+def test_constant_of_a_sample_is_close(nyuv2):
+    """At full scale pixels are sampled evenly: a tenth of them gives nearly the same constants."""
+    train = PreparedDataset(nyuv2, "nyuv2", "train", ["depth", "normals"])
+    every, some = Constant(train), Constant(train, limit=128)
+    assert some.depth.item() == pytest.approx(every.depth.item(), abs=0.15)
+    torch.testing.assert_close(some.normals, every.normals, atol=0.35, rtol=0)

@@ -1,0 +1,344 @@
+"""simo.merging.field: every method against examples by hand and the laws that it must obey."""
+
+import pytest
+import torch
+
+from simo.errors import SimoError
+from simo.merging.field import (
+    FROM_IMAGES,
+    METHODS,
+    breadcrumbs,
+    dare,
+    input_moments,
+    iso_c,
+    iso_cts,
+    lines,
+    lot,
+    regmean,
+    tsv_m,
+)
+from simo.merging.methods import METHODS as OF_THE_PAPER
+from simo.merging.methods import merge, task_arithmetic
+from simo.merging.task_vectors import TaskVector
+
+DATA_FREE = [name for name in METHODS if name not in FROM_IMAGES]
+
+
+def vector(**tensors):
+    """A task vector of given tensors; `w` names the weight of a linear layer."""
+    named = {name.replace("__", "."): torch.as_tensor(value) for name, value in tensors.items()}
+    return TaskVector(named, named.__getitem__)
+
+
+def random_vectors(count=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        vector(
+            blocks__0__fc__weight=torch.randn(6, 4, generator=generator),
+            blocks__1__fc__weight=torch.randn(4, 6, generator=generator),
+            blocks__1__fc__bias=torch.randn(4, generator=generator),
+            pos_embed=torch.randn(1, 5, 4, generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+W = "blocks.0.fc.weight"
+
+
+def matrices(*values):
+    return [vector(blocks__0__fc__weight=torch.tensor(value)) for value in values]
+
+
+@pytest.mark.parametrize("method", DATA_FREE)
+def test_no_change_stays_none(method):
+    """τ = 0 gives θ_0."""
+    still = [0.0 * one for one in random_vectors()]
+    assert all(torch.count_nonzero(tensor) == 0 for tensor in METHODS[method](still).values())
+
+
+@pytest.mark.parametrize("method", [name for name in DATA_FREE if name != "dare"])
+def test_order_of_the_experts_does_not_matter(method):
+    """Permuting the experts changes nothing but rounding; DARE draws by position."""
+    one, two, three = random_vectors()
+    first, second = METHODS[method]([one, two, three]), METHODS[method]([three, one, two])
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", DATA_FREE)
+def test_inputs_are_not_changed(method):
+    """Task vectors are the same before and after."""
+    vectors = random_vectors()
+    before = [{name: tensor.clone() for name, tensor in one.items()} for one in vectors]
+    dict(METHODS[method](vectors))
+    for one, copy in zip(vectors, before, strict=True):
+        assert all(torch.equal(one[name], copy[name]) for name in copy)
+
+
+@pytest.mark.parametrize(
+    ("merged", "name"),
+    [
+        (lambda one: dare([one], drop=0.0), "DARE without dropping"),
+        (lambda one: breadcrumbs([one], keep=1.0, outliers=0.0), "breadcrumbs that keep all"),
+        (lambda one: lines([one], slope=0.0), "LiNeS without slope"),
+        (lambda one: tsv_m([one]), "TSV-M"),
+    ],
+)
+def test_one_expert_is_itself(merged, name):
+    """With one expert and nothing dropped, θ_0 + τ is the expert."""
+    (one,) = random_vectors(1)
+    for key, tensor in merged(one).items():
+        torch.testing.assert_close(tensor, one[key], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_dare_keeps_the_mean_and_doubles_what_is_left():
+    """With half dropped, what is left is doubled; over many entries the mean is τ, and seeds differ."""
+    vectors = [vector(w=torch.ones(200, 200))]
+    merged = dare(vectors, drop=0.5)["w"]
+    assert set(merged.unique().tolist()) == {0.0, 2.0}
+    assert merged.mean().item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(merged, dare(vectors, drop=0.5)["w"])
+    assert not torch.equal(merged, dare(vectors, drop=0.5, seed=1)["w"])
+    both = dare(vectors * 2, drop=0.5)["w"]
+    assert set(both.unique().tolist()) == {0.0, 2.0, 4.0}  # tasks draw their own
+
+
+def test_breadcrumbs_by_hand():
+    """Of the magnitudes 1 to 10, the largest tenth goes, and the next four are kept: 6 to 9."""
+    values = torch.tensor([3.0, -10, 7, 1, -6, 9, 2, -8, 5, 4])
+    merged = breadcrumbs([vector(w=values)], keep=0.4, outliers=0.1)["w"]
+    assert merged.tolist() == [0, 0, 7, 0, -6, 9, 0, -8, 0, 0]
+
+
+def test_lines_by_hand():
+    """Three blocks, slope 3: factors 1, 2.5 and 4; outside of blocks 1."""
+    ones = torch.ones(1)
+    one = vector(blocks__0__w=ones, blocks__1__w=ones, blocks__2__w=ones, pos_embed=ones)
+    merged = lines([one], slope=3.0)
+    assert [merged[f"blocks.{n}.w"].item() for n in range(3)] == [1.0, 2.5, 4.0]
+    assert merged["pos_embed"].item() == 1
+    total = task_arithmetic(random_vectors())
+    assert all(torch.equal(total[name], tensor) for name, tensor in lines(random_vectors(), 0.0).items())
+
+
+def test_iso_c_by_hand():
+    """diag(3, 0) and diag(0, 1) sum to singular values 3 and 1: both become 2; the nuclear norm stays."""
+    merged = iso_c(matrices([[3.0, 0], [0, 0]], [[0, 0], [0, 1.0]]))[W]
+    torch.testing.assert_close(merged, 2 * torch.eye(2))
+    vectors = random_vectors()
+    before = torch.linalg.matrix_norm(task_arithmetic(vectors)[W], "nuc")
+    torch.testing.assert_close(torch.linalg.matrix_norm(iso_c(vectors)[W], "nuc"), before)
+
+
+def test_iso_cts_ends_in_iso_c():
+    """With all directions common, or one expert, it is Iso-C; all singular values are equal."""
+    vectors = random_vectors()
+    torch.testing.assert_close(iso_cts(vectors, common=1.0)[W], iso_c(vectors)[W])
+    torch.testing.assert_close(iso_cts(vectors[:1], 0.5)[W], iso_c(vectors[:1])[W], rtol=1e-4, atol=1e-5)
+    values = torch.linalg.svdvals(iso_cts(vectors[:2], 0.5)[W])
+    torch.testing.assert_close(values, values.mean().expand_as(values), rtol=1e-4, atol=1e-4)
+
+
+def test_iso_cts_takes_each_tasks_own_directions():
+    """Of three directions one is common, e₁ e₁ᵀ with 4; e₂ e₃ᵀ and e₃ e₂ᵀ, with 1, are each one task's own.
+
+    All get the mean of the singular values, 2.
+    """
+    one, other = torch.zeros(3, 3), torch.zeros(3, 3)
+    one[0, 0], other[0, 0], one[1, 2], other[2, 1] = 2.0, 2.0, 1.0, 1.0
+    merged = iso_cts(matrices(one.tolist(), other.tolist()), common=0.4)[W]  # 3 · .4: one common direction
+    expected = torch.zeros(3, 3)
+    expected[0, 0] = expected[1, 2] = expected[2, 1] = (4 + 1 + 1) / 3
+    torch.testing.assert_close(merged, expected)
+
+
+def test_tsv_m_by_hand():
+    """Orthogonal matrices diag(3, 0) and diag(0, 1) are put side by side as they are: diag(3, 1)."""
+    merged = tsv_m(matrices([[3.0, 0], [0, 0]], [[0, 0], [0, 1.0]]))[W]
+    torch.testing.assert_close(merged, torch.tensor([[3.0, 0], [0, 1]]))
+
+
+def test_tsv_m_makes_directions_orthogonal_and_keeps_their_values():
+    """Its singular values are those of the tasks' strongest directions, though these are not orthogonal."""
+    vectors = random_vectors(2)
+    strongest = torch.cat([torch.linalg.svdvals(one[W])[:2] for one in vectors])  # 4 directions, 2 a task
+    values = torch.linalg.svdvals(tsv_m(vectors)[W])
+    torch.testing.assert_close(values, strongest.sort(descending=True).values)
+
+
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m"])
+def test_only_matrices_are_decomposed(method):
+    """Biases, tokens and embeddings are averaged, a token that is 2-D, too, such as DINOv2's mask token."""
+    vectors = [
+        vector(mask_token=torch.randn(1, 4), **{name.replace(".", "__"): x for name, x in one.items()})
+        for one in random_vectors()
+    ]
+    merged = METHODS[method](vectors)
+    for name in ("blocks.1.fc.bias", "pos_embed", "mask_token"):
+        torch.testing.assert_close(merged[name], sum(one[name] for one in vectors) / 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("dare", {"drop": 1.0}, r"drop is 1.0: expected a fraction in \[0, 1\)"),
+        ("breadcrumbs", {"keep": 0.9, "outliers": 0.2}, r"\(0.9, 0.2\): expected .* together at most 1"),
+        ("breadcrumbs", {"keep": 0.0}, r"\(0.0, 0.006\): expected fractions in \(0, 1\]"),
+        ("iso_cts", {"common": 0.0}, r"common is 0.0: expected a fraction in \(0, 1\]"),
+        ("regmean", {"moments": [], "shrink": 1.5}, r"shrink is 1.5: expected a factor in \[0, 1\]"),
+    ],
+)
+def test_impossible_fractions_are_refused(method, options, message):
+    """A fraction that would drop everything, or more than there is, is named, and so is the range."""
+    with pytest.raises(SimoError, match=message):
+        METHODS[method](random_vectors(), **options)
+
+
+def test_fewer_directions_than_tasks_are_refused():
+    """TSV-M would silently merge to nothing, Iso-CTS take directions from the wrong end."""
+    vectors = [vector(w__weight=torch.randn(5, 2)) for _ in range(3)]
+    with pytest.raises(SimoError, match="rank of a matrix is 2: expected one direction a task, 3"):
+        tsv_m(vectors)["w.weight"]
+    with pytest.raises(SimoError, match="common is 0.1: expected more, for 3 tasks and 2 directions"):
+        iso_cts(vectors, common=0.1)["w.weight"]
+
+
+def test_methods_are_called_by_name():
+    """`merge` checks names and options here, too, and the paper's methods are among them."""
+    vectors = random_vectors()
+    assert torch.equal(merge("iso_c", vectors, METHODS)[W], iso_c(vectors)[W])
+    assert METHODS.items() >= OF_THE_PAPER.items()
+    with pytest.raises(SimoError, match="unknown merging method 'tsvm': expected one of .*'tsv_m'"):
+        merge("tsvm", vectors, METHODS)
+    with pytest.raises(SimoError, match="of regmean: missing a required argument: 'moments'"):
+        merge("regmean", vectors, METHODS)
+    with pytest.raises(SimoError, match="of dare: got an unexpected keyword argument 'dorp'"):
+        merge("dare", vectors, METHODS, dorp=0.5)
+
+
+def moments_of(*grams):
+    return [{W: torch.tensor(gram, dtype=torch.float64)} for gram in grams]
+
+
+def test_regmean_by_hand():
+    """One input, G = 3 and 1, τ = 1 and 5: (3 · 1 + 1 · 5) / 4 = 2."""
+    vectors, moments = matrices([[1.0]], [[5.0]]), moments_of([[3.0]], [[1.0]])
+    assert regmean(vectors, moments)[W].item() == pytest.approx(2)
+    assert lot(vectors, moments)[W].item() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("method", [regmean, lot])
+@pytest.mark.parametrize(
+    ("moments", "message"),
+    [
+        ([], "expected moments of 2 experts, found 0"),
+        (moments_of([[3.0]]), "expected moments of 2 experts, found 1"),
+        ([*moments_of([[3.0]]), {}], f"not all moments and task vectors have {W!r}"),
+        ([{"fc.weight": torch.eye(1)}] * 2, "not all moments and task vectors have 'fc.weight'"),
+    ],
+)
+def test_moments_that_do_not_fit_are_refused(method, moments, message):
+    """Of too few experts, of other layers, or of another model: all would be some average without a word."""
+    with pytest.raises(SimoError, match=message):
+        method(matrices([[1.0]], [[5.0]]), moments)
+
+
+def test_shrinking_weakens_correlations():
+    """Off-diagonal entries times the factor: the solution is that of the shrunk matrices."""
+    vectors = matrices([[1.0, 0.0]], [[0.0, 1.0]])
+    moments = moments_of([[2.0, 1.0], [1.0, 2.0]], [[1.0, 0.0], [0.0, 3.0]])
+    shrunk = [torch.tensor([[2.0, 0.5], [0.5, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0]])]
+    right = shrunk[0] @ torch.tensor([[1.0], [0.0]]) + shrunk[1] @ torch.tensor([[0.0], [1.0]])
+    expected = torch.linalg.inv(sum(shrunk)) @ right
+    torch.testing.assert_close(regmean(vectors, moments, shrink=0.5)[W], expected.T)
+
+
+@pytest.mark.parametrize("method", [regmean, lot])
+def test_equal_inputs_give_the_average(method):
+    """If all experts' layers see the same, nothing prefers any of them."""
+    vectors = random_vectors()
+    moments = [{W: torch.eye(4, dtype=torch.float64) + 0.5}] * 3
+    merged = method(vectors, moments)
+    for name in merged:
+        torch.testing.assert_close(merged[name], sum(one[name] for one in vectors) / 3)
+
+
+def test_orthogonal_inputs_keep_every_expert():
+    """Where the experts' inputs span different directions, LOT keeps each one's outputs exactly."""
+    one, two = matrices([[1.0, 2.0, 9.0]], [[3.0, 4.0, 9.0]])
+    moments = moments_of([[1.0, 0, 0], [0, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 1.0, 0], [0, 0, 0]])
+    merged = lot([one, two], moments)[W]
+    torch.testing.assert_close(merged, torch.tensor([[1.0, 4.0, 0.0]]))  # off all inputs: nothing
+
+
+def test_lot_weighs_norms_by_their_channels():
+    """A scale follows the expert whose channel is larger: (4 · 1 + 1 · 6) / 5 = 2; RegMean averages."""
+    vectors = [vector(norm__weight=torch.tensor([value])) for value in (1.0, 6.0)]
+    moments = [{"norm.weight": torch.tensor([value], dtype=torch.float64)} for value in (4.0, 1.0)]
+    assert lot(vectors, moments)["norm.weight"].item() == pytest.approx(2)
+    assert regmean(vectors, moments)["norm.weight"].item() == pytest.approx(3.5)
+
+
+def inputs_of_first_layer(encoder, images):
+    """Rows that the first block's attention reads, and the name of its weight."""
+    seen = []
+    layer = encoder.backbone.blocks[0].attn.qkv
+    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    encoder(images)
+    handle.remove()
+    return seen[0].detach().flatten(0, 1).double(), "backbone.blocks.0.attn.qkv.weight"
+
+
+@pytest.mark.parametrize("method", FROM_IMAGES)
+def test_one_expert_is_itself_from_images(model, method):
+    """With one expert and its own moments, the layer computes what the expert's does on its inputs."""
+    images = torch.rand(16, 3, 16, 16)
+    rows, name = inputs_of_first_layer(model.encoder, images)
+    state = {key: tensor.float() for key, tensor in model.encoder.state_dict().items()}
+    one = TaskVector(state, state.__getitem__)
+    merged = METHODS[method]([one], [input_moments(model.encoder, [{"image": images}])])
+    torch.testing.assert_close(
+        rows.float() @ merged[name].T, rows.float() @ state[name].T, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_moments_are_those_of_the_inputs(model):
+    """Mean of x xᵀ over tokens, however images come in batches; every linear layer and norm has one."""
+    images = torch.rand(4, 3, 16, 16)
+    one = input_moments(model.encoder, [{"image": images}])
+    two = input_moments(model.encoder, [{"image": part} for part in images.split(1)])
+    rows, name = inputs_of_first_layer(model.encoder, images)
+    torch.testing.assert_close(one[name], rows.T @ rows / len(rows), rtol=1e-5, atol=1e-5)
+    for key, value in one.items():
+        torch.testing.assert_close(value, two[key], rtol=1e-4, atol=1e-4)
+    assert one.keys() >= {f"backbone.blocks.1.{part}.weight" for part in ("norm1", "mlp.fc2")}
+
+
+def test_moments_of_a_norm_are_those_of_what_it_scales(model):
+    """Squares of the normalised input, before scale and shift, which are not the initial ones here."""
+    norm, seen, images = model.encoder.backbone.blocks[1].norm2, [], torch.rand(4, 3, 16, 16)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    handle = norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    found = input_moments(model.encoder, [{"image": images}])["backbone.blocks.1.norm2.weight"]
+    handle.remove()
+    x = seen[0].flatten(0, 1).double()
+    variance = x.var(dim=1, correction=0, keepdim=True)
+    expected = ((x - x.mean(dim=1, keepdim=True)) / (variance + norm.eps).sqrt()).square().mean(dim=0)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (iter(()), "expected at least 1 image to compute moments from, found none"),
+        ([{"image": torch.ones(1, 3, 16, 16, dtype=torch.uint8)}], r"floats in \[0, 1\], found .*uint8"),
+        ([{"image": torch.full((1, 3, 16, 16), 255.0)}], r"floats in \[0, 1\], found .*255"),
+    ],
+)
+def test_moments_of_no_or_unusable_images_are_refused(model, batches, message):
+    """A loader that was read to its end, and images in [0, 255]."""
+    with pytest.raises(SimoError, match=message):
+        input_moments(model.encoder, batches)
+    assert not any(module._forward_hooks for module in model.encoder.modules())

@@ -1,0 +1,450 @@
+"""simo.merging: the algebra against numpy, the methods against examples by hand, and laws of both."""
+
+import gc
+import itertools
+import weakref
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+
+from simo.checkpoints import TensorFile, save_checkpoint
+from simo.errors import SimoError
+from simo.evaluation import scan_alpha
+from simo.merging.experts import load_experts
+from simo.merging.masks import consensus, magnitude_mask, tall_mask
+from simo.merging.methods import METHODS, merge
+from simo.merging.task_vectors import TaskVector
+from simo.models import create_model
+
+NAMES = ("blocks.0.weight", "cls_token", "norm.bias")
+SHAPES = {"blocks.0.weight": (3, 4), "cls_token": (1, 1, 5), "norm.bias": (2,)}
+
+
+def random_state(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def flat(tensors):
+    """All entries as one numpy vector, in float64."""
+    return np.concatenate([tensors[name].numpy().astype(np.float64).ravel() for name in NAMES])
+
+
+def vector(*values):
+    """A task vector of one row of numbers, spread over two tensors."""
+    values = torch.tensor(values)
+    return TaskVector("ab", {"a": values[:2], "b": values[2:]}.__getitem__)
+
+
+def values(task_vector):
+    return pytest.approx(torch.cat([task_vector[name] for name in task_vector]).tolist(), abs=1e-6)
+
+
+@pytest.fixture
+def base():
+    return random_state(0)
+
+
+@pytest.fixture
+def experts():
+    return [random_state(seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture
+def task_vectors(base, experts):
+    return [TaskVector.between(base, expert) for expert in experts]
+
+
+class Recorded(Mapping):
+    """A state that counts how often each tensor is read, and which of those read are still in memory."""
+
+    def __init__(self, state, alive):
+        self.state, self.alive, self.reads, self.most = state, alive, dict.fromkeys(state, 0), 0
+
+    def __getitem__(self, name):
+        self.reads[name] += 1
+        tensor = self.state[name].clone()
+        self.alive.add(tensor)
+        self.most = max(self.most, len(self.alive))
+        return tensor
+
+    def __iter__(self):
+        return iter(self.state)
+
+    def __len__(self):
+        return len(self.state)
+
+
+def test_task_vector_is_the_difference(base, experts):
+    """τ_t = θ_t − θ_0, for every tensor, names sorted."""
+    task_vector = TaskVector.between(base, experts[0])
+    assert list(task_vector) == sorted(NAMES)
+    assert len(task_vector) == 3
+    np.testing.assert_allclose(flat(task_vector), flat(experts[0]) - flat(base), rtol=1e-6)
+
+
+def test_algebra_is_that_of_vectors(task_vectors):
+    """Sum, difference, negation and scaling of task vectors are those of flat numpy vectors."""
+    a, b, c = task_vectors
+    x, y, z = map(flat, task_vectors)
+    for ours, theirs in [
+        (a + b, x + y),
+        (a - b, x - y),
+        (-a, -x),
+        (0.3 * a, 0.3 * x),
+        (a * 0.3, 0.3 * x),
+        (2 * (a + b) - c, 2 * (x + y) - z),
+    ]:
+        np.testing.assert_allclose(flat(ours), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_geometry_is_that_of_vectors(task_vectors):
+    """Inner product, norm and cosine are those of flat numpy vectors."""
+    a, b, _ = task_vectors
+    x, y = flat(a), flat(b)
+    assert a.dot(b) == pytest.approx(x @ y)
+    assert a.norm() == pytest.approx(np.linalg.norm(x))
+    assert a.cosine(b) == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+    assert a.cosine(-2 * a) == pytest.approx(-1)
+
+
+def test_norm_of_the_sum_is_the_sum_of_inner_products(task_vectors):
+    """‖Σ τ‖² = Σ τ_s·τ_t ties the three operations to each other."""
+    total = merge("task_arithmetic", task_vectors)
+    products = sum(a.dot(b) for a, b in itertools.product(task_vectors, repeat=2))
+    assert total.norm() ** 2 == pytest.approx(products, rel=1e-5)
+
+
+def test_apply_by_formula(base, task_vectors):
+    """θ_0 + α τ, in the base's type; α = 0 is θ_0 to the last bit."""
+    np.testing.assert_allclose(
+        flat(task_vectors[0].apply(base, 0.3)), flat(base) + 0.3 * flat(task_vectors[0]), rtol=1e-5, atol=1e-6
+    )
+    for name, tensor in task_vectors[0].apply(base, 0).items():
+        assert torch.equal(tensor, base[name])
+    half = {name: tensor.half() for name, tensor in base.items()}
+    assert all(tensor.dtype == torch.float16 for tensor in task_vectors[0].apply(half).values())
+
+
+@pytest.mark.parametrize("method", ["average", "task_arithmetic"])
+def test_one_expert_merges_to_itself(base, experts, method):
+    """With α = 1, merging a single expert gives that expert."""
+    merged = merge(method, [TaskVector.between(base, experts[0])]).apply(base, 1.0)
+    np.testing.assert_allclose(flat(merged), flat(experts[0]), rtol=1e-6, atol=1e-6)
+
+
+def test_one_expert_merges_to_itself_by_ties(base, experts):
+    """So does TIES where nothing is trimmed."""
+    merged = merge("ties", [TaskVector.between(base, experts[0])], density=1).apply(base, 1.0)
+    np.testing.assert_allclose(flat(merged), flat(experts[0]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_order_of_experts_does_not_matter(task_vectors, method):
+    """Every method is symmetric in its experts."""
+    expected = flat(merge(method, task_vectors))
+    for order in itertools.permutations(task_vectors):
+        np.testing.assert_allclose(flat(merge(method, order)), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_are_never_changed(base, experts, method):
+    """The caller's base and experts are the same bits after merging."""
+    before = [{name: tensor.clone() for name, tensor in state.items()} for state in (base, *experts)]
+    merged = merge(method, [TaskVector.between(base, expert) for expert in experts])
+    for tensor in merged.compute().apply(base, 0.7).values():
+        tensor.zero_()
+    for state, copy in zip((base, *experts), before, strict=True):
+        assert all(torch.equal(state[name], copy[name]) for name in state)
+
+
+def test_average_is_the_mean_of_weights(base, experts):
+    """Applied with α = 1, it does not depend on the base at all."""
+    merged = merge("average", [TaskVector.between(base, expert) for expert in experts]).apply(base)
+    np.testing.assert_allclose(flat(merged), np.mean([flat(x) for x in experts], 0), rtol=1e-5, atol=1e-6)
+
+
+def test_task_arithmetic_is_the_sum(task_vectors):
+    """The sum of task vectors, not their mean."""
+    merged = merge("task_arithmetic", task_vectors)
+    np.testing.assert_allclose(flat(merged), sum(map(flat, task_vectors)), rtol=1e-5, atol=1e-6)
+
+
+def test_pretrained_is_no_change(base, task_vectors):
+    """The control leaves the base as it is, at any α."""
+    merged = merge("pretrained", task_vectors).apply(base, 5.0)
+    assert all(torch.equal(merged[name], base[name]) for name in base)
+
+
+def test_ties_by_hand():
+    """Trim to the three largest, elect, mean of those that agree; equal magnitudes and zero sums included."""
+    merged = merge("ties", [vector(4.0, -1, 3, 0.1, 2), vector(-1.0, 2, 3, 0.2, -2)], density=0.6)
+    assert values(merged) == [4, 2, 3, 0, 2]
+
+
+def test_ties_elects_by_mass_not_by_count():
+    """One large entry outvotes two small ones, which are then left out of the mean."""
+    merged = merge("ties", [vector(5.0, 1, 1), vector(-1.0, 1, 1), vector(-2.0, 4, 1)], density=1)
+    assert values(merged) == [5, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((-4.0, -3, 2), (-1.0, -3, -2), (-2.5, -3, -2)),
+        ((4.0, 3, 2), (1.0, 3, -2), (2.5, 3, 2)),
+        ((4.0, -3, 2), (1.0, -3, -2), (2.5, -3, -2)),
+        ((9.0, -1, -1, 2), (1.0, -1, -1, -2), (5, -1, -1, -2)),
+    ],
+    ids=["negative majority", "positive majority", "no majority", "majority of signs, not of mass"],
+)
+def test_ties_zero_sum_takes_the_majority(first, second, expected):
+    """Where the votes cancel, the majority of all elected signs decides, minus if that cancels, too."""
+    assert list(expected) == values(merge("ties", [vector(*first), vector(*second)], density=1))
+
+
+def test_ties_trims_whole_vectors_not_tensors():
+    """A tensor of small entries is trimmed away entirely if the largest entries are all elsewhere."""
+    assert values(merge("ties", [vector(10.0, 9, 1, 2)], density=0.5)) == [10, 9, 0, 0]
+
+
+def test_ties_keeps_all_that_equal_the_smallest_kept():
+    """Of equal magnitudes none is favoured by its place."""
+    assert values(merge("ties", [vector(3.0, -1, 1, 1)], density=0.5)) == [3, -1, 1, 1]
+
+
+def test_ties_of_nothing_kept_is_zero():
+    """An entry that every expert trimmed is 0, not 0/0."""
+    assert values(merge("ties", [vector(5.0, 1, 1, 1), vector(5.0, 0, 1, 2)], density=0.25)) == [5, 0, 0, 0]
+
+
+def test_density_one_does_not_trim(task_vectors):
+    """`density=1` equals the released code's default: sign election and disjoint mean of all entries."""
+    stack = np.stack([flat(task_vector) for task_vector in task_vectors])
+    agrees = np.sign(stack) == np.sign(stack.sum(0))
+    expected = (stack * agrees).sum(0) / agrees.sum(0)
+    np.testing.assert_allclose(flat(merge("ties", task_vectors, density=1)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("density", [0.1, 0.2, 0.5, 0.9])
+def test_ties_equals_numpy(task_vectors, density):
+    """Agrees with a numpy formulation on flat, fully sorted vectors."""
+    trimmed = []
+    for entries in map(flat, task_vectors):
+        kept = np.argsort(-np.abs(entries))[: int(density * len(entries))]
+        trimmed.append(np.where(np.isin(np.arange(len(entries)), kept), entries, 0))
+    stack = np.stack(trimmed)
+    sign = np.sign(stack.sum(0))
+    sign[sign == 0] = 1 if sign.sum() > 0 else -1
+    expected = [
+        np.mean([x for x in column if x * s > 0] or [0]) for column, s in zip(stack.T, sign, strict=True)
+    ]
+    np.testing.assert_allclose(flat(merge("ties", task_vectors, density=density)), expected, rtol=1e-5)
+
+
+def test_untrimmed_ties_is_the_released_default(task_vectors):
+    """TIES without trimming is TIES at density 1, not another method."""
+    expected = merge("ties", task_vectors, density=1.0)
+    assert np.array_equal(flat(merge("ties_untrimmed", task_vectors)), flat(expected))
+
+
+def test_tall_mask_by_hand():
+    """τ = (1, −.4): the first expert's entry is kept while 1 > .4 λ, the second's while .4 > λ."""
+    pair = [vector(1.0, 0.0), vector(-0.4, 0.0)]
+    kept = {index: [tall_mask(pair, index, s)["a"][0].item() for s in (0.3, 0.5, 2.6)] for index in (0, 1)}
+    assert kept[0] == pytest.approx([0.6, 0.6, 0.0])
+    assert kept[1] == pytest.approx([0.6, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("scale", [0.2, 2.0])
+def test_tall_mask_of_one_expert_is_the_expert(base, experts, scale):
+    """With nobody to disturb it, an expert comes back from its own mask, whatever λ."""
+    masked = tall_mask([TaskVector.between(base, experts[0])], 0, scale).apply(base)
+    assert all(torch.allclose(masked[name], experts[0][name]) for name in NAMES)
+
+
+@pytest.mark.parametrize("scale", [0.2, 0.7, 2.0])
+def test_tall_masks_and_consensus_equal_numpy(task_vectors, scale):
+    """All entries at once in numpy give the same masks, and the same votes."""
+    stack = np.stack([flat(each) for each in task_vectors])
+    total = stack.sum(0)
+    masks = np.abs(stack) > scale * np.abs(total - stack)
+    for index in range(3):
+        assert flat(tall_mask(task_vectors, index, scale)) == pytest.approx(total * masks[index], abs=1e-6)
+    for least in range(5):
+        merged = flat(consensus(task_vectors, [scale] * 3, least))
+        assert merged == pytest.approx(total * (masks.sum(0) >= least), abs=1e-6)
+
+
+def test_consensus_of_none_and_of_more_than_all(task_vectors):
+    """No vote needed is task arithmetic; more votes than experts is the pretrained encoder."""
+    scales = [0.4, 0.6, 0.8]
+    total = flat(merge("task_arithmetic", task_vectors))
+    assert np.array_equal(flat(consensus(task_vectors, scales, 0)), total)
+    assert not flat(consensus(task_vectors, scales, 4)).any()
+
+
+def test_consensus_uses_each_experts_own_scale():
+    """An entry that passes one expert's λ and not another's has one vote."""
+    pair = [vector(1.0, 1.0), vector(1.0, 1.0)]
+    assert consensus(pair, [0.5, 2.0], 2)["a"].tolist() == [0.0, 0.0]
+    assert consensus(pair, [0.5, 2.0], 1)["a"].tolist() == [2.0, 2.0]
+
+
+def test_magnitude_mask_by_hand():
+    """The sum is kept where the one expert's changes are largest, also where the others outweigh it."""
+    pair = [vector(4.0, -3.0, 0.1, 2.0), vector(1.0, 5.0, 7.0, 7.0)]
+    masked = magnitude_mask(pair, 0, 0.5)
+    assert torch.cat([masked["a"], masked["b"]]).tolist() == [5.0, 2.0, 0.0, 0.0]
+
+
+def test_tensors_are_read_when_asked_for(base, experts):
+    """Building and combining task vectors reads nothing; one entry of the sum reads one tensor an expert."""
+    alive = weakref.WeakSet()
+    recorded = [Recorded(expert, alive) for expert in experts]
+    merged = 0.5 * merge("task_arithmetic", [TaskVector.between(base, expert) for expert in recorded])
+    assert all(not any(expert.reads.values()) for expert in recorded)
+    merged["norm.bias"]
+    assert [expert.reads for expert in recorded] == [{**dict.fromkeys(NAMES, 0), "norm.bias": 1}] * 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("count", [2, 8])
+def test_memory_does_not_grow_with_experts(base, method, count):
+    """However many experts: at most one tensor read from them is in memory at a time, and none is kept."""
+    alive = weakref.WeakSet()
+    recorded = [Recorded(random_state(seed), alive) for seed in range(count)]
+    merged = merge(method, [TaskVector.between(base, expert) for expert in recorded])
+    merged.apply(base)
+    gc.collect()
+    assert max(expert.most for expert in recorded) == 1
+    assert len(alive) == 0
+
+
+def test_compute_reads_only_once(base, experts):
+    """A scan of α does not merge again for each α."""
+    recorded = Recorded(experts[0], weakref.WeakSet())
+    computed = TaskVector.between(base, recorded).compute()
+    reads = dict(recorded.reads)
+    for alpha in (0.1, 0.5, 1.0):
+        computed.apply(base, alpha)
+    assert recorded.reads == reads == dict.fromkeys(NAMES, 1)
+
+
+def test_half_precision_experts_are_merged_in_float32(base, experts):
+    """Experts may be stored in half precision; their sum is not rounded to it."""
+    half = {name: tensor.half() for name, tensor in experts[0].items()}
+    task_vector = TaskVector.between(base, half)
+    assert task_vector["cls_token"].dtype == torch.float32
+    np.testing.assert_allclose(flat(task_vector), flat(half) - flat(base), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"cls_token": torch.zeros(1, 5)},
+            r"'cls_token': depth has \(1, 5\) torch.float32, base has \(1, 1, 5\)",
+        ),
+        ({"norm.bias": torch.zeros(2, dtype=torch.int64)}, r"'norm.bias': depth has \(2,\) torch.int64"),
+        ({"extra": torch.zeros(1)}, "only depth has tensor 'extra'"),
+        ({"norm.bias": None}, "only base has tensor 'norm.bias'"),
+    ],
+)
+def test_expert_of_another_architecture_is_refused(base, experts, change, message):
+    """The message names the tensor and both sides; nothing is broadcast or left out."""
+    expert = {name: x for name, x in {**experts[0], **change}.items() if x is not None}
+    with pytest.raises(SimoError, match=message):
+        TaskVector.between(base, expert, "depth").compute()
+
+
+def test_sum_of_different_models_is_refused(task_vectors):
+    """Task vectors with other names belong to another model."""
+    with pytest.raises(SimoError, match="different architectures cannot be added"):
+        task_vectors[0] + vector(1.0, 2, 3)
+
+
+def test_unknown_tensor_is_a_key_error(task_vectors):
+    """A task vector is a mapping like any other."""
+    assert "head.weight" not in task_vectors[0]
+    with pytest.raises(KeyError):
+        (task_vectors[0] + task_vectors[1])["head.weight"]
+
+
+@pytest.mark.parametrize("density", [0, -0.1, 1.01, 20])
+def test_density_out_of_range_is_refused(task_vectors, density):
+    """20 does not mean 20 %."""
+    with pytest.raises(SimoError, match=rf"density {density}: expected a fraction in \(0, 1\]"):
+        merge("ties", task_vectors, density=density)
+
+
+def test_unknown_method_is_refused(task_vectors):
+    """The message lists the methods."""
+    with pytest.raises(SimoError, match="unknown merging method 'tie': expected one of .*'ties'"):
+        merge("tie", task_vectors)
+
+
+def test_option_of_another_method_is_refused(task_vectors):
+    """The message names method and option."""
+    with pytest.raises(SimoError, match="of task_arithmetic: got an unexpected keyword argument 'density'"):
+        merge("task_arithmetic", task_vectors, density=0.2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_to_merge_is_refused(method):
+    """An empty list of experts is a mistake, not the pretrained encoder."""
+    with pytest.raises(SimoError, match="nothing to merge"):
+        merge(method, [])
+
+
+@pytest.fixture
+def expert_files(tmp_path, tasks, settings):
+    """A pretrained backbone and three experts on the disk, as the expert notebook leaves them."""
+    backbone = create_model(tasks, 0, **settings).encoder.backbone
+    save_checkpoint(tmp_path / "backbone.safetensors", backbone.state_dict(), {})
+    for seed, task in enumerate(tasks):
+        expert = create_model([task], seed, **settings, weights=tmp_path / "backbone.safetensors")
+        with torch.no_grad():
+            for tensor in expert.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.add_(0.02 * torch.randn_like(tensor).abs())
+        recipe = {"kind": "expert", "dataset": "nyuv2", "tasks": [task.name], "model": settings}
+        save_checkpoint(tmp_path / f"expert_{task.name}.safetensors", expert.state_dict(), recipe)
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_merged_model_keeps_the_experts_heads(expert_files, tasks, settings, val, method):
+    """Through the merging notebook's path, heads stay byte for byte; the encoder is θ_0 + α τ."""
+    weights = expert_files / "backbone.safetensors"
+    model, base, task_vectors = load_experts(expert_files, "nyuv2", tasks, settings, weights)
+    assert all(torch.equal(base[f"backbone.{name}"], x) for name, x in TensorFile(weights).items())
+    merged = merge(method, list(task_vectors.values())).compute()
+    batches = [{name: x[None] for name, x in val[0].items()}]
+    baselines = {"segmentation": 10.0, "depth": 1.0, "normals": 90.0}
+    alpha, _ = scan_alpha(model, base, merged, [0.4], batches, tasks, baselines)
+    assert alpha == 0.4
+    for task in tasks:
+        head = TensorFile(expert_files / f"expert_{task.name}.safetensors", f"heads.{task.name}.")
+        assert all(torch.equal(head[name], x) for name, x in model.heads[task.name].state_dict().items())
+    experts = [TensorFile(expert_files / f"expert_{task.name}.safetensors", "encoder.") for task in tasks]
+    scale = {"pretrained": 0, "average": 1 / 3, "task_arithmetic": 1}.get(method)
+    for name, tensor in model.encoder.state_dict().items():
+        if scale is not None:
+            change = sum(expert[name] - base[name] for expert in experts)
+            torch.testing.assert_close(tensor, base[name] + 0.4 * scale * change)
+        else:
+            assert not torch.equal(tensor, base[name])
+
+
+def test_experts_of_other_settings_are_refused(expert_files, tasks, settings):
+    """An expert with other blocks, or a file under another task's name, is not merged."""
+    weights = expert_files / "backbone.safetensors"
+    with pytest.raises(SimoError, match="expert_segmentation.safetensors has model = "):
+        load_experts(expert_files, "nyuv2", tasks, {**settings, "blocks": [2]}, weights)
+    for suffix in (".safetensors", ".json"):
+        (expert_files / f"expert_normals{suffix}").replace(expert_files / f"expert_depth{suffix}")
+    with pytest.raises(SimoError, match=r"expert_depth.safetensors has tasks = \['normals'\]"):
+        load_experts(expert_files, "nyuv2", tasks, settings, weights)

@@ -1,0 +1,332 @@
+"""simo.own: a user's files to a merged model and back to files."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from simo.adapters import add_adapters
+from simo.checkpoints import TensorFile, save_tensors
+from simo.errors import SimoError
+from simo.merging.field import input_moments
+from simo.models import create_model
+from simo.own import FILES, TOLERANCE, export, export_onnx, load_expert, load_exported, merge_experts
+
+SETTINGS = {
+    "backbone": "vit_tiny_patch16_224",
+    "backbone_args": {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
+    "blocks": [1, 2],
+    "head": "linear",
+    "head_options": {},
+    "input_scale": "signed",
+}
+
+SCORES = {"segmentation": 31.25, "depth": 0.512, "normals": 20.5}
+
+
+@pytest.fixture
+def files(tmp_path, tasks):
+    """A pretrained encoder and, for each task, an expert's encoder and head, as a user would have them."""
+    base = create_model(tasks, 0, **SETTINGS)
+    save_tensors(tmp_path / "pretrained.safetensors", base.encoder.backbone.state_dict())
+    for seed, task in enumerate(tasks):
+        expert = create_model([task], seed, **SETTINGS)
+        torch.manual_seed(seed)
+        encoder = {
+            name: tensor + 0.05 * torch.randn_like(tensor)
+            for name, tensor in base.encoder.backbone.state_dict().items()
+        }
+        save_tensors(tmp_path / f"{task.name}_encoder.safetensors", encoder)
+        save_tensors(tmp_path / f"{task.name}_head.safetensors", expert.heads[task.name].state_dict())
+    return tmp_path
+
+
+def experts_of(files, tasks):
+    paths = {t: [files / f"{t.name}_{part}.safetensors" for part in ("encoder", "head")] for t in tasks}
+    return {task.name: load_expert(*paths[task], task, SETTINGS) for task in tasks}
+
+
+def test_one_expert_at_one_is_itself(files, tasks):
+    """Merging a single expert with α = 1 gives its predictions; α = 0 the pretrained encoder's state."""
+    task = tasks[0]
+    expert = experts_of(files, [task])
+    pretrained = files / "pretrained.safetensors"
+    merged = merge_experts(pretrained, expert, SETTINGS, "task_arithmetic", alpha=1.0)
+    image = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(merged(image)[task.name], expert[task.name](image)[task.name])
+    merged = merge_experts(pretrained, expert, SETTINGS, "task_arithmetic", alpha=0.0)
+    state = merged.encoder.backbone.state_dict()
+    for name, tensor in TensorFile(pretrained).items():
+        torch.testing.assert_close(state[name], tensor)
+
+
+def test_mean_of_three_by_hand(files, tasks, same):
+    """Average at α = 1 is the mean of the experts' tensors; heads stay theirs; experts are not changed."""
+    experts = experts_of(files, tasks)
+    merged = merge_experts(files / "pretrained.safetensors", experts, SETTINGS, "average", alpha=1.0)
+    name = "backbone.blocks.1.attn.qkv.weight"
+    mean = sum(expert.encoder.state_dict()[name] for expert in experts.values()) / 3
+    torch.testing.assert_close(merged.encoder.state_dict()[name], mean)
+    for task, fresh in experts_of(files, tasks).items():
+        assert same(fresh.state_dict(), experts[task].state_dict())
+        assert same(fresh.heads.state_dict(), merged.only([task]).heads.state_dict())
+
+
+def test_methods_of_the_wider_field_are_called_by_name(files, tasks):
+    """Those that look at images are given what they saw; a misspelt name is refused."""
+    experts, pretrained = experts_of(files, tasks), files / "pretrained.safetensors"
+    images = [{"image": torch.rand(8, 3, 16, 16)}]
+    moments = [input_moments(expert.encoder, images) for expert in experts.values()]
+    image = torch.rand(2, 3, 16, 16)
+    for method, options in {"iso_c": {}, "dare": {"drop": 0.2}, "regmean": {"moments": moments}}.items():
+        merged = merge_experts(pretrained, experts, SETTINGS, method, alpha=0.5, **options)
+        assert merged(image).keys() == experts.keys()
+    with pytest.raises(SimoError, match="of regmean: missing a required argument: 'moments'"):
+        merge_experts(pretrained, experts, SETTINGS, "regmean", alpha=0.5)
+    with pytest.raises(SimoError, match="unknown merging method 'isoc': expected one of .*'iso_c'"):
+        merge_experts(pretrained, experts, SETTINGS, "isoc", alpha=0.5)
+
+
+def test_expert_under_another_name_is_refused(files, tasks):
+    """The message has both names."""
+    experts = {"deepness": experts_of(files, tasks)["depth"]}
+    with pytest.raises(SimoError, match=r"'deepness': expected a head of that name, found \['depth'\]"):
+        merge_experts(files / "pretrained.safetensors", experts, SETTINGS, "average", alpha=1.0)
+
+
+def test_head_of_another_shape_is_refused(files, tasks):
+    """The message names the file and the tensor."""
+    encoder, head = files / "depth_encoder.safetensors", files / "segmentation_head.safetensors"
+    with pytest.raises(SimoError, match=r"segmentation_head.safetensors is of another architecture"):
+        load_expert(encoder, head, tasks[1], SETTINGS)
+
+
+@pytest.mark.parametrize(("head", "size"), [("linear", (16, 16)), ("linear", (20, 28)), ("dpt", (24, 16))])
+def test_onnx_computes_what_the_model_does(tmp_path, tasks, head, size):
+    """Both heads, padded sizes and grids other than the pretrained one, on another number of images."""
+    import onnxruntime
+
+    options = {"channels": [2, 3, 4, 5], "width": 4} if head == "dpt" else {}
+    depth = {"depth": 4} if head == "dpt" else {}
+    settings = SETTINGS | {
+        "head": head,
+        "head_options": options,
+        "backbone_args": SETTINGS["backbone_args"] | depth,
+        "blocks": [1, 2, 3, 4] if head == "dpt" else [1, 2],
+    }
+    model = create_model(tasks, 0, **settings).eval().requires_grad_(False)
+    names = [task.name for task in tasks]
+    assert export_onnx(model, names, size, tmp_path / "model.onnx") <= TOLERANCE
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    image = torch.rand(5, 3, *size)
+    for name, found in zip(names, session.run(names, {"image": image.numpy()}), strict=True):
+        wanted = model(image)[name].numpy()
+        np.testing.assert_allclose(found, wanted, atol=TOLERANCE * np.abs(wanted).max())
+
+
+def test_a_refused_onnx_file_is_not_kept(tmp_path, tasks, monkeypatch):
+    """What was there before stays, nothing lies beside it, and the model is still in training."""
+    model = create_model(tasks, 0, **SETTINGS).train()
+    (tmp_path / "model.onnx").write_bytes(b"old")
+    monkeypatch.setattr("simo.own.TOLERANCE", -1.0)
+    with pytest.raises(SimoError, match="the ONNX model's outputs differ by .*, more than -1"):
+        export_onnx(model, [task.name for task in tasks], (16, 16), tmp_path / "model.onnx")
+    assert contents(tmp_path) == {"model.onnx": b"old"}
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_export_writes_files_that_load(files, tasks, tmp_path, same):
+    """Weights are the model's, the recipe says how, the card has the numbers; the model is not changed."""
+    merged = merge_experts(
+        files / "pretrained.safetensors", experts_of(files, tasks), SETTINGS, "ties", alpha=1.0, density=0.5
+    )
+    before = {name: tensor.clone() for name, tensor in merged.state_dict().items()}
+    scores, made = SCORES, {"method": "ties", "alpha": 1.0}
+    folder = tmp_path / "exported"
+    export(merged, folder, SETTINGS, tasks, (16, 16), scores, made)
+    assert same(before, merged.state_dict())
+    assert same(before, dict(TensorFile(folder / "model.safetensors")))
+    image = torch.rand(2, 3, 16, 16)
+    restored, described = load_exported(folder)
+    assert same(merged(image), restored(image))
+    assert described == list(tasks)
+    recipe = json.loads((folder / "model.json").read_text())
+    assert (recipe["model"], recipe["made"], recipe["scores"]) == (SETTINGS, made, scores)
+    card = (folder / "README.md").read_text()
+    for row in ("| segmentation | 13 | mIoU | 31.25 % |", "| depth | 1 | aErr | 0.512 m |"):
+        assert row in card
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "model.json",
+        "model.onnx",
+        "model.safetensors",
+    ]
+
+
+def test_without_the_packages_nothing_is_written(files, tasks, tmp_path, monkeypatch):
+    """The message says what to install."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    merged = merge_experts(
+        files / "pretrained.safetensors", experts_of(files, tasks), SETTINGS, "average", alpha=1.0
+    )
+    with pytest.raises(
+        SimoError, match=r"needs onnx, onnxscript, onnxruntime: pip install '.\[onnx\]' in simo's folder"
+    ):
+        export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("adapter", ["paper", "released", "lora"])
+def test_adapters_are_exported_too(merged, tasks, tmp_path, same, adapter):
+    """A model with realigned representation is read back with its adapters, of whatever kind."""
+    for weight in add_adapters(merged.encoder, 2, adapter):
+        torch.nn.init.normal_(weight)
+    export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {})
+    image = torch.rand(2, 3, 16, 16)
+    assert same(merged.eval()(image), load_exported(tmp_path / "out")[0](image))
+
+
+@pytest.mark.parametrize("scores", [{}, {"normals": None}, {"normals": "20.5"}])
+def test_a_card_without_scores_is_not_begun(merged, tasks, tmp_path, scores):
+    """The message names the tasks, and nothing is written."""
+    scores = {"segmentation": 1.0, "depth": 1.0} | scores
+    with pytest.raises(SimoError, match="scores of normals are missing or no numbers"):
+        export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), scores, {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_tasks_are_those_of_the_heads(merged, tasks, tmp_path):
+    """One that is left out would be missing in the recipe, and the weights would not load."""
+    message = r"tasks \['segmentation', 'depth'\]: expected those of the model's heads, .*'normals'"
+    with pytest.raises(SimoError, match=message):
+        export(merged, tmp_path / "out", SETTINGS, tasks[:2], (16, 16), SCORES, {})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def merged(files, tasks):
+    """A merged model."""
+    return merge_experts(
+        files / "pretrained.safetensors", experts_of(files, tasks), SETTINGS, "average", alpha=1.0
+    )
+
+
+@pytest.fixture
+def no_onnx(monkeypatch):
+    """Exports write an empty ONNX file, in seconds less, where a test is about the other files."""
+    monkeypatch.setattr("simo.own.export_onnx", lambda model, names, size, path: path.write_bytes(b"") or 0.0)
+
+
+def contents(folder):
+    """Names and bytes of the files of a folder, or None if there is none."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else None
+
+
+@pytest.mark.parametrize(
+    ("settings", "made", "message"),
+    [
+        ({"input_scale": "imagenet"}, {}, "with these settings the exported weights' outputs differ by"),
+        ({}, {"alpha": torch.tensor(0.3)}, "Tensor is not JSON serializable"),
+        ({"backbone_args": {"img_size": float("nan")}}, {}, "not JSON compliant"),
+        ({"temperature": 1}, {}, "settings: expected the keys"),
+    ],
+)
+@pytest.mark.parametrize("before", [False, True])
+def test_a_refused_export_changes_nothing(merged, tasks, tmp_path, no_onnx, settings, made, message, before):
+    """Neither a new folder nor an earlier export: settings not the model's, values that JSON cannot hold."""
+    folder = tmp_path / "out"
+    if before:
+        export(merged, folder, SETTINGS, tasks, (16, 16), SCORES, {})
+    found = contents(folder)
+    with pytest.raises(SimoError, match=message):
+        export(merged, folder, SETTINGS | settings, tasks, (16, 16), SCORES, made)
+    assert contents(folder) == found
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == ({"out"} if before else set())
+
+
+def test_a_file_of_something_else_is_not_overwritten(merged, tasks, tmp_path):
+    """A project's README.md stays what it was."""
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/README.md").write_text("mine")
+    with pytest.raises(SimoError, match=r"project has a README.md that is of no export"):
+        export(merged, tmp_path / "project", SETTINGS, tasks, (16, 16), SCORES, {})
+    assert contents(tmp_path / "project") == {"README.md": b"mine"}
+
+
+def test_files_with_the_same_names_are_not_overwritten(merged, tasks, tmp_path, no_onnx):
+    """All four, but the model.json is none of ours."""
+    (tmp_path / "project").mkdir()
+    for name in FILES:
+        (tmp_path / "project" / name).write_text("mine")
+    with pytest.raises(SimoError, match=r"project has a model.json that is of no export"):
+        export(merged, tmp_path / "project", SETTINGS, tasks, (16, 16), SCORES, {})
+    assert contents(tmp_path / "project") == dict.fromkeys(FILES, b"mine")
+
+
+@pytest.mark.parametrize("moved", [1, 2, 3])
+@pytest.mark.parametrize("before", [False, True])
+def test_an_export_that_was_cut_short_is_completed(
+    merged, tasks, tmp_path, monkeypatch, no_onnx, same, moved, before
+):
+    """After one to three files the disk fails: what is there does not load, until the next export."""
+    plan = tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {}
+    if before:
+        export(merged, *plan)
+        torch.nn.init.ones_(merged.heads["depth"].project.bias)
+    left, replace = iter(range(moved)), os.replace
+
+    def fail(source, target):
+        if Path(target).parent == tmp_path / "out" and next(left, None) is None:
+            raise OSError("the disk is gone")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", fail)
+        with pytest.raises(SimoError, match="cannot write .*out: the disk is gone"):
+            export(merged, *plan)
+    with pytest.raises(SimoError, match="does not exist|is not what its recipe describes"):
+        load_exported(tmp_path / "out")
+    export(merged, *plan)
+    assert same(load_exported(tmp_path / "out")[0].state_dict(), merged.state_dict())
+    assert contents(tmp_path / "out").keys() == set(FILES)
+
+
+def test_an_export_is_replaced(merged, tasks, tmp_path, no_onnx):
+    """The second one is what loads."""
+    for alpha in (0.1, 0.2):
+        export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {"alpha": alpha})
+    assert json.loads((tmp_path / "out/model.json").read_text())["made"] == {"alpha": 0.2}
+
+
+def test_loading_draws_no_random_numbers(merged, tasks, tmp_path, no_onnx):
+    """A user's seed is not touched."""
+    export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {})
+    before = torch.get_rng_state()
+    load_exported(tmp_path / "out")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_names_that_begin_with_more_are_shown(files, tasks):
+    """A state saved with a prefix is refused with both names."""
+    state = {
+        f"model.{name}": tensor for name, tensor in TensorFile(files / "depth_encoder.safetensors").items()
+    }
+    save_tensors(files / "prefixed.safetensors", state)
+    message = r"lacks 'blocks.0.attn.proj.bias' and has 'model.blocks.0.attn.proj.bias'"
+    with pytest.raises(SimoError, match=message):
+        load_expert(files / "prefixed.safetensors", files / "depth_head.safetensors", tasks[1], SETTINGS)
+
+
+def test_a_weight_that_is_not_finite_is_named(files, tasks):
+    """File and tensor, before anything is merged with it."""
+    state = dict(TensorFile(files / "depth_encoder.safetensors").items())
+    state["cls_token"][0, 0, 3] = float("nan")
+    save_tensors(files / "broken.safetensors", state)
+    with pytest.raises(
+        SimoError, match=r"broken.safetensors: cls_token has 1 values that are NaN or infinite"
+    ):
+        load_expert(files / "broken.safetensors", files / "depth_head.safetensors", tasks[1], SETTINGS)
