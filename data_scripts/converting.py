@@ -144,7 +144,9 @@ def from_onnx(model, source):
 
     def read_by(node, place):
         if len(inputs.get(node, [])) <= place:
-            raise SimoError(f"{source} has no tensor at node {node!r}: it holds another encoder than expected")
+            raise SimoError(
+                f"{source} has no tensor at node {node!r}: it holds another encoder than expected"
+            )
         return named(inputs[node][place])
 
     depth = sum(bool(re.fullmatch(r"backbone\.encoder\.layer\.\d+\.norm1\.weight", name)) for name in values)
@@ -176,7 +178,11 @@ def _block_from_onnx(named, read_by, block):
     }
     for kind in ("weight", "bias"):
         state |= {f"{norm}.{kind}": named(f"{theirs}.{norm}.{kind}") for norm in ("norm1", "norm2")}
-    for ours, layer in {"attn.proj": "attention.output.dense", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}.items():
+    for ours, layer in {
+        "attn.proj": "attention.output.dense",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    }.items():
         state |= {f"{ours}.weight": matrix(layer), f"{ours}.bias": named(f"{theirs}.{layer}.bias")}
     return {f"blocks.{block}.{name}": tensor for name, tensor in state.items()}
 

