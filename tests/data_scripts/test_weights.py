@@ -1,4 +1,4 @@
-"""DINOv2 in simo.encoders and data_scripts.weights: features as Meta's implementation gives them, all sources.
+"""DINOv2 in simo and data_scripts.weights: features as Meta's implementation gives them, and every source.
 
 The reference below is written on a state dict with Meta's names from the facts of facebookresearch/dinov2
 (dinov2/models/vision_transformer.py and layers/): pre-norm blocks with LayerScale, norms of eps 1e-6, and the
