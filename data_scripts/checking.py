@@ -41,7 +41,8 @@ def check(out, layout):
     except SimoError as error:
         return [f"FAIL {error}: the data were not prepared to the end; the command that began continues"]
     fields = tuple(f for f in layout.fields if not f.optional or f.name in record.get("fields", {}))
-    layout = replace(layout, fields=fields)
+    asked = request.get("image_size")
+    layout = replace(layout, fields=fields, size=tuple(asked) if asked else layout.size)
     findings = [_compared("data set", record.get("dataset"), layout.dataset)]
     findings.append(_compared("source, the same as asked for", record.get("source"), request.get("source")))
     findings.append(_compared("image size", record.get("image_size"), list(layout.size)))
