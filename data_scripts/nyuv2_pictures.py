@@ -142,9 +142,10 @@ def dequantise(values):
     """Depth in metres from its 8-bit values, smoothed within the quantisation step.
 
     What is sought is the map whose *inverse* depth is straightest, since that of a plane is affine: in
-    rounds, each pixel moves towards the mean of its left and right, upper and lower neighbours' inverse depth
-    (successive over-relaxation), and is then put back into the interval that its value stands for. A pair of opposite neighbours counts only if
-    both are at most two steps away: nothing is smoothed across a jump, nor are surfaces bent where they end.
+    rounds, each pixel moves towards the mean of its left and right, upper and lower neighbours' inverse
+    depth (successive over-relaxation), and is then put back into the interval that its value stands for. A
+    pair of opposite neighbours counts only if both are at most two steps away: nothing is smoothed across a
+    jump, nor are surfaces bent where they end.
 
     Parameters
     ----------
