@@ -28,7 +28,7 @@ def check(out, layout):
     out : str or Path
         A prepared folder.
     layout : Layout
-        What it must be.
+        What it must be, at the size that its `request.json` asks for.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def check(out, layout):
     except SimoError as error:
         return [f"FAIL {error}: the data were not prepared to the end; the command that began continues"]
     fields = tuple(f for f in layout.fields if not f.optional or f.name in record.get("fields", {}))
-    layout = replace(layout, fields=fields)
+    layout = replace(layout, fields=fields, size=tuple(request.get("image_size", layout.size)))
     findings = [_compared("data set", record.get("dataset"), layout.dataset)]
     findings.append(_compared("source, the same as asked for", record.get("source"), request.get("source")))
     findings.append(_compared("image size", record.get("image_size"), list(layout.size)))

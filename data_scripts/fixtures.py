@@ -311,11 +311,52 @@ def write_nyuv2_mat(raw, train=4, val=3, seed=0):
                 file.create_dataset(name, data=[[item.ref for item in stored]], dtype=h5py.ref_dtype)
         with open(temporary, "r+b") as file:
             file.write(b"MATLAB 7.3 MAT-file, made up".ljust(116) + bytes(8) + b"\x00\x02IM")
+    _write_nyuv2_lists(raw, train, val)
+    savemat(raw / "classMapping40.mat", {"mapClass": np.arange(894)[None] % 40 + 1})
+
+
+def _write_nyuv2_lists(raw, train, val):
+    """`splits.mat` and `class13Mapping.mat`."""
+    from scipy.io import savemat
+
     order = np.argsort(np.arange(train + val) % 2, kind="stable") + 1
     savemat(raw / "splits.mat", {"trainNdxs": order[:train, None], "testNdxs": order[train:, None]})
-    savemat(raw / "classMapping40.mat", {"mapClass": np.arange(894)[None] % 40 + 1})
     mapping = {"labels": np.arange(40)[None] % 13 + 1, "classNames": np.array(list("bbccffopsttww"), object)}
     savemat(raw / "class13Mapping.mat", {"classMapping13": mapping})
+
+
+def write_nyuv2_pictures(raw, train=4, val=3, seed=0):
+    """Write the folders of pictures: the frames of `write_nyuv2_mat`, mirrored, depth in 8 bits.
+
+    What is not labelled stands at 39 of the 40 classes, and so does the first of the 13 classes.
+
+    Parameters
+    ----------
+    raw : str or Path
+        The folder.
+    train, val : int
+        Number of images, 480 x 640 as all of NYUv2; at least 2 in `val`, of which one tests.
+    seed : int
+        Seed of the content; the same one gives the same images in `write_nyuv2_mat`.
+    """
+    from PIL import Image
+
+    from data_scripts.nyuv2_pictures import PICTURES, STEP
+
+    raw, random = mark_fixture(raw), np.random.default_rng(seed)
+    for i in range(train + val):
+        frame = draw_room(random, (480, 640))
+        number, depth = frame["label"] + 1, frame["depth"][..., 0]
+        arrays = {
+            "nyu_images": np.round(frame["image"] * 255),
+            "nyu_depths": np.round(np.where(depth == 0, 3, depth) / STEP),
+            "nyu_labels40": np.where(number <= 1, 39, number - 1),
+            "nyu_labels": 41 * number % 256,
+        }
+        for folder, suffix in PICTURES.items():
+            with atomic_path(raw / folder / f"{i}.{suffix}") as temporary:
+                Image.fromarray(arrays[folder].astype(np.uint8)[:, ::-1]).save(temporary, quality=95)
+    _write_nyuv2_lists(raw, train, val)
 
 
 def write_taskonomy(raw, views=2, optional=("mask_valid", "segment_semantic"), damaged=False, seed=0):
@@ -371,7 +412,7 @@ def _draw_view(random, size=(512, 512)):
     }
 
 
-# The official file stands for NYUv2: of its three sources, its way is the longest.
+# The official file stands for NYUv2: of its four sources, its way is the longest.
 WRITERS = {"nyuv2": write_nyuv2_mat, "cityscapes": write_cityscapes, "taskonomy": write_taskonomy}
 
 

@@ -1,11 +1,12 @@
-"""Prepare NYUv2 from the community's arrays, their Hugging Face copy, or the official labelled file.
+"""Prepare NYUv2 from the community's arrays, their Hugging Face copy, the official file, or pictures of it.
 
 Usage
 -----
     python -m data_scripts.nyuv2 --raw DIR --out DIR [--workers N] [--download] [--revision R] [--source S]
+        [--size H W]
     python -m data_scripts.nyuv2 --check --out DIR
 
-`--raw` holds one of three sources; which one is found out.
+`--raw` holds one of four sources; which one is found out.
 
 npy
     The folder that the repositories of auto-lambda and MTAN release: `train|val/{image,label,depth,normal}/
@@ -16,24 +17,33 @@ parquet
 mat
     The official `nyu_depth_v2_labeled.mat` with its `splits.mat` and the mapping to 13 classes, see
     `data_scripts.nyuv2_official`. Images are numbered in the order of the official list.
+pictures
+    A public copy of the official file as JPEG and PNG, with depth in steps of 3.9 cm, see
+    `data_scripts.nyuv2_pictures`. Numbered like `mat`, which is better where it can be had.
 
 The first two are the same arrays, but how they were made was never published, and their normals are another
-estimate than ours from the third: compare numbers only between models of the same source, which
+estimate than ours from the others: compare numbers only between models of the same source, which
 `prepared.json` names. Normals are copied in the frame in which they come (only x, which is mirrored with the
 image, matters to training); ours is x right, y up, z towards the viewer.
 
-In all three, folder `val` is the official test set of 654 images, which the paper parts into 400 for
+`--size` is the height and width of all arrays, 288 x 384 if not given: images are resampled with
+antialiasing, labels, depth and normals take the nearest pixel. It can only make them smaller than the source.
+`prepared.json` names it, and a folder that was begun at another size is refused.
+
+In all four, folder `val` is the official test set of 654 images, which the paper parts into 400 for
 validation and 254 for test by a permutation with seed 42.
 """
 
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from data_scripts.commands import main
 from data_scripts.layouts import Broken, Field, Image, Layout, RawData
-from data_scripts.nyuv2_official import MAT_FILES, open_mat, read_labelled
+from data_scripts.nyuv2_official import CROP, MAT_FILES, nearest, open_mat, read_labelled, shrink
 from data_scripts.nyuv2_parquet import (
     DOWNLOAD_BYTES,
     REPOSITORY,
@@ -43,6 +53,7 @@ from data_scripts.nyuv2_parquet import (
     read_row,
     shards,
 )
+from data_scripts.nyuv2_pictures import open_pictures, read_pictures
 from data_scripts.preparing import committed_splits, is_fixture, random_parts
 from simo.errors import SimoError
 from simo.files import read_json
@@ -71,13 +82,19 @@ INSTRUCTIONS = f"""Put one of these into --raw:
     https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html, splits.mat from
     http://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/splits.mat, and classMapping40.mat and
     class13Mapping.mat (a few kB) from https://github.com/ankurhanda/nyuv2-meta-data. No registration; the
-    terms of use are those of that page; cite Silberman et al., ECCV 2012."""
+    terms of use are those of that page; cite Silberman et al., ECCV 2012.
+(d) pictures: nyu_images/, nyu_depths/ and nyu_labels40/ of https://github.com/markshih91/refinenet_pytorch
+    (commit 109cc25), nyu_labels/ of its older commit 7b76047, and splits.mat and class13Mapping.mat of
+    https://github.com/ankurhanda/nyuv2-meta-data. That repository names no licence; the data set's own page
+    asks for research use and citation (Silberman et al., ECCV 2012). (c) is better, take it if you can:
+    here depth is known to 3.9 cm only, and where it was measured is not known.
+--size H W makes the arrays of any of them smaller than 288 x 384."""
 
 
 # Finding the source
 
 
-def open_nyuv2(raw, fetch=False, revision=REVISION, source=None):
+def open_nyuv2(raw, fetch=False, revision=REVISION, source=None, size=None):
     """Locate the raw data of NYUv2.
 
     Parameters
@@ -89,7 +106,9 @@ def open_nyuv2(raw, fetch=False, revision=REVISION, source=None):
     revision : str
         Of the Hugging Face copy.
     source : str, optional
-        'npy', 'parquet' or 'mat'; needed only where the folder holds more than one.
+        A key of `SOURCES`; needed only where the folder holds more than one.
+    size : (int, int), optional
+        Height and width of the arrays; 288 x 384 if not given.
 
     Returns
     -------
@@ -98,9 +117,10 @@ def open_nyuv2(raw, fetch=False, revision=REVISION, source=None):
     Raises
     ------
     SimoError
-        If no source, several, or an incomplete one is there, with where to get what is missing.
+        If no source, several, or an incomplete one is there, with where to get what is missing; if the size
+        is larger than the source's.
     """
-    raw = Path(raw)
+    raw, layout = Path(raw), replace(LAYOUT, size=tuple(size or LAYOUT.size))
     if fetch:
         download(raw, revision)
     found = _sources(raw)
@@ -110,11 +130,12 @@ def open_nyuv2(raw, fetch=False, revision=REVISION, source=None):
     if source not in found:
         what = "none of the sources of NYUv2" if source is None else f"no source {source!r} of NYUv2"
         raise SimoError(f"{raw} holds {what}.\n{INSTRUCTIONS}")
-    open_source, convert = {
-        "npy": (_open_npy, convert_npy),
-        "parquet": (_open_parquet, convert_parquet),
-        "mat": (open_mat, convert_mat),
-    }[source]
+    open_source, convert, largest = SOURCES[source]
+    if not all(8 <= asked <= there for asked, there in zip(layout.size, largest, strict=True)):
+        raise SimoError(
+            f"--size: expected from 8 x 8 to {largest[0]} x {largest[1]} pixels, which {source} has, found "
+            f"{layout.size[0]} x {layout.size[1]}"
+        )
     images, options = open_source(raw), {}
     if source == "parquet":
         known = raw / "revision.json"
@@ -124,7 +145,7 @@ def open_nyuv2(raw, fetch=False, revision=REVISION, source=None):
     if not fixture and counts != COUNTS:
         raise SimoError(f"{raw}: expected {COUNTS} images ({source}), found {counts}.\n{INSTRUCTIONS}")
     splits = _fixture_splits(**counts) if fixture else committed_splits("nyuv2")
-    return RawData(LAYOUT, source, images, splits, convert, options, fixture)
+    return RawData(layout, source, images, splits, partial(convert, size=layout.size), options, fixture)
 
 
 def _sources(raw):
@@ -133,6 +154,7 @@ def _sources(raw):
         "npy": (raw / "train" / "image").is_dir() or (raw / "val" / "image").is_dir(),
         "parquet": bool(shards(raw, "train") or shards(raw, "val")),
         "mat": (raw / MAT_FILES[0]).is_file(),
+        "pictures": (raw / "nyu_images").is_dir(),
     }
     return [name for name, there in found.items() if there]
 
@@ -188,6 +210,37 @@ def tidy(name, image, label, depth, normal):
     }
 
 
+def resized(name, arrays, size):
+    """Resample the arrays of one image, of 288 x 384, as `nyuv2_official.cut` does.
+
+    Parameters
+    ----------
+    name : str
+        The image's name, for messages.
+    arrays : dict of str to ndarray
+        From `tidy`.
+    size : (int, int)
+        Height and width; at 288 x 384 the arrays are returned as they are.
+
+    Returns
+    -------
+    dict of str to ndarray
+
+    Raises
+    ------
+    Broken
+        If an array has another size than 288 x 384.
+    """
+    for field in LAYOUT.fields:
+        problem = field.problem(arrays[field.name], LAYOUT.size)
+        if problem:
+            raise Broken(f"{name}: {field.name}: {problem}")
+    if size == LAYOUT.size:
+        return arrays
+    at = np.ix_(*(nearest(slice(0, full), count) for full, count in zip(LAYOUT.size, size, strict=True)))
+    return {key: shrink(array, size) if key == "image" else array[at] for key, array in arrays.items()}
+
+
 # (a) the community's arrays
 
 
@@ -211,7 +264,7 @@ def _open_npy(raw):
     return images
 
 
-def convert_npy(image):
+def convert_npy(image, size=LAYOUT.size):
     """Arrays of an image of the community's folder; `Broken` if a file cannot be read."""
     arrays = {}
     for field in LAYOUT.fields:
@@ -220,10 +273,10 @@ def convert_npy(image):
             arrays[field.name] = np.load(path, allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise Broken(f"{path} cannot be read as an array ({error}): download it again") from error
-    return tidy(image.name, **arrays)
+    return resized(image.name, tidy(image.name, **arrays), size)
 
 
-# (b) and (c)
+# (b), (c) and (d)
 
 
 def _open_parquet(raw):
@@ -234,14 +287,29 @@ def _open_parquet(raw):
     ]
 
 
-def convert_parquet(image):
+def convert_parquet(image, size=LAYOUT.size):
     """Arrays of a row of the Hugging Face copy; `Broken` if it cannot be read."""
-    return tidy(image.name, **read_row(*image.source))
+    return resized(image.name, tidy(image.name, **read_row(*image.source)), size)
 
 
-def convert_mat(image):
+def convert_mat(image, size=LAYOUT.size):
     """Arrays of an image of the official file; `Broken` if it cannot be read."""
-    return tidy(image.name, **read_labelled(*image.source))
+    return tidy(image.name, **read_labelled(*image.source, size))
+
+
+def convert_pictures(image, size=LAYOUT.size):
+    """Arrays of an image from four pictures; `Broken` if one cannot be read."""
+    return tidy(image.name, **read_pictures(*image.source, size))
+
+
+_CUT = tuple(kept.stop - kept.start for kept in CROP)
+
+SOURCES = {  # how it is opened and converted, and its own size
+    "npy": (_open_npy, convert_npy, LAYOUT.size),
+    "parquet": (_open_parquet, convert_parquet, LAYOUT.size),
+    "mat": (open_mat, convert_mat, _CUT),
+    "pictures": (open_pictures, convert_pictures, _CUT),
+}
 
 
 def _add_options(parser):
@@ -249,7 +317,14 @@ def _add_options(parser):
         "--download", dest="fetch", action="store_true", help="fetch the Hugging Face copy (2.97 GB) first"
     )
     parser.add_argument("--revision", default=REVISION, help="commit of the Hugging Face copy")
-    parser.add_argument("--source", choices=("npy", "parquet", "mat"), help="if --raw holds several")
+    parser.add_argument("--source", choices=SOURCES, help="if --raw holds several")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="height and width of the arrays (default 288 384)",
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ is `classMapping40.mat` (Gupta et al., CVPR 2013) and then `class13Mapping.mat` 
 How the community's arrays were made from this file was never published. Here:
 
 - A frame of the picture without data, and three more rows at top and bottom, are cut off (`CROP`), which
-  leaves 420 x 560 pixels of the shape of 288 x 384, so that pixels stay square.
+  leaves 420 x 560 pixels of the shape of 288 x 384, so that pixels stay square (at `--size` of 3 : 4).
 - Images are resampled with antialiasing; labels, depth and normals take the pixel nearest to the centre of
   the new one, since a mean over an edge belongs to neither side.
 - `depth` is `depths`, whose gaps the authors filled.
@@ -25,7 +25,6 @@ from data_scripts.layouts import Broken, Image
 from simo.errors import SimoError
 
 MAT_FILES = ("nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat", "class13Mapping.mat")
-SIZE = (288, 384)
 
 # The toolbox of the data set keeps rows 45 to 470 and columns 41 to 600, counted from 1.
 CROP = (slice(47, 467), slice(40, 600))
@@ -63,22 +62,57 @@ def open_mat(raw):
             "https://github.com/ankurhanda/nyuv2-meta-data"
         )
     class_table(raw)  # refuses unusable mappings before anything is written
-    data, splits = _labelled(str(raw)), _loadmat(raw / "splits.mat")
+    data = _labelled(str(raw))
     names = [_text(data, reference) for reference in data["rawRgbFilenames"][()].ravel()]
-    images, count, seen = [], len(data["images"]), set()
-    for folder, key in (("train", "trainNdxs"), ("val", "testNdxs")):
-        numbers = sorted(int(number) for number in _variable(splits, key, raw / "splits.mat").ravel())
-        if not numbers or numbers[0] < 1 or numbers[-1] > count or seen.intersection(numbers):
+    numbers = official_numbers(raw / "splits.mat", len(data["images"]))
+    return [
+        Image(folder, i, f"{number:04d} {names[number - 1]}", (str(raw), number - 1))
+        for folder, members in numbers.items()
+        for i, number in enumerate(members)
+    ]
+
+
+def official_numbers(path, count=None):
+    """Official numbers of the training images and, as `val`, of the test images.
+
+    Parameters
+    ----------
+    path : Path
+        The file `splits.mat`.
+    count : int, optional
+        Number of images there are; as many as it lists if not given.
+
+    Returns
+    -------
+    dict of str to list of int
+        Folder to numbers, counted from 1, ascending.
+
+    Raises
+    ------
+    SimoError
+        If the file cannot be read, names an image twice, or one that is not there.
+    """
+    splits, seen = _loadmat(path), set()
+    lists = {
+        key: sorted(int(number) for number in _variable(splits, key, path).ravel())
+        for key in ("trainNdxs", "testNdxs")
+    }
+    count = sum(map(len, lists.values())) if count is None else count
+    for key, numbers in lists.items():
+        unique = set(numbers)
+        if (
+            not numbers
+            or numbers[0] < 1
+            or numbers[-1] > count
+            or seen & unique
+            or len(unique) < len(numbers)
+        ):
             raise SimoError(
-                f"{raw / 'splits.mat'}: expected {key} to be numbers from 1 to {count} of their own, found "
+                f"{path}: expected {key} to be numbers from 1 to {count} of their own, found "
                 f"{numbers[:3]}...: take the official file"
             )
-        seen.update(numbers)
-        images += [
-            Image(folder, i, f"{number:04d} {names[number - 1]}", (str(raw), number - 1))
-            for i, number in enumerate(numbers)
-        ]
-    return images
+        seen |= unique
+    return dict(zip(("train", "val"), lists.values(), strict=True))
 
 
 def class_table(raw):
@@ -99,24 +133,49 @@ def class_table(raw):
     SimoError
         If the mappings do not fit each other or the official file.
     """
-    path40, path13 = raw / "classMapping40.mat", raw / "class13Mapping.mat"
+    path40, to_13 = raw / "classMapping40.mat", thirteen_classes(raw)
     to_40 = _variable(_loadmat(path40), "mapClass", path40).ravel().astype(int)
-    # A struct whose first field holds the numbers and whose second holds the names.
-    to_13 = (
-        np.asarray(_variable(_loadmat(path13), "classMapping13", path13).ravel()[0][0]).ravel().astype(int)
-    )
     names = _labelled(str(raw))["names"].size
     if len(to_40) != names or not (to_40.min() >= 0 and to_40.max() <= len(to_13)):
         raise SimoError(
             f"{path40}: expected {names} numbers from 0 to {len(to_13)}, found {len(to_40)} from "
             f"{to_40.min()} to {to_40.max()}: take the file of github.com/ankurhanda/nyuv2-meta-data"
         )
-    if not (to_13.min() >= 0 and to_13.max() <= 13):
-        raise SimoError(f"{path13}: expected numbers from 0 to 13, found {to_13.min()} to {to_13.max()}")
     return (np.append(0, to_13)[np.append(0, to_40)] - 1).astype(np.int8)
 
 
-def read_labelled(raw, number):
+def thirteen_classes(raw):
+    """Numbers of the paper's classes that the 40 classes belong to, from `class13Mapping.mat`.
+
+    Parameters
+    ----------
+    raw : Path
+        Folder with the file.
+
+    Returns
+    -------
+    ndarray
+        int64 (40,): 1 to 13, in the order of NYUV2_CLASSES; 0 without a counterpart.
+
+    Raises
+    ------
+    SimoError
+        If the file holds anything else.
+    """
+    path = raw / "class13Mapping.mat"
+    # A struct whose first field holds the numbers and whose second holds the names.
+    table = (
+        np.asarray(_variable(_loadmat(path), "classMapping13", path).ravel()[0][0]).ravel().astype(np.int64)
+    )
+    if len(table) != 40 or table.min() < 0 or table.max() > 13:
+        raise SimoError(
+            f"{path}: expected 40 numbers from 0 to 13, found {len(table)} from {table.min()} to "
+            f"{table.max()}: take the file of github.com/ankurhanda/nyuv2-meta-data"
+        )
+    return table
+
+
+def read_labelled(raw, number, size):
     """Arrays of one image, cut, resampled, labelled with the 13 classes, with normals.
 
     Parameters
@@ -125,20 +184,20 @@ def read_labelled(raw, number):
         Folder with the four files.
     number : int
         Position in the file, from 0.
+    size : (int, int)
+        Height and width of the arrays.
 
     Returns
     -------
     dict of str to ndarray
-        `image` (288, 384, 3) float32 in [0, 1]; `label` (288, 384) int8, -1 not labelled; `depth` (288, 384)
-        float32 metres; `normal` (288, 384, 3) float32, x right, y up, z towards the viewer, 0 unknown.
+        `image` (H, W, 3) float32 in [0, 1]; `label` (H, W) int8, -1 not labelled; `depth` (H, W) float32
+        metres; `normal` (H, W, 3) float32, x right, y up, z towards the viewer, 0 unknown.
 
     Raises
     ------
     Broken
         If the file is damaged there, or holds a label without a name.
     """
-    from data_scripts.normals import normals_from_depth
-
     data, table = _labelled(raw), _cached_table(raw)
     try:
         colour, label, depth, measured = (
@@ -150,11 +209,39 @@ def read_labelled(raw, number):
         raise Broken(
             f"{MAT_FILES[0]}, image {number + 1}: expected labels up to {len(table) - 1}, found {label.max()}"
         )
-    rows, columns = nearest(CROP[0], SIZE[0]), nearest(CROP[1], SIZE[1])
+    return cut(colour, table[label], depth, size, measured > 0)
+
+
+def cut(colour, label, depth, size, measured=None):
+    """Cut and resample one image at full resolution, and compute its normals there.
+
+    Parameters
+    ----------
+    colour : ndarray
+        uint8 (480, 640, 3).
+    label : ndarray
+        int8 (480, 640).
+    depth : ndarray
+        float32 (480, 640), metres; 0 unknown.
+    size : (int, int)
+        Height and width of the arrays that are wanted.
+    measured : ndarray, optional
+        bool (480, 640): where normals are known; wherever depth is, if not given.
+
+    Returns
+    -------
+    dict of str to ndarray
+        `image`, `label`, `depth` and `normal` as `read_labelled` gives them.
+    """
+    from data_scripts.normals import normals_from_depth
+
+    rows, columns = nearest(CROP[0], size[0]), nearest(CROP[1], size[1])
     at = np.ix_(rows, columns)
     normal = normals_from_depth(depth, FOCAL, CENTRE, rows, columns)
-    normal[measured[at] == 0] = 0
-    return {"image": shrink(colour[CROP]), "label": table[label[at]], "depth": depth[at], "normal": normal}
+    if measured is not None:
+        normal[~measured[at]] = 0
+    image = shrink(colour[CROP].astype(np.float32) / 255, size)
+    return {"image": image, "label": label[at], "depth": depth[at], "normal": normal}
 
 
 def nearest(kept, count):
@@ -163,13 +250,13 @@ def nearest(kept, count):
     return kept.start + np.floor((np.arange(count) + 0.5) * scale).astype(np.int64)
 
 
-def shrink(colour):
-    """Resample a uint8 (h, w, 3) picture to `SIZE` by a triangular window; float32 in [0, 1]."""
+def shrink(image, size):
+    """Resample a float32 (h, w, 3) image in [0, 1] to `size` by a triangular window, that is, antialiased."""
     from PIL import Image as Pictures
 
-    picture = Pictures.fromarray(np.ascontiguousarray(colour))
-    resized = picture.resize(SIZE[::-1], Pictures.Resampling.BILINEAR)
-    return np.asarray(resized, dtype=np.float32) / 255
+    channels = [Pictures.fromarray(np.ascontiguousarray(image[..., channel])) for channel in range(3)]
+    resized = [channel.resize(size[::-1], Pictures.Resampling.BILINEAR) for channel in channels]
+    return np.clip(np.stack([np.asarray(channel) for channel in resized], axis=-1), 0, 1)
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,7 @@ from pathlib import Path
 from simo.errors import SimoError
 
 RAW = {
-    "nyuv2": "MTAN's .npy folder, the parquet shards of tanganke/nyuv2, or the official .mat",
+    "nyuv2": "MTAN's .npy folder, the parquet shards of tanganke/nyuv2, the official .mat, or pictures of it",
     "cityscapes": "the official packages leftImg8bit, gtFine, disparity and gtFinePanopticParts",
     "taskonomy": "the 16 buildings of the paper in omnidata's layout",
 }
