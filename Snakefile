@@ -48,18 +48,38 @@ BUILD = str(config.get("build") or f"build/{PROFILE}")
 CHANGED = typed(config.get("set") or {})
 VALUES = {study: read_parameters(f"notebooks/params/{PROFILE}/{study}.yaml") | CHANGED for study in STUDIES}
 RENDERED = Path(f"notebooks/params/{PROFILE}/data.yaml")
-DATASETS = sorted({values["dataset"] for values in VALUES.values()})
+# how raw data are prepared, by data set: options of its script, or another script and the data set it is made from
+PREPARED = yaml.safe_load(RENDERED.with_name("raw.yaml").read_text()) if RENDERED.with_name("raw.yaml").exists() else {}
+MADE_FROM = {name: how["from"] for name, how in PREPARED.items() if "from" in how}
+DATASETS = {values["dataset"] for values in VALUES.values()}
+DATASETS = sorted(DATASETS | {MADE_FROM[name] for name in DATASETS & MADE_FROM.keys()})
 if not RENDERED.exists() and not config.get("data"):
     raise SimoError(
         f"the profile {PROFILE!r} needs the real data: make book PROFILE={PROFILE} DATA=folder, with "
-        + " and ".join(f"folder/{name} ({RAW[name]})" for name in DATASETS)
+        + " and ".join(f"folder/{name} ({RAW[name]})" for name in DATASETS if name not in MADE_FROM)
     )
-DATA = {name: data_folder(config.get("data"), name, BUILD) for name in DATASETS}
+DATA = {name: data_folder(None if name in MADE_FROM else config.get("data"), name, BUILD) for name in DATASETS}
+
+
+def encoder_source(values):
+    """Where a study's pretrained encoder comes from; one that leaves it open (`WEIGHTS`) takes the user's word."""
+    given = values["backbone_weights"]
+    return (config.get("weights") or "timm") if given == "WEIGHTS" else given
+
+
+def encoder_file(values):
+    """The encoder's file: one of the repository, or one that is converted for this build."""
+    given = values["backbone_weights"]
+    converted = f"{BUILD}/weights/{values['backbone']}-{Path(encoder_source(values)).stem}.safetensors"
+    return given if given.endswith(".safetensors") else converted
+
+
+ENCODERS = {encoder_file(values): values for values in VALUES.values()}
 CHECKPOINTS = BUILD + "/checkpoints/{study}/seed{seed}"
 RECORDS = BUILD + "/records/{study}/seed{seed}"
 EXECUTED = BUILD + "/notebooks/{study}/seed{seed}"
 LOGS = BUILD + "/logs/{study}/seed{seed}"
-WEIGHTS = BUILD + "/weights/dinov2.safetensors"
+WEIGHTS = BUILD + "/weights/{encoder}.safetensors"
 
 
 def seconds(experiment=None):
@@ -95,9 +115,8 @@ def prepared(wildcards):
 
 
 def weights(wildcards):
-    """The pretrained encoder: a file of the repository, or one that is converted for this build."""
-    given = VALUES[wildcards.study]["backbone_weights"]
-    return WEIGHTS if given == "dinov2" else given
+    """File of the pretrained encoder."""
+    return encoder_file(VALUES[wildcards.study])
 
 
 def task_names(study):
@@ -108,6 +127,17 @@ def checkpoints_of(needs, wildcards):
     """Files of the checkpoints that an experiment needs; `expert` stands for those of all tasks."""
     names = [[f"expert_{t}" for t in task_names(wildcards.study)] if n == "expert" else [n] for n in needs]
     return [CHECKPOINTS + f"/{name}.safetensors" for name in sum(names, [])]
+
+
+def script_of(dataset):
+    """The script of `data_scripts` that prepares a data set."""
+    return PREPARED.get(dataset, {}).get("script", dataset)
+
+
+def options(values, without=()):
+    """Command line options of a mapping."""
+    given = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+    return " ".join(f"--{name} {' '.join(map(str, own))}" for name, own in given.items() if name not in without)
 
 
 def recomputed(wildcards=None):
@@ -155,10 +185,7 @@ if RENDERED.exists() and not config.get("data"):
         log: BUILD + "/logs/{dataset}/render.log"
         message: "render the data of {wildcards.dataset}"
         params:
-            options=lambda w: " ".join(
-                f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-                for name, value in yaml.safe_load(RENDERED.read_text())[w.dataset].items()
-            ),
+            options=lambda w: options(yaml.safe_load(RENDERED.read_text())[w.dataset]),
             code=lambda w: code_hash("data_scripts/miniature.py"),
         resources: seconds=45
         shell:
@@ -168,27 +195,30 @@ if RENDERED.exists() and not config.get("data"):
 else:
 
     rule prepare:
+        input: lambda w: [DATA[MADE_FROM[w.dataset]] + "/prepared.json"] if w.dataset in MADE_FROM else []
         output: BUILD + "/data/{dataset}/prepared.json"
         log: BUILD + "/logs/{dataset}/prepare.log"
         message: "prepare {wildcards.dataset} from the raw data"
         params:
-            raw=lambda w: f"{config['data']}/{w.dataset}",
-            code=lambda w: code_hash(f"data_scripts/{w.dataset}.py"),
+            raw=lambda w: DATA[MADE_FROM[w.dataset]] if w.dataset in MADE_FROM else f"{config['data']}/{w.dataset}",
+            script=lambda w: script_of(w.dataset),
+            options=lambda w: options(PREPARED.get(w.dataset, {}), without=("script", "from")),
+            code=lambda w: code_hash(f"data_scripts/{script_of(w.dataset)}.py"),
         threads: workflow.cores
         resources: seconds=0  # not known
         shell:
-            "python -m data_scripts.{wildcards.dataset} --raw {params.raw:q} --out $(dirname {output:q})"
-            " --workers {threads} > {log:q} 2>&1"
+            "python -m data_scripts.{params.script} --raw {params.raw:q} --out $(dirname {output:q})"
+            " {params.options} --workers {threads} > {log:q} 2>&1"
 
 
 rule weights:
     output: WEIGHTS
-    log: BUILD + "/logs/weights.log"
-    message: "bring the encoder's weights into one file"
+    log: BUILD + "/logs/weights/{encoder}.log"
+    message: "bring the weights of {wildcards.encoder} into one file"
     params:
-        source=config.get("weights") or "timm",
-        backbone=VALUES[STUDIES[0]]["backbone"],
-        size=json.dumps(VALUES[STUDIES[0]]["backbone_args"]),  # of random weights
+        source=lambda w, output: encoder_source(ENCODERS[output[0]]),
+        backbone=lambda w, output: ENCODERS[output[0]]["backbone"],
+        size=lambda w, output: json.dumps(ENCODERS[output[0]]["backbone_args"]),  # of random weights
     resources: seconds=60
     shell:
         "python -m data_scripts.weights --out {output:q} --weights {params.source:q}"

@@ -55,9 +55,8 @@ def main(layout, open_raw, about, arguments=None, add_options=None):
     int
         Exit status: 0, 1 for an error or a failed check, 130 for Ctrl-C.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m data_scripts.{layout.dataset}", description=about.split("\n")[0]
-    )
+    prog = f"python -m data_scripts.{Path(sys.argv[0]).stem}"
+    parser = argparse.ArgumentParser(prog=prog, description=about.split("\n")[0])
     parser.add_argument("--raw", type=Path, help="folder of the raw data (not for --check)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the prepared data")
     parser.add_argument("--workers", type=int, help="processes (default: one a processor)")

@@ -21,6 +21,7 @@ import numpy as np
 
 from data_scripts import cityscapes, nyuv2, taskonomy
 from data_scripts.commands import exit_status
+from data_scripts.cues import as_taskonomy, fraction
 from data_scripts.layouts import Image, RawData
 from data_scripts.preparing import prepare, random_parts
 from data_scripts.render import RENDERER, render_room, render_street
@@ -109,7 +110,7 @@ def convert(dataset, size, image):
     if dataset == "cityscapes":
         scene = render_street(image.source, *size)
         return {
-            "image": _fraction(scene["image"], np.uint8),
+            "image": fraction(scene["image"], np.uint8),
             "label_19": scene["label"].astype(np.int8),
             "part_seg": scene["part"].astype(np.int8),
             "depth": scene["disparity"],
@@ -118,28 +119,7 @@ def convert(dataset, size, image):
     scene = render_room(image.source, *size)
     if dataset == "nyuv2":
         return scene | {"label": scene["label"].astype(np.int8)}
-    return _as_taskonomy(scene)
-
-
-def _as_taskonomy(scene):
-    """Taskonomy's targets of a room; depth in its steps of 1/512 m, on its logarithmic scale."""
-    from data_scripts.cues import edge_texture, keypoints2d
-
-    picture = _fraction(scene["image"], np.uint8)
-    steps = np.minimum((512 * scene["depth"]).round(), 65534)
-    return {
-        "image": picture,
-        "depth_zbuffer": _fraction(np.log1p(steps) / np.log(2**16), np.uint16),
-        "normal": _fraction((scene["normal"] + 1) / 2, np.uint8),
-        "edge_texture": _fraction(edge_texture(picture / 255), np.uint16),
-        "keypoints2d": _fraction(keypoints2d(picture / 255), np.uint16),
-        "mask_valid": np.ones((*picture.shape[:2], 1), np.uint8),
-    }
-
-
-def _fraction(values, kind):
-    """Values in [0, 1] as fixed-point fractions."""
-    return (values * np.iinfo(kind).max).round().astype(kind)
+    return as_taskonomy(scene)
 
 
 def write(dataset, out, size=None, train=800, val=256, test=300, seed=0, workers=None, replace=False):

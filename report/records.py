@@ -5,12 +5,14 @@ A record is what one computing notebook found:
 - `experiment`, `profile`, `dataset`, `seed`: which one it is;
 - `results`: a list of `{"model", "split", "metrics": {task: value}, "cost": {...}}`, one per evaluated model;
 - `details`: whatever else its figures need (α scans, loss histories, curves);
-- `provenance`: parameters, hashes of code, data and input checkpoints, versions, device, time, memory.
+- `provenance`: the repository's commit, parameters, hashes of code, data and input checkpoints, where the
+  pretrained weights come from, versions, device, time, memory.
 """
 
 import hashlib
 import json
 import shutil
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from report.notebooks import ROOT, code_hash, declared_parameters
+from report.notebooks import HOUSES, ROOT, code_hash, declared_parameters
 from simo.checkpoints import load_recipe, versions
 from simo.datasets import read_prepared
 from simo.errors import SimoError
@@ -59,6 +61,8 @@ class Run:
         Folders of the prepared data, and of this seed's checkpoints and records.
     weights : Path
         The pretrained backbone.
+    pretrained : str
+        Where its weights come from, as its recipe says.
     model : dict
         The parameters that say what the model is, for `simo.models`.
     where : dict
@@ -87,10 +91,12 @@ class Run:
         if given["threads"]:
             torch.set_num_threads(given["threads"])
         self.source = read_prepared(self.data)
+        backbone = load_recipe(self.weights)
+        self.pretrained = backbone.get("source", self.weights.name)
         self.hashes = {
             "code": code_hash(notebook),
             "data": self.source["sha256"],
-            "backbone": load_recipe(self.weights)["sha256"],
+            "backbone": backbone["sha256"],
         }
         for name in inputs:
             self.hashes[name] = load_recipe(self.checkpoints / f"{name}.safetensors")["sha256"]
@@ -162,8 +168,10 @@ class Run:
             "details": details,
             "provenance": {
                 "notebook": self.notebook,
+                **repository(),
                 "parameters": self.parameters,
                 "hashes": self.hashes,
+                "pretrained": self.pretrained,
                 "source": self.source["source"],
                 "fixture": self.source["fixture"],
                 "versions": versions(),
@@ -186,6 +194,26 @@ def result(model, split, metrics, **cost):
     `seconds` (of wall time, without evaluation).
     """
     return {"model": model, "split": split, "metrics": metrics, "cost": cost}
+
+
+def repository():
+    """The commit that is checked out, and whether the code is as committed, so that a reader can have it.
+
+    Returns
+    -------
+    dict
+        `commit`, a hash, and `clean`: nothing that computes (all but records and book) was changed or added
+        since. Both None in a copy without git.
+    """
+    if not (ROOT / ".git").exists():
+        return {"commit": None, "clean": None}
+
+    def git(*arguments):
+        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--", *HOUSES, "notebooks", "tools", "Snakefile")
+    return {"commit": git("rev-parse", "HEAD"), "clean": None if changes is None else not changes}
 
 
 def peak_memory_mb():
@@ -312,7 +340,14 @@ def provenance_table(records):
                     f"{name} {version}" for name, version in provenance["versions"].items()
                 ),
                 "started (UTC)": provenance["started"][:16].replace("T", " "),
+                "commit": commit_of(provenance),
                 "code": provenance["hashes"]["code"][:8],
             }
         )
     return pd.DataFrame(rows)
+
+
+def commit_of(provenance):
+    """Short name of a record's commit, with a + if code was changed since; empty where it is not known."""
+    commit = provenance.get("commit")  # older records have none
+    return commit[:8] + ("" if provenance["clean"] else "+") if commit else ""

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import subprocess
 import time
 
 import numpy as np
@@ -196,6 +197,47 @@ def test_records_become_a_long_table(record):
     row = {"dataset": "nyuv2", "experiment": "again", "model": "expert", "split": "test", "task": "depth"}
     (found,) = table[(table[list(row)] == pd.Series(row)).all(axis=1)].to_dict("records")
     assert found == {**row, "seed": 1, "value": 0.5}
+
+
+def git(folder, *arguments):
+    """Run git in a folder, as somebody; return what it prints."""
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    done = subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_a_record_knows_its_commit(monkeypatch, tmp_path):
+    """A reader can check out what made a number: the commit, and whether code was changed since."""
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    assert records.repository() == {"commit": None, "clean": None}
+    for name in ("simo", "report", "data_scripts", "notebooks", "tools", "records"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text("1")
+    (tmp_path / "Snakefile").write_text("")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "records" / "a").write_text("2")  # what a run itself brings about
+    assert records.repository() == {"commit": commit, "clean": True}
+    (tmp_path / "simo" / "a").write_text("2")
+    assert records.repository() == {"commit": commit, "clean": False}
+    git(tmp_path, "commit", "-qam", "second")
+    (tmp_path / "simo" / "new").write_text("1")
+    assert records.repository()["clean"] is False
+
+
+@pytest.mark.parametrize(
+    ("provenance", "shown"),
+    [
+        ({}, ""),
+        ({"commit": "a" * 40, "clean": True}, "a" * 8),
+        ({"commit": "a" * 40, "clean": False}, "a" * 8 + "+"),
+    ],
+)
+def test_commits_are_shown_short(provenance, shown):
+    """Changed code is marked; records from before commits were kept have none."""
+    assert records.commit_of(provenance) == shown
 
 
 def test_provenance_table(record):
