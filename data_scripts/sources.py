@@ -43,3 +43,29 @@ def data_folder(data, dataset, build):
         if (own / "prepared.json").is_file():
             return str(own)
     return f"{build}/data/{dataset}"
+
+
+def missing_data(profile, datasets):
+    """One screen that says what a profile needs, and the ways to it.
+
+    Parameters
+    ----------
+    profile : str
+    datasets : sequence of str
+        Keys of `RAW`.
+
+    Returns
+    -------
+    str
+    """
+    lines = [f"the profile {profile!r} needs real data:", ""]
+    lines += [f"    make book PROFILE={profile} DATA=folder", "", "with, raw or prepared,", ""]
+    lines += [f"    folder/{name}    {RAW[name]}" for name in datasets]
+    if datasets == ["nyuv2"]:
+        lines += ["", "or, with the network, 3 GB and nothing at hand,", ""]
+        lines += [f"    make book PROFILE={profile} DOWNLOAD=yes", ""]
+        lines += ["which fetches the copy tanganke/nyuv2 from the Hugging Face Hub, and the encoder by timm."]
+    lines += ["", "Where raw data are to be had, each script says:", ""]
+    lines += [f"    python -m data_scripts.{name} --raw folder/{name} --out anywhere" for name in datasets]
+    lines += ["", "The encoder comes from timm's hub unless WEIGHTS names another source; see book/data.md."]
+    return "\n".join(lines)
