@@ -79,6 +79,18 @@ def test_environment_yml_agrees_with_pyproject():
     assert [int(part) for part in versions[0].split(".")] >= [int(part) for part in oldest.split(".")]
 
 
+def test_one_licence_is_named_everywhere():
+    """Package, citation and text of the licence agree; the book has a licence of its own beside it."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert PROJECT["license"] == citation["license"] == "MIT"
+    (file,) = PROJECT["license-files"]
+    code, book = ((ROOT / name).read_text(encoding="utf-8") for name in (file, "LICENSE-book"))
+    assert code.startswith(f"{PROJECT['license']} License\n")
+    holder = citation["authors"][0]["name"].removeprefix("The ")
+    assert all(f"Copyright (c) 2026 the {holder}\n" in text for text in (code, book))
+    assert "SPDX-License-Identifier: CC-BY-4.0\n" in book
+
+
 def test_bootstrap_asks_for_the_python_of_pyproject():
     """The installer refuses exactly the Pythons that the package refuses."""
     assert ">=" + ".".join(map(str, bootstrap.OLDEST)) == PROJECT["requires-python"]
