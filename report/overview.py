@@ -10,6 +10,7 @@ from report.paper import paper_deltas
 
 TITLES = {"nyuv2": "NYUv2", "cityscapes": "Cityscapes", "taskonomy": "Taskonomy"}
 TITLES["cityscapes_dpt"] = "Cityscapes, DPT heads"
+TITLES["taskonomy_photos"] = "Taskonomy's tasks"  # on NYUv2's photographs
 # the paper's tables and figures: where they are drawn, and the experiments that their numbers come from
 EXPERTS = ("expert_*",)
 TABLE = (*EXPERTS, "joint", "merge_*", "realign_*", "masks", "adamerging", "released", "control")
@@ -31,27 +32,26 @@ RESULTS = {
 
 
 def overview(pages):
-    """Δ printed of the main rows on several data sets, the paper's beside ours.
+    """Δ printed of the main rows of several pages, the paper's once a data set beside them.
 
     Parameters
     ----------
     pages : sequence of Page
+        Those of a data set next to each other.
 
     Returns
     -------
     DataFrame
-        Of text; columns are pairs (data set, "paper" or "ours").
+        Of text; columns are pairs of a data set and "paper" or the name of a page.
     """
     columns = {}
     for page in pages:
-        printed, numbers = (
-            paper_deltas(page.dataset, page.paper).drop("tall_mask", errors="ignore"),
-            page.numbers(),
-        )
-        columns[TITLES[page.study], "paper"] = {
-            tables.MODELS[m]: f"{delta:.1f}" for m, delta in printed.items()
-        }
-        columns[TITLES[page.study], "ours"] = {tables.MODELS[m]: numbers[f"delta {m}"] for m in printed.index}
+        title, numbers = TITLES[page.dataset], page.numbers()
+        printed = paper_deltas(page.dataset, page.paper).drop("tall_mask", errors="ignore")
+        paper = {tables.MODELS[m]: f"{delta:.1f}" for m, delta in printed.items()}
+        columns.setdefault((title, "paper"), paper)
+        own = page.name if page.study == page.dataset else f"{page.name}, its tasks"
+        columns[title, own] = {tables.MODELS[m]: numbers[f"delta {m}"] for m in printed.index}
     return pd.DataFrame(columns)
 
 

@@ -16,7 +16,16 @@ from report.records import load_pictures, load_records, results_table
 from simo.tasks import tasks_of
 
 FIXTURE = "fixture"  # the mark
+NAMES = {
+    "photos": "photographs",
+    "miniature": "miniature",
+    "paper": tables.FULL_SCALE,
+}  # of columns, by profile
 SCALES = {
+    "photos": "The paper's own photographs of NYUv2, at half its resolution, with a ViT-S/14 that descends "
+    "from DINOv2 instead of ViT-B/14, fewer steps, depth in steps of 3.9 cm and normals derived from it. "
+    "Compare the *pattern* with the paper; [the deviations](deviations.ipynb) say what each of these may "
+    "change.",
     "miniature": "Rendered scenes and a small ViT pretrained on such renders, **not the real data and "
     "DINOv2**. Compare the *pattern* with the paper: which methods collapse, what repairs "
     "them, and by how much.",
@@ -52,6 +61,8 @@ class Page:
         Scores (see `report.tables.scores`) of the drawn records, and of the recomputed ones.
     models : list of str
         Which models have results, experts left out.
+    name : str
+        Of its column in a table: what the records are of.
     """
 
     def __init__(self, study, records_folder, recomputed=""):
@@ -59,7 +70,8 @@ class Page:
         self.tasks = tasks_of(self.dataset)
         self.folder = ROOT / records_folder / study
         self.records = _records(self.folder)
-        self.profile = self.records[0]["profile"] if self.records else ""
+        self.profile = self.records[0]["profile"] if self.records else Path(records_folder).name
+        self.name = NAMES.get(self.profile, self.profile)
         self.frame = self._scores(self.records)
         fresh = _records(ROOT / recomputed / study) if recomputed else []
         self.fresh = self._scores(fresh)
@@ -157,18 +169,20 @@ class Page:
             rows = [name for name in self.models if name in tables.CONTROLS]
             self.show(tables.table_of(self.frame, self.dataset, rows))
 
-    def paper_beside_ours(self):
-        """Display performance relative to the experts, the paper's beside ours."""
+    def paper_beside_ours(self, *others):
+        """Display performance relative to the experts, the paper's beside this and other pages'."""
         if self:
-            full = self if self.profile == "paper" else Page(self.study, "records/paper")
-            scores = None if full.fixture and full is not self else full.frame
-            table = tables.paper_beside_ours(self.frame, self.dataset, self.paper, scores)
+            full = Page(self.study, "records/paper")
+            frames = {page.name: page.frame for page in (self, *others)}
+            frames.setdefault(tables.FULL_SCALE, None if full.fixture else full.frame)
+            table = tables.paper_beside_ours(frames, self.dataset, self.paper)
             self.show(table, new_lines=(" (", "\u00a0±"))
 
-    def pattern(self):
-        """Display what is comparable at any size: order, signs, shares recovered."""
+    def pattern(self, *others):
+        """Display what is comparable at any size: order, signs, shares recovered; of this and other pages."""
         if self:
-            self.show(tables.pattern(self.frame, self.dataset, self.paper))
+            frames = {page.name: page.frame for page in (self, *others) if page.records}
+            self.show(tables.pattern(frames, self.dataset, self.paper))
 
     def claims(self):
         """Display every claim with the number that decides it on each seed."""
@@ -213,15 +227,17 @@ class Page:
                 scans[method] = [(details["scan"], details["alpha"]) for details in found]
             self.mark(plotting.alpha_figure(scans))
 
-    def relationships(self):
-        """Draw every head's performance along every task vector, the paper's curves beside."""
+    def relationships(self, *others):
+        """Draw every head's performance along every task vector; the paper's and other pages' beside."""
         if self.has("relationships"):
-            curves = [
-                tables.relative_curves(record["details"]["curves"], self.dataset)
-                for record in self._all("relationships")
-            ]
+            curves = {page.name: page.curves() for page in (self, *others) if page.curves()}
             paper = paper_curves(self.dataset, self.paper)
             self.mark(plotting.relationship_figure(curves, paper, self.tasks))
+
+    def curves(self):
+        """Every head's performance along every task vector, one entry a seed; none if that was not run."""
+        found = [record["details"]["curves"] for record in self._all("relationships")]
+        return [tables.relative_curves(curves, self.dataset) for curves in found]
 
     def pictures(self):
         """Draw images, truth and predictions of the first seed."""

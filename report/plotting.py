@@ -262,16 +262,17 @@ def relationship_figure(curves, paper, tasks):
 
     Parameters
     ----------
-    curves : list of dict
-        One a seed, see `report.tables.relative_curves`; drawn as mean and range.
+    curves : dict of str to list of dict
+        By what they are of ("miniature"), one a seed, see `report.tables.relative_curves`; drawn as mean and
+        range, in another line style each.
     paper : dict
-        The paper's, in the same form.
+        The paper's, in the same form, drawn as markers.
     tasks : sequence of Task
 
     Returns
     -------
     Figure
-        One panel a task vector; solid with a band is ours, thin with markers the paper's.
+        One panel a task vector, one colour a head.
     """
     columns = len(tasks) if len(tasks) < 4 else 3
     lines = -(-len(tasks) // columns)
@@ -283,11 +284,14 @@ def relationship_figure(curves, paper, tasks):
     for axes in grid.flat[len(tasks) :]:
         axes.set_visible(False)
     for axes, primary in zip(panels, tasks, strict=True):
-        for task, (colour, line, marker) in zip(tasks, STYLES[: len(tasks)], strict=True):
-            x = list(curves[0][primary.name][task.name])
-            ratios = np.array([list(seed[primary.name][task.name].values()) for seed in curves])  # (seeds, λ)
-            axes.fill_between(x, ratios.min(0), ratios.max(0), color=colour, alpha=0.2, lw=0)
-            axes.plot(x, ratios.mean(0), color=colour, ls=line, lw=1.8, label=f"{task.name}, ours")
+        for task, (colour, _, marker) in zip(tasks, STYLES[: len(tasks)], strict=True):
+            for (title, seeds), line in zip(curves.items(), ("-", (0, (4, 1.5))), strict=False):
+                x = list(seeds[0][primary.name][task.name])
+                ratios = np.array(
+                    [list(seed[primary.name][task.name].values()) for seed in seeds]
+                )  # seeds, λ
+                axes.fill_between(x, ratios.min(0), ratios.max(0), color=colour, alpha=0.2, lw=0)
+                axes.plot(x, ratios.mean(0), color=colour, ls=line, lw=1.8, label=f"{task.name}, {title}")
             printed = paper[primary.name][task.name]
             axes.plot(
                 list(printed), list(printed.values()), marker, color=colour, ms=3, mfc="white", lw=0,

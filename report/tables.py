@@ -145,27 +145,27 @@ def relative_curves(curves, dataset):
 # A full-scale Δ counts as the paper's within this many points: the paper has a single seed, and the seeds of
 # our realigned models differ by up to about as much (`report.pages.Page.numbers`, "largest spread").
 FULL_SCALE_TOLERANCE = 3.0
+FULL_SCALE = "at its scale"  # title of the column
 
 
-def paper_beside_ours(frame, dataset, paper, full=None):
+def paper_beside_ours(frames, dataset, paper):
     """Metrics, normalised performance and printed Δ of the paper, beside ours, for the rows that it prints.
 
     Parameters
     ----------
-    frame : DataFrame
-        See `scores`.
+    frames : dict of str to DataFrame or None
+        By the column's title, see `scores`; a column without scores says "not run". Of those at the paper's
+        scale, `FULL_SCALE`, only Δ is shown.
     dataset : str
     paper : dict
         See `report.paper.read_paper`.
-    full : DataFrame, optional
-        Scores at the paper's scale; its column says "not run" without them.
 
     Returns
     -------
     DataFrame
-        Of text; columns are pairs of a quantity and "paper", "ours" or "at its scale". The paper's
-        percentages follow from its metrics; a Δ that follows from a misprinted one instead has a star. At its
-        scale, a Δ more than `FULL_SCALE_TOLERANCE` away from the paper's is marked.
+        Of text; columns are pairs of a quantity and "paper" or a title. The paper's percentages follow from
+        its metrics; a Δ that follows from a misprinted one instead has a star. At its scale, a Δ more than
+        `FULL_SCALE_TOLERANCE` away from the paper's is marked.
     """
     tasks = tasks_of(dataset)
     printed = paper[PAPER_TABLES[dataset]]
@@ -178,14 +178,18 @@ def paper_beside_ours(frame, dataset, paper, full=None):
         for task in tasks:
             theirs = 100 * normalised_performance(task, values[task.name], baseline[task.name])
             row[f"{task.name}, %", "paper"] = f"{values[task.name]:.{decimals(task)}f} ({theirs:.1f})"
-            row[f"{task.name}, %", "ours"] = _cell(frame, model, f"{task.name} %")
+            for title, frame in frames.items():
+                if title != FULL_SCALE:
+                    row[f"{task.name}, %", title] = _cell(frame, model, f"{task.name} %")
         if model != "expert":
-            delta, ours = printed[name][-1], _cell(full, model, "printed", sign=True)
-            far = ours != "not run" and abs(full.loc[model].printed.mean() - delta) > FULL_SCALE_TOLERANCE
+            delta = printed[name][-1]
             star = "*" if name in paper["misprints"].get(PAPER_TABLES[dataset], {}) else ""
             row["Δ_MTL, %", "paper"] = f"{delta:+.1f}{star}"
-            row["Δ_MTL, %", "ours"] = _cell(frame, model, "printed", sign=True)
-            row["Δ_MTL, %", "at its scale"] = f"{ours}, differs" if far else ours
+            for title, frame in frames.items():
+                ours = _cell(frame, model, "printed", sign=True)
+                compared = title == FULL_SCALE and ours != "not run"
+                far = compared and abs(frame.loc[model].printed.mean() - delta) > FULL_SCALE_TOLERANCE
+                row["Δ_MTL, %", title] = f"{ours}, differs" if far else ours
         rows[MODELS[model]] = row
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
@@ -219,20 +223,27 @@ def costs_of(records):
                 yield record["seed"], result["model"], result["cost"] | unknown
 
 
-def pattern(frame, dataset, paper):
-    """What is compared at miniature size: not values, but the order, the signs and the shares recovered.
+def pattern(frames, dataset, paper):
+    """What is compared at another size: not values, but the order, the signs and the shares recovered.
 
     Parameters
     ----------
-    frame, dataset, paper
-        See `paper_beside_ours`.
+    frames, dataset, paper
+        See `paper_beside_ours`; all with scores.
 
     Returns
     -------
     DataFrame
-        Of text, columns `paper` and `ours`.
+        Of text, columns `paper` and the titles.
     """
     theirs = paper_deltas(dataset, paper)
+    columns = [_pattern(frame, theirs) for frame in frames.values()]
+    table = {row: (columns[0][row][0], *(column[row][1] for column in columns)) for row in columns[0]}
+    return pd.DataFrame.from_dict(table, orient="index", columns=["paper", *frames])
+
+
+def _pattern(frame, theirs):
+    """Rows of `pattern`: the paper's text and ours."""
     seeds = frame.printed.unstack("seed").reindex(theirs.index)
     order = pd.Series({seed: theirs.rank().corr(seeds[seed].rank()) for seed in seeds})
     rows = {
@@ -253,7 +264,7 @@ def pattern(frame, dataset, paper):
                 f"{recovered(theirs, method, kind):.0f} %",
                 spread(ours, ".0f") + " %",
             )
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "ours"])
+    return rows
 
 
 def efficiency(records, paper=None):

@@ -68,11 +68,12 @@ def test_relationship_figure_has_ours_and_the_papers():
         }
         for scale in (0.8, 1.0)
     ]
-    figure = plotting.relationship_figure(seeds, paper, tasks_of("cityscapes"))
+    figure = plotting.relationship_figure({"ours": seeds, "others": seeds[:1]}, paper, tasks_of("cityscapes"))
     for axes, primary in zip(figure.axes, paper, strict=True):
         lines = lines_of(axes)
         assert lines["parts, paper"][:, 1].tolist() == list(paper[primary]["parts"].values())
         assert lines["parts, ours"][:, 1] == pytest.approx(0.9 * lines["parts, paper"][:, 1])
+        assert lines["parts, others"][:, 1] == pytest.approx(0.8 * lines["parts, paper"][:, 1])
 
 
 def test_panels_share_their_legend():

@@ -103,7 +103,7 @@ def test_table_of_one_seed_has_no_spread():
 def test_papers_numbers_beside_ours():
     """The paper's column is computed from its printed metrics, and agrees with what it prints in brackets."""
     frame = frame_of(**{name: [0.8, 0.9] for name in PAPER_ROWS if name != "expert"})
-    table = tables.paper_beside_ours(frame, "nyuv2", PAPER)
+    table = tables.paper_beside_ours({"ours": frame}, "nyuv2", PAPER)
     paper, ours = (table.xs(side, axis=1, level=1) for side in ("paper", "ours"))
     ours = ours.replace(r"\s±.*", "", regex=True)
     assert paper.loc["TA"].tolist() == ["65.78 (92.9)", "0.4171 (55.5)", "26.13 (69.0)", "-27.5"]
@@ -117,7 +117,7 @@ def test_papers_numbers_beside_ours():
 def test_change_of_nothing_is_shown():
     """A model exactly at the experts' level reads +0.0: only the experts' own row is empty."""
     frame = frame_of(**{name: [1.0] for name in PAPER_ROWS if name != "expert"})
-    assert tables.paper_beside_ours(frame, "nyuv2", PAPER).loc["TIES"].tolist()[-2] == "+0.0"
+    assert tables.paper_beside_ours({"ours": frame}, "nyuv2", PAPER).loc["TIES"].tolist()[-1] == "+0.0"
     assert table_of(frame, "nyuv2").loc["TIES"].tolist()[-2:] == ["+0.0", "+0.0"]
 
 
@@ -206,9 +206,11 @@ def test_values_are_compared_at_the_papers_scale_only():
     """Without records of that scale the column says so; with them, a Δ too far away is marked."""
     frame = frame_of(**{name: [0.8, 0.9] for name in PAPER_ROWS if name != "expert"})
     column = ("Δ_MTL, %", "at its scale")
-    assert set(tables.paper_beside_ours(frame, "nyuv2", PAPER)[column].iloc[1:]) == {"not run"}
+    assert set(
+        tables.paper_beside_ours({"ours": frame, "at its scale": None}, "nyuv2", PAPER)[column].iloc[1:]
+    ) == {"not run"}
     full = frame_of(task_arithmetic=[0.75], ties=[0.6])  # the paper: -27.5 and -32.8
-    beside = tables.paper_beside_ours(frame, "nyuv2", PAPER, full)[column]
+    beside = tables.paper_beside_ours({"ours": frame, "at its scale": full}, "nyuv2", PAPER)[column]
     assert beside[["TA", "TIES", "Joint training"]].tolist() == ["-25.0", "-40.0, differs", "not run"]
 
 
@@ -217,12 +219,12 @@ def test_pattern_by_hand():
     printed = {m: PAPER["table1_nyuv2"][r][-1] for m, r in PAPER_ROWS.items() if r in PAPER["table1_nyuv2"]}
     del printed["expert"]
     same = frame_of(**{model: [1 + delta / 100] for model, delta in printed.items()})
-    table = tables.pattern(same, "nyuv2", PAPER)
+    table = tables.pattern({"ours": same}, "nyuv2", PAPER)
     assert table.loc["order of the methods (rank correlation of Δ)", "ours"] == "1.00"
     share = "share of the loss recovered by TA + heads"
     assert table.loc[share].tolist() == ["80 %", "80 %"]  # from -27.5 to -5.4
     assert table.loc["methods that lose against the experts"].tolist() == ["7 of 7", "7 of 7"]
     turned = frame_of(**{model: [1.4 - delta / 100] for model, delta in printed.items()})
-    table = tables.pattern(turned, "nyuv2", PAPER)
+    table = tables.pattern({"ours": turned}, "nyuv2", PAPER)
     assert table.loc["order of the methods (rank correlation of Δ)", "ours"] == "-1.00"
     assert table.loc["methods that lose against the experts", "ours"] == "0 of 7"
