@@ -1,5 +1,9 @@
 """The paper's claims as code: one sentence, the number that decides it, and the verdict on each seed.
 
+A claim about a repair has a premise: that there was something to repair. Where it fails on a seed, that seed
+decides nothing, and where it fails on all, the verdict is "not applicable". A claim about an effect names the
+least size that counts as one.
+
 Every claim is also decided on the paper's own printed numbers and digitised curves, where it has them: that
 tells what carries over from what the paper's own tables do not show on every data set either.
 """
@@ -18,6 +22,8 @@ from report.paper import paper_costs, paper_curves, paper_deltas
 # or by three standard deviations of the committed seeds where that is more: sums of floating-point numbers in
 # another order are amplified by hundreds of steps until they act like another seed.
 TOLERANCE = 2.0
+COLLAPSE = tables.LOSS
+EFFECT = 1  # points, of Δ or of performance, that count as an effect
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,10 @@ class Claim:
         Where the paper says so; "ours" for controls of this book.
     datasets : tuple of str
         Which data sets it is about; all if empty.
+    premise : callable
+        From Evidence to whether the claim applies.
+    settled : bool
+        Whether our own parameter files decide it: its number is shown, and no verdict.
     """
 
     name: str
@@ -75,23 +85,41 @@ class Claim:
     unit: str = "points of Δ"
     source: str = "abstract, Tables 1 to 3"
     datasets: tuple = ()
+    premise: Callable[[Evidence], bool] = lambda seed: True
+    settled: bool = False
+
+
+def collapsed(seed, method):
+    """Whether a merged model loses clearly before any realignment: what claims about repairs presuppose."""
+    return seed.delta[method] < -COLLAPSE
 
 
 def claims_of(method, label):
     """The claims about one merging method, all in terms of the printed Δ_MTL."""
+    lost = {"premise": lambda seed: collapsed(seed, method)}
     return [
         Claim(
             f"{method}-collapses",
-            f"Without realignment, {label} loses clearly against the experts: more than 10 points.",
+            f"Without realignment, {label} loses clearly against the experts: over {COLLAPSE} points.",
             lambda seed: seed.delta[method],
-            lambda value: value < -10,
+            lambda value: value < -COLLAPSE,
         ),
         Claim(
             f"{method}-heads-recover",
-            f"Head realignment recovers most of what {label} loses: more than half.",
+            f"Where {label} loses clearly, head realignment recovers most of the loss: more than half.",
             lambda seed: tables.recovered(seed.delta, method, "heads"),
             lambda value: value > 50,
             "% of the loss",
+            **lost,
+        ),
+        Claim(
+            f"{method}-heads-recover-from-constant",
+            f"The same, counted from a constant prediction where {label} is even worse than that.",
+            lambda seed: tables.recovered(seed.delta, method, "heads", "constant"),
+            lambda value: value > 50,
+            "% of the loss",
+            "ours: the paper has no such floor",
+            **lost,
         ),
         Claim(
             f"{method}-representation-at-least-heads",
@@ -111,31 +139,36 @@ def claims_of(method, label):
         ),
         Claim(
             f"{method}-heads-reach-joint",
-            f"Head realignment brings {label} to the level of joint training: at most 1 point below.",
+            f"Where {label} loses clearly, head realignment brings it to the level of joint training: "
+            "at most 1 point below.",
             lambda seed: seed.delta[f"{method}+heads"] - seed.delta["joint"],
             lambda value: value >= -1,
+            **lost,
         ),
         Claim(
             f"{method}-representation-reaches-joint",
-            f"Representation realignment brings {label} to the level of joint training: "
-            "at most 1 point below.",
+            f"Where {label} loses clearly, representation realignment brings it to the level of joint "
+            "training: at most 1 point below.",
             lambda seed: seed.delta[f"{method}+representation"] - seed.delta["joint"],
             lambda value: value >= -1,
+            **lost,
         ),
         Claim(
             f"{method}-representation-beats-joint",
-            f"Where tasks conflict most, representation realignment brings {label} above joint training.",
+            f"Where tasks conflict most, representation realignment brings {label} above joint training, "
+            f"by more than {EFFECT} point.",
             lambda seed: seed.delta[f"{method}+representation"] - seed.delta["joint"],
-            lambda value: value > 0,
+            lambda value: value > EFFECT,
             source="Table 3",
             datasets=("taskonomy",),
+            **lost,
         ),
         Claim(
             f"{method}-beats-pretrained",
             f"The encoder merged by {label} is worth more than the untouched pretrained one, "
-            "both with realigned heads.",
+            f"both with realigned heads: by more than {EFFECT} point.",
             lambda seed: seed.delta[f"{method}+heads"] - seed.delta["pretrained+heads"],
-            lambda value: value > 0,
+            lambda value: value > EFFECT,
             source="ours: the paper lacks this control",
         ),
     ]
@@ -154,11 +187,12 @@ def cheaper(kind):
     return Claim(
         f"{kind}-cheaper-than-joint",
         f"{KINDS[kind]} realignment takes fewer steps and fewer images than joint training, the experts "
-        "being given: the larger of both shares. (Parameter files set the steps; ours of heads are summed.)",
+        "being given: the larger of both shares. (Our parameter files set both; steps of heads are summed.)",
         measure,
         lambda value: value < 100,
         "% of joint training's",
         source="abstract, Table 4",
+        settled=True,
     )
 
 
@@ -200,37 +234,39 @@ CLAIMS = [
     Claim(
         "collapses-more-than-clip",
         "Merging tasks that share their input loses more than merging CLIP encoders of as many tasks: below "
-        "the paper's CLIP curve at every number of tasks (the least distance).",
+        f"the paper's CLIP curve at every number of tasks, by more than {EFFECT} point (the least distance).",
         lambda seed: max(100 * (value - seed.clip[size]) for size, value in seed.sizes.items() if size > 1),
-        lambda value: value < 0,
+        lambda value: value < -EFFECT,
         "points of performance",
         source="Figure 1",
         datasets=("taskonomy",),
     ),
     Claim(
         "each-task-costs",
-        "Every further merged task costs performance: the mean falls from each number of tasks to the next "
-        "(the largest step, negative if all fall).",
+        "Every further merged task costs performance: the mean falls from each number of tasks to the next, "
+        f"by more than {EFFECT} point (the least fall, negative).",
         lambda seed: max(100 * (after - before) for before, after in pairwise(seed.sizes.values())),
-        lambda value: value < 0,
+        lambda value: value < -EFFECT,
         "points of performance",
         source="Figure 1",
         datasets=("taskonomy",),
     ),
     Claim(
         "segmentation-helps-parts",
-        "Moving along the segmentation's task vector helps the parts' head: λ = 1 against λ = 0.",
+        "Moving along the segmentation's task vector helps the parts' head: λ = 1 against λ = 0, more than "
+        f"{EFFECT} point.",
         lambda seed: moved(seed, "segmentation", "parts"),
-        lambda value: value > 0,
+        lambda value: value > EFFECT,
         "points of performance",
         source="Figure 3",
         datasets=("cityscapes",),
     ),
     Claim(
         "parts-hurt-segmentation",
-        "Moving along the parts' task vector hurts the segmentation's head: λ = 1 against λ = 0.",
+        "Moving along the parts' task vector hurts the segmentation's head: λ = 1 against λ = 0, more than "
+        f"{EFFECT} point.",
         lambda seed: moved(seed, "parts", "segmentation"),
-        lambda value: value < 0,
+        lambda value: value < -EFFECT,
         "points of performance",
         source="Figure 3",
         datasets=("cityscapes",),
@@ -333,7 +369,8 @@ def judge(frame, dataset, records, paper):
     -------
     DataFrame
         Indexed by claim name: `claim`, `source`, `unit`, `paper` with the paper's own number (NaN if it has
-        none), one column a seed, and `verdict`: "holds", "fails", "holds on n of m seeds", or "not run".
+        none), one column a seed (NaN where it does not apply), and `verdict`: "holds", "fails", "holds on n
+        of m seeds", "not applicable", "set by us" or "not run".
     """
     seeds, printed = gather(frame, dataset, records, paper), gather_paper(dataset, paper)
     rows = {}
@@ -341,22 +378,42 @@ def judge(frame, dataset, records, paper):
         if claim.datasets and dataset not in claim.datasets:
             continue
         values = {seed: _number(claim, evidence) for seed, evidence in seeds.items()}
-        known = [value for value in values.values() if value == value]  # NaN: a result is missing
-        count = sum(claim.holds(value) for value in known)
-        verdict = {len(values): "holds", 0: "fails"}.get(count, f"holds on {count} of {len(values)} seeds")
         rows[claim.name] = {
             "claim": claim.sentence,
             "source": claim.source,
             "unit": claim.unit,
             "paper": _number(claim, printed),
             **values,
-            "verdict": verdict if known else "not run",
+            "verdict": _verdict(claim, seeds, list(values.values())),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _number(claim, evidence):
+def _verdict(claim, seeds, values):
+    known = [value for value in values if value == value]  # NaN: not run, or not applicable
+    if not known:
+        return (
+            "not applicable" if any(_applies(claim, seed) is False for seed in seeds.values()) else "not run"
+        )
+    if claim.settled:
+        return "set by us"
+    count = sum(claim.holds(value) for value in known)
+    others = len(values) - len(known)
+    rest = f", {others} not applicable" if others else ""
+    return {len(known): "holds", 0: "fails"}.get(count, f"holds on {count} of {len(known)} seeds") + rest
+
+
+def _applies(claim, evidence):
+    """Whether a claim's premise holds; None where what it speaks of was not run."""
     try:
-        return float(claim.measure(evidence))
+        return bool(claim.premise(evidence))
+    except KeyError:
+        return None
+
+
+def _number(claim, evidence):
+    """The number that decides a claim; NaN where it does not apply or something was not run."""
+    try:
+        return float(claim.measure(evidence)) if _applies(claim, evidence) else float("nan")
     except (KeyError, ValueError):  # a model, curve or size that was not run
         return float("nan")

@@ -1,5 +1,6 @@
 """From results to tables: normalised performance, both definitions of Δ_MTL, mean and spread over seeds."""
 
+import numpy as np
 import pandas as pd
 
 from report.paper import PAPER_COSTS, PAPER_ROWS, PAPER_TABLES, decimals, paper_costs, paper_deltas
@@ -145,6 +146,7 @@ def relative_curves(curves, dataset):
 # A full-scale Δ counts as the paper's within this many points: the paper has a single seed, and the seeds of
 # our realigned models differ by up to about as much (`report.pages.Page.numbers`, "largest spread").
 FULL_SCALE_TOLERANCE = 3.0
+LOSS = 10  # points of Δ that count as a clear loss
 FULL_SCALE = "at its scale"  # title of the column
 
 
@@ -201,7 +203,7 @@ def _cell(frame, model, column, sign=False):
     return spread(frame.loc[model][column], "+.1f" if sign else ".1f")
 
 
-def recovered(delta, method, realignment):
+def recovered(delta, method, realignment, floor=None):
     """Share of merging's loss that a realignment takes back, in per cent; 100 is the experts' level.
 
     Parameters
@@ -210,8 +212,11 @@ def recovered(delta, method, realignment):
         Printed Δ by model name; numbers, or Series over seeds.
     method, realignment : str
         Such as "ties" and "heads".
+    floor : str, optional
+        A model, such as "constant": the loss is counted from it where the merged model is even worse.
     """
-    return 100 * (1 - delta[f"{method}+{realignment}"] / delta[method])
+    bare = delta[method] if floor is None else np.maximum(delta[method], delta[floor])
+    return 100 * (1 - delta[f"{method}+{realignment}"] / bare)
 
 
 def costs_of(records):
@@ -238,7 +243,11 @@ def pattern(frames, dataset, paper):
     """
     theirs = paper_deltas(dataset, paper)
     columns = [_pattern(frame, theirs) for frame in frames.values()]
-    table = {row: (columns[0][row][0], *(column[row][1] for column in columns)) for row in columns[0]}
+    names = list(dict.fromkeys(row for column in columns for row in column))
+    table = {
+        row: [next(c[row][0] for c in columns if row in c), *(c.get(row, ("", ""))[1] for c in columns)]
+        for row in names
+    }
     return pd.DataFrame.from_dict(table, orient="index", columns=["paper", *frames])
 
 
@@ -256,14 +265,25 @@ def _pattern(frame, theirs):
             f"{(seeds.mean(axis=1) < 0).sum()} of {seeds.notna().any(axis=1).sum()}",
         ),
     }
+    every = frame.printed.unstack("model")
     for method in ("task_arithmetic", "ties"):
         for kind in ("heads", "representation"):
             model = f"{method}+{kind}"
-            ours = recovered(seeds.T, method, kind)
-            rows[f"share of the loss recovered by {MODELS[model]}"] = (
-                f"{recovered(theirs, method, kind):.0f} %",
-                spread(ours, ".0f") + " %",
+            row, lost = f"share of the loss recovered by {MODELS[model]}", every[method].mean() < -LOSS
+            share = f"{recovered(theirs, method, kind):.0f} %"
+            rows[row] = (
+                share,
+                f"{spread(recovered(every, method, kind), '.0f')} %" if lost else "no clear loss",
             )
+            if "constant" in every and (every[method] < every.constant).any():
+                ours = spread(recovered(every, method, kind, "constant"), ".0f")
+                rows[f"{row}, from a constant"] = ("", f"{ours} %")
+    for kind in ("heads", "representation"):
+        if {f"pretrained+{kind}", "task_arithmetic"} <= set(every):
+            bare = every.task_arithmetic
+            share = 100 * (every[f"pretrained+{kind}"] - bare) / (every[f"task_arithmetic+{kind}"] - bare)
+            row = f"share of {MODELS[f'task_arithmetic+{kind}']}'s gain that needs no merging"
+            rows[row] = ("", f"{spread(share, '.0f')} %")
     return rows
 
 

@@ -60,7 +60,9 @@ def test_every_claim_holds_in_the_papers_story(monkeypatch, dataset):
     heads = {"task_arithmetic+heads": -18.0, "ties+heads": -18.0}  # below representation, as on Taskonomy
     far = delta(**heads, **{"pretrained+heads": -30.0, "joint": -17.5})
     verdicts = judged(monkeypatch, evidence(delta=far), dataset=dataset)
-    assert set(verdicts.verdict) == {"holds"}
+    settled = {claim.name for claim in claims.CLAIMS if claim.settled}
+    assert set(verdicts.verdict.drop(list(settled))) == {"holds"}
+    assert set(verdicts.verdict[list(settled)]) == {"set by us"}
     names = [claim.name for claim in claims.CLAIMS if not claim.datasets or dataset in claim.datasets]
     assert verdicts.index.tolist() == names
     assert len(claims.CLAIMS) == len({claim.name for claim in claims.CLAIMS})
@@ -74,29 +76,28 @@ OVERLAP = {(a, b): (0.3, 0.4, 0.55) for a in CITYSCAPES for b in CITYSCAPES if a
     [
         ("ties-collapses", {"delta": {"ties": -9.0}}, -9, "nyuv2"),
         ("ties-heads-recover", {"delta": {"ties": -50.0, "ties+heads": -26.0}}, 48, "nyuv2"),
+        (
+            "ties-heads-recover-from-constant",
+            {"delta": {"ties": -60.0, "constant": -50.0, "ties+heads": -26.0}},
+            48,
+            "nyuv2",
+        ),
         ("ties-representation-at-least-heads", {"delta": {"ties+representation": -5.5}}, -1.5, "nyuv2"),
         ("ties-representation-far-above-heads", {"delta": {"ties+representation": 0.0}}, 4, "taskonomy"),
         ("ties-heads-reach-joint", {"delta": {"ties+heads": -6.5}}, -1.5, "nyuv2"),
-        ("ties-representation-beats-joint", {"delta": {"joint": -2.0}}, -1, "taskonomy"),
+        ("ties-representation-beats-joint", {"delta": {"joint": -3.5}}, 0.5, "taskonomy"),
         ("task_arithmetic-representation-reaches-joint", {"delta": {"joint": -2.0}}, -2, "nyuv2"),
         ("task_arithmetic-beats-pretrained", {"delta": {"pretrained+heads": -4.5}}, -0.5, "nyuv2"),
         ("experts-converged-heads", {"delta": {"expert+heads": 2.0}}, 2, "nyuv2"),
         ("experts-converged-representation", {"delta": {"expert+representation": 3.0}}, 3, "nyuv2"),
-        ("heads-cheaper-than-joint", {"costs": {"joint": {"steps": 100, "samples": 160}}}, 150, "nyuv2"),
-        (
-            "representation-cheaper-than-joint",
-            {"costs": {"joint": {"steps": 900, "samples": 20}}},
-            200,
-            "nyuv2",
-        ),
         ("heads-faster-than-joint", {"costs": {"joint": {"seconds": 16.0}}}, 62.5, "nyuv2"),
         ("representation-faster-than-joint", {"costs": {"joint": {"seconds": 40.0}}}, 75, "nyuv2"),
-        ("collapses-more-than-clip", {"sizes": {1: 1.0, 2: 0.4, 3: 0.89}}, 1, "taskonomy"),
-        ("each-task-costs", {"sizes": {1: 1.0, 2: 0.4, 3: 0.45, 4: 0.2}}, 5, "taskonomy"),
+        ("collapses-more-than-clip", {"sizes": {1: 1.0, 2: 0.4, 3: 0.875}}, -0.5, "taskonomy"),
+        ("each-task-costs", {"sizes": {1: 1.0, 2: 0.4, 3: 0.398, 4: 0.2}}, -0.2, "taskonomy"),
         (
             "segmentation-helps-parts",
-            {"curves": {("segmentation", "parts"): (0.3, 0.4, 0.2)}},
-            -10,
+            {"curves": {("segmentation", "parts"): (0.3, 0.4, 0.305)}},
+            0.5,
             "cityscapes",
         ),
         (
@@ -136,11 +137,34 @@ def test_each_claim_can_fail(monkeypatch, name, change, value, dataset):
     assert judged(monkeypatch, evidence(**change), dataset=dataset).loc[name, "verdict"] == "fails"
 
 
+def test_a_repair_of_what_was_not_broken_is_not_judged(monkeypatch):
+    """A claim about recovery applies to seeds with a clear loss only: 247 % of nothing is no success."""
+    small = evidence(delta=delta(ties=-4.0, **{"ties+heads": 6.0, "ties+representation": 6.0}))
+    verdicts = judged(monkeypatch, small)
+    names = ["ties-heads-recover", "ties-heads-recover-from-constant", "ties-heads-reach-joint"]
+    for name in [*names, "ties-representation-reaches-joint"]:
+        assert verdicts.loc[name, "verdict"] == "not applicable"
+        assert math.isnan(verdicts.loc[name, "seed 0"])
+    assert verdicts.loc["ties-collapses", "verdict"] == "fails"
+    assert verdicts.loc["task_arithmetic-heads-recover", "verdict"] == "holds"
+    mixed = judged(monkeypatch, small, evidence())
+    assert mixed.loc["ties-heads-recover", "verdict"] == "holds, 1 not applicable"
+
+
+def test_what_parameter_files_set_has_no_verdict(monkeypatch):
+    """Steps and images are our own choice: their shares are shown, and decide nothing."""
+    verdicts = judged(
+        monkeypatch, evidence(costs=evidence().costs | {"joint": {"steps": 100, "samples": 20}})
+    )
+    assert verdicts.loc["heads-cheaper-than-joint", ["verdict", "seed 0"]].tolist() == ["set by us", 200]
+
+
 def test_what_was_not_run_is_not_judged():
     """With scores alone, claims about curves and costs are not run rather than failed."""
     verdicts = claims.judge(all_models(), "nyuv2", [], PAPER).verdict
     assert verdicts["no-vector-serves-another-head"] == "not run"
     assert verdicts["heads-cheaper-than-joint"] == "not run"
+    assert verdicts["heads-faster-than-joint"] == "not run"
     assert verdicts["ties-collapses"] == "holds"
 
 
@@ -151,7 +175,8 @@ def test_the_paper_meets_its_own_claims(dataset):
     failed = set()
     for claim in claims.CLAIMS:
         number = claims._number(claim, printed)
-        if dataset in (claim.datasets or (dataset,)) and number == number and not claim.holds(number):
+        about = dataset in (claim.datasets or (dataset,)) and not claim.settled
+        if about and number == number and not claim.holds(number):
             failed.add(claim.name)
     assert (
         failed
