@@ -260,7 +260,8 @@ def drawn_from(wildcards):
     """What a page reads: itself, the paper's numbers, and records of its data set, of all, or none."""
     about = {"model": (), "deviations": ()}.get(wildcards.page, TASKS)
     about = [wildcards.page] if wildcards.page in TASKS else about
-    committed = {Path(COMMITTED or "-"), Path("records/paper")}  # the paper's scale stands beside
+    # the paper's scale, photographs and, where another profile is drawn beside it, the miniature stand beside
+    committed = {Path(COMMITTED or "-"), *map(Path, ("records/paper", "records/photos", "records/miniature"))}
     records = [str(path) for folder in sorted(committed) for path in sorted(folder.glob("*/*/*.*"))]
     beside = wildcards.kind == "book" and "recomputed" in declared_parameters(wildcards.page)
     fresh = recomputed() if beside or not COMMITTED else []
@@ -270,8 +271,11 @@ def drawn_from(wildcards):
 
 
 def drawing_parameters(page, kind):
+    """Where a page finds its records: of a profile that pages name (`photos_folder`), beside the miniature's."""
     fresh = f"{BUILD}/records" if COMMITTED and kind == "book" else ""
-    values = {"records_folder": COMMITTED or f"{BUILD}/records", "recomputed": fresh}
+    named = any(f"{PROFILE}_folder" in declared_parameters(name) for name in PAGES)
+    folder = f"{PROFILE}_folder" if named else "records_folder"
+    values = {folder: COMMITTED or f"{BUILD}/records", "recomputed": fresh}
     known = declared_parameters(page)
     return " ".join(f"-p {name} {shlex.quote(value or repr(''))}" for name, value in values.items() if name in known)
 

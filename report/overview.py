@@ -11,6 +11,9 @@ from report.paper import paper_deltas
 TITLES = {"nyuv2": "NYUv2", "cityscapes": "Cityscapes", "taskonomy": "Taskonomy"}
 TITLES["cityscapes_dpt"] = "Cityscapes, DPT heads"
 TITLES["taskonomy_photos"] = "Taskonomy's tasks"  # on NYUv2's photographs
+PAPER_HEADS = {"nyuv2": "linear", "cityscapes": "DPT", "taskonomy": "DPT"}
+# what a merged encoder must beat: the untouched one, realigned in the same way; the paper has no such rows
+WITHOUT_MERGING = ("pretrained+heads", "pretrained+representation")
 # the paper's tables and figures: where they are drawn, and the experiments that their numbers come from
 EXPERTS = ("expert_*",)
 TABLE = (*EXPERTS, "joint", "merge_*", "realign_*", "masks", "adamerging", "released", "control")
@@ -42,17 +45,18 @@ def overview(pages):
     Returns
     -------
     DataFrame
-        Of text; columns are pairs of a data set and "paper" or the name of a page.
+        Of text; columns are triples of a data set, "paper" or the name of a page, and the kind of heads.
     """
     columns = {}
     for page in pages:
         title, numbers = TITLES[page.dataset], page.numbers()
         printed = paper_deltas(page.dataset, page.paper).drop("tall_mask", errors="ignore")
         paper = {tables.MODELS[m]: f"{delta:.1f}" for m, delta in printed.items()}
-        columns.setdefault((title, "paper"), paper)
-        own = page.name if page.study == page.dataset else f"{page.name}, its tasks"
-        columns[title, own] = {tables.MODELS[m]: numbers[f"delta {m}"] for m in printed.index}
-    return pd.DataFrame(columns)
+        columns.setdefault((title, "paper", f"{PAPER_HEADS[page.dataset]} heads"), paper)
+        own = {tables.MODELS[m]: numbers[f"delta {m}"] for m in printed.index}
+        own |= {f"{tables.MODELS[m]}, ours": numbers[f"delta {m}"] for m in WITHOUT_MERGING}
+        columns[title, page.name, f"{page.heads} heads"] = own
+    return pd.DataFrame(columns).fillna("")
 
 
 def ledger(pages):
@@ -61,7 +65,6 @@ def ledger(pages):
     Parameters
     ----------
     pages : sequence of Page
-        Studies of one scale.
 
     Returns
     -------
@@ -71,11 +74,13 @@ def ledger(pages):
         not about the data set.
     """
     rows = {claim.name: {"claim": claim.sentence, "in the paper": claim.source} for claim in CLAIMS}
+    studies = [page.study for page in pages]
     for page in pages:
         judged = page.judge() if page.records else None
+        title = TITLES[page.study] + f", {page.name}" * (studies.count(page.study) > 1)
         for claim in CLAIMS:
             about = not claim.datasets or page.dataset in claim.datasets
-            rows[claim.name][TITLES[page.study]] = _verdict(claim, page, judged) if about else ""
+            rows[claim.name][title] = _verdict(claim, page, judged) if about else ""
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

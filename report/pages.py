@@ -63,6 +63,8 @@ class Page:
         Which models have results, experts left out.
     name : str
         Of its column in a table: what the records are of.
+    heads : str
+        Their kind, as the page calls it: "linear" or "DPT"; "no" without records.
     """
 
     def __init__(self, study, records_folder, recomputed=""):
@@ -72,8 +74,11 @@ class Page:
         self.records = _records(self.folder)
         self.profile = self.records[0]["profile"] if self.records else Path(records_folder).name
         self.name = NAMES.get(self.profile, self.profile)
+        heads = {record["provenance"]["parameters"].get("head") for record in self.records} - {None}
+        self.heads = {"dpt": "DPT"}.get(*heads, *heads) if heads else "no"
         self.frame = self._scores(self.records)
         fresh = _records(ROOT / recomputed / study) if recomputed else []
+        fresh = [record for record in fresh if record["profile"] == self.profile]
         self.fresh = self._scores(fresh)
         known = set() if self.frame is None else set(self.frame.index.unique("model"))
         self.models = [name for name in tables.MODELS if name in known and name != "expert"]
@@ -240,10 +245,16 @@ class Page:
         return [tables.relative_curves(curves, self.dataset) for curves in found]
 
     def pictures(self):
-        """Draw images, truth and predictions of the first seed."""
+        """Draw images, truth and predictions of the first seed; those of photographs are never committed."""
         if self.has("qualitative"):
             seed = min(record["seed"] for record in self.records)
-            pictures = load_pictures(self.folder / f"seed{seed}" / "qualitative.npz")
+            path = self.folder / f"seed{seed}" / "qualitative.npz"
+            if not path.exists():
+                display(
+                    Markdown("*The data set's pictures are not passed on: `make photos` draws this figure.*")
+                )
+                return
+            pictures = load_pictures(path)
             self.mark(plotting.qualitative_figure(pictures, self.tasks, PICTURED))
             for task in self.tasks:
                 if task.is_segmentation:

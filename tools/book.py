@@ -107,11 +107,17 @@ def build(folder, executed):
 
 
 def copy_records(computed, committed):
-    """Copy recomputed records, and the pictures of seed 0, to the committed folder."""
+    """Copy recomputed records, and the pictures of seed 0 if they were rendered, to the committed folder."""
     for path in sorted(computed.glob("*/seed*/*")):
-        if path.suffix == ".json" or path.parent.name == "seed0":
+        record = path.with_suffix(".json")
+        if path == record or path.parent.name == "seed0" and _rendered(record):
             with atomic_path(committed / path.relative_to(computed)) as temporary:
                 shutil.copy(path, temporary)
+
+
+def _rendered(record):
+    """Whether the images of a record are our own: those of a data set are not ours to pass on."""
+    return read_json(record)["provenance"]["source"] == "rendered"
 
 
 def store_expected_output(name):

@@ -38,6 +38,13 @@ def test_ledger_agrees_with_the_pages(pages):
     assert "paper" not in table.loc["experts-converged-heads", "NYUv2"]
 
 
+def test_ledger_tells_two_sizes_of_a_study_apart(pages, tmp_path):
+    """Photographs and miniature of NYUv2 have a column each, and none hides the other."""
+    table = ledger([Page("nyuv2", tmp_path / "photos"), *pages])
+    assert set(table["NYUv2, photographs"]) <= {"not run", ""}
+    assert (table["NYUv2, miniature"] == ledger(pages)["NYUv2"]).all()
+
+
 def test_ledger_without_records_is_not_run(tmp_path):
     """A scale that was not run has no verdict."""
     table = ledger([Page(name, tmp_path) for name in TASKS])

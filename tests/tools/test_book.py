@@ -78,14 +78,16 @@ def test_missing_drawn_page_is_an_error(tmp_path, pages):
 
 
 def test_records_are_copied_but_pictures_of_seed_0_only(tmp_path):
-    """Committed records are the JSON of all seeds; pictures, which are large, of one."""
-    for seed in (0, 1):
-        folder = tmp_path / "computed/nyuv2" / f"seed{seed}"
+    """Committed records are the JSON of all seeds; pictures, which are large, of one, if rendered."""
+    computed = (("nyuv2", 0, "rendered"), ("nyuv2", 1, "rendered"), ("photos", 0, "pictures"))
+    for study, seed, source in computed:
+        folder = tmp_path / "computed" / study / f"seed{seed}"
         folder.mkdir(parents=True)
-        for name in ("joint.json", "qualitative.npz"):
-            (folder / name).write_text("{}")
+        (folder / "qualitative.json").write_text(json.dumps({"provenance": {"source": source}}))
+        (folder / "qualitative.npz").write_text("{}")
     book.copy_records(tmp_path / "computed", tmp_path / "committed")
     copied = sorted(
         str(path.relative_to(tmp_path / "committed")) for path in tmp_path.glob("committed/**/*.*")
     )
-    assert copied == ["nyuv2/seed0/joint.json", "nyuv2/seed0/qualitative.npz", "nyuv2/seed1/joint.json"]
+    own = ["nyuv2/seed0/qualitative.json", "nyuv2/seed0/qualitative.npz", "nyuv2/seed1/qualitative.json"]
+    assert copied == [*own, "photos/seed0/qualitative.json"]
