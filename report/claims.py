@@ -11,9 +11,10 @@ tells what carries over from what the paper's own tables do not show on every da
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pandas as pd
+from scipy import stats
 
 from report import tables
 from report.paper import paper_costs, paper_curves, paper_deltas
@@ -369,7 +370,8 @@ def judge(frame, dataset, records, paper):
     -------
     DataFrame
         Indexed by claim name: `claim`, `source`, `unit`, `paper` with the paper's own number (NaN if it has
-        none), one column a seed (NaN where it does not apply), and `verdict`: "holds", "fails", "holds on n
+        none), one column a seed (NaN where it does not apply), `close` with the 95 % interval of the
+        seeds' mean where the criterion lies within it, and `verdict`: "holds", "fails", "holds on n
         of m seeds", "not applicable", "set by us" or "not run".
     """
     seeds, printed = gather(frame, dataset, records, paper), gather_paper(dataset, paper)
@@ -384,6 +386,7 @@ def judge(frame, dataset, records, paper):
             "unit": claim.unit,
             "paper": _number(claim, printed),
             **values,
+            "close": _interval(claim, list(values.values())),
             "verdict": _verdict(claim, seeds, list(values.values())),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -401,6 +404,16 @@ def _verdict(claim, seeds, values):
     others = len(values) - len(known)
     rest = f", {others} not applicable" if others else ""
     return {len(known): "holds", 0: "fails"}.get(count, f"holds on {count} of {len(known)} seeds") + rest
+
+
+def _interval(claim, values):
+    """The 95 % interval of the seeds' mean (Student's t) if only one of its ends meets the criterion."""
+    known = [value for value in values if value == value]
+    if len(known) < 2 or claim.settled:
+        return ""
+    half = stats.t.ppf(0.975, len(known) - 1) * stdev(known) / len(known) ** 0.5
+    low, high = fmean(known) - half, fmean(known) + half
+    return f"{low:.1f} to {high:.1f}" if claim.holds(low) != claim.holds(high) else ""
 
 
 def _applies(claim, evidence):

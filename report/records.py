@@ -260,7 +260,7 @@ def load_pictures(path):
 
 
 def load_records(folder):
-    """Read all records below a folder, sorted by path.
+    """Read all records below a folder, sorted by path; each gets its `study`, the folder it lies in.
 
     Parameters
     ----------
@@ -275,6 +275,7 @@ def load_records(folder):
     paths = sorted(Path(folder).glob("**/*.json"))
     records = [read_json(path) for path in paths]
     for path, record in zip(paths, records, strict=True):
+        record["study"] = path.parent.parent.name  # a data set, or one with another head or other images
         missing = {
             "experiment",
             "profile",
@@ -329,7 +330,7 @@ def provenance_table(records):
         provenance = record["provenance"]
         rows.append(
             {
-                "data set": record["dataset"],
+                "study": record["study"],
                 "seed": record["seed"],
                 "experiment": record["experiment"],
                 "seconds": provenance["seconds"],

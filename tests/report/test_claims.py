@@ -151,6 +151,17 @@ def test_a_repair_of_what_was_not_broken_is_not_judged(monkeypatch):
     assert mixed.loc["ties-heads-recover", "verdict"] == "holds, 1 not applicable"
 
 
+def test_close_verdicts_have_an_interval(monkeypatch):
+    """Where three seeds do not settle a claim, Student's interval of their mean says so; elsewhere none."""
+    seeds = [evidence(delta=delta(ties=value)) for value in (-11.0, -13.0, -12.0)]  # mean -12, deviation 1
+    verdicts = judged(monkeypatch, *seeds)
+    assert verdicts.loc["ties-collapses", "verdict"] == "holds"
+    assert verdicts.loc["ties-collapses", "close"] == "-14.5 to -9.5"  # 4.303 · 1 / √3 = 2.48
+    far = [evidence(delta=delta(ties=value)) for value in (-21.0, -23.0, -22.0)]
+    assert judged(monkeypatch, *far).loc["ties-collapses", "close"] == ""
+    assert set(judged(monkeypatch, evidence()).close) == {""}  # a single seed has none
+
+
 def test_what_parameter_files_set_has_no_verdict(monkeypatch):
     """Steps and images are our own choice: their shares are shown, and decide nothing."""
     verdicts = judged(

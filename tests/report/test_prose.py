@@ -16,7 +16,9 @@ ALLOWED = {
     "introduction": {"100 %"},
     # Δ's definition, its example, TIES' density; arXiv; warm-up
     "deviations": {"100 %", "900 %", "90 %", "20 %", "2504.11268", "5 %", "10 %"},
-    "cityscapes": {"2,048"},  # pixels of the images whose disparity is the unit
+    "nyuv2": {"95 %"},  # the level of an interval
+    "cityscapes": {"95 %", "2,048"},  # pixels of the images whose disparity is the unit
+    "taskonomy": {"95 %"},
     "model": {"0.5", "0.406", "0.225", "0.42", "2,380"},  # ImageNet's statistics, Cityscapes' images
     "relationships": {"1.5"},  # the largest λ
     "README": {"3.11", "2504.11268", "0.2", "1.0", "4.0"},  # Python, arXiv, the example's values, CC BY

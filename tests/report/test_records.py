@@ -242,7 +242,8 @@ def test_commits_are_shown_short(provenance, shown):
 
 def test_provenance_table(record):
     """The status page tells of each record where, when and how long."""
-    (row,) = provenance_table([record]).to_dict("records")
+    (row,) = provenance_table([record | {"study": "cityscapes_dpt"}]).to_dict("records")
+    assert row["study"] == "cityscapes_dpt"  # not the data set, which several studies share
     assert row["experiment"] == "expert"
     assert row["seconds"] == record["provenance"]["seconds"]
     assert f"torch {torch.__version__}" in row["versions"]
@@ -253,7 +254,9 @@ def test_records_are_loaded_in_a_fixed_order(record, tmp_path):
     """Tables do not depend on the order in which a file system lists files."""
     for seed, name in ((1, "b"), (0, "c"), (1, "a")):
         write_json(tmp_path / "all" / f"seed{seed}" / f"{name}.json", {**record, "experiment": name})
-    assert [loaded["experiment"] for loaded in load_records(tmp_path / "all")] == ["c", "a", "b"]
+    loaded = load_records(tmp_path / "all")
+    assert [record["experiment"] for record in loaded] == ["c", "a", "b"]
+    assert {record["study"] for record in loaded} == {"all"}
 
 
 def test_unusable_records_are_refused(record, tmp_path):
