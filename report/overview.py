@@ -77,11 +77,50 @@ def ledger(pages):
     studies = [page.study for page in pages]
     for page in pages:
         judged = page.judge() if page.records else None
-        title = TITLES[page.study] + f", {page.name}" * (studies.count(page.study) > 1)
+        title = _title(page, studies)
         for claim in CLAIMS:
             about = not claim.datasets or page.dataset in claim.datasets
             rows[claim.name][title] = _verdict(claim, page, judged) if about else ""
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+# the five on the first page
+MAIN_CLAIMS = [
+    f"task_arithmetic-{name}"
+    for name in (
+        "collapses",
+        "heads-recover",
+        "representation-at-least-heads",
+        "representation-reaches-joint",
+        "beats-pretrained",
+    )
+]
+KINDS = ("holds", "fails", "mixed", "not applicable", "set by us", "not run")
+
+
+def verdict_counts(pages):
+    """How many claims hold, fail and so on: one row a page with records.
+
+    Parameters
+    ----------
+    pages : sequence of Page
+
+    Returns
+    -------
+    DataFrame
+        Columns `KINDS`; *mixed* is what not all seeds that it applies to agree on.
+    """
+    rows, studies = {}, [page.study for page in pages]
+    for page in (page for page in pages if page.records):
+        words = page.judge().verdict.str.split(",").str[0]
+        words = words.where(~words.str.startswith("holds on"), "mixed")
+        rows[_title(page, studies)] = {kind: int((words == kind).sum()) for kind in KINDS}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _title(page, studies):
+    """The study's title, with the page's name where two pages are of one study."""
+    return TITLES[page.study] + f", {page.name}" * (studies.count(page.study) > 1)
 
 
 def _verdict(claim, page, judged):

@@ -6,7 +6,7 @@ import pytest
 
 from report.claims import CLAIMS
 from report.notebooks import ROOT
-from report.overview import RESULTS, TITLES, ledger, results_index
+from report.overview import KINDS, MAIN_CLAIMS, RESULTS, TITLES, ledger, results_index, verdict_counts
 from report.pages import Page
 from simo.tasks import TASKS
 
@@ -43,6 +43,23 @@ def test_ledger_tells_two_sizes_of_a_study_apart(pages, tmp_path):
     table = ledger([Page("nyuv2", tmp_path / "photos"), *pages])
     assert set(table["NYUv2, photographs"]) <= {"not run", ""}
     assert (table["NYUv2, miniature"] == ledger(pages)["NYUv2"]).all()
+
+
+def test_counts_are_those_of_the_ledger(pages):
+    """The summary counts every claim about a data set once, each under its own verdict."""
+    counts = verdict_counts(pages)
+    assert list(counts) == list(KINDS)
+    for page in pages:
+        verdicts = page.judge().verdict
+        own = counts.loc[TITLES[page.study]]
+        assert own.sum() == len(verdicts)
+        assert own[["holds", "fails", "set by us"]].tolist() == [
+            (verdicts == kind).sum() for kind in ("holds", "fails", "set by us")
+        ]
+        assert own.mixed == verdicts.str.startswith("holds on").sum()
+    dpt = Page("cityscapes_dpt", "records/miniature")
+    assert verdict_counts([dpt]).loc[TITLES["cityscapes_dpt"], "not applicable"] == 8
+    assert set(MAIN_CLAIMS) <= {claim.name for claim in CLAIMS}
 
 
 def test_ledger_without_records_is_not_run(tmp_path):
