@@ -8,9 +8,12 @@ import inspect
 
 import numpy as np
 import torch
+from torch.nn.functional import hardshrink
 
 from simo.errors import SimoError
 from simo.merging.task_vectors import TaskVector
+
+PIECE = 2**18  # entries that are worked on at a time: a megabyte of each expert
 
 
 def pretrained(task_vectors):
@@ -45,35 +48,79 @@ def ties(task_vectors, density=0.2):
         Fraction of entries to keep, in (0, 1].
     """
     thresholds = [magnitude_threshold(vector, density) for vector in task_vectors]
+    merged, ties_of, votes = {}, {}, 0
+    for name in task_vectors[0]:
+        merged[name], ties_of[name], vote = _elect(name, task_vectors, thresholds)
+        votes += vote
+    for name, (entries, means) in ties_of.items():  # rare: only the majority of all entries can decide them
+        merged[name].view(-1)[entries] = means[0 if votes > 0 else 1]
+    return TaskVector(merged, merged.__getitem__)
 
-    def trimmed(name):
-        tensors = [vector[name] for vector in task_vectors]
-        return torch.stack(
-            [x * (x.abs() >= low) for x, low in zip(tensors, thresholds, strict=True)]
-        )  # (T, ...)
 
-    votes = sum(trimmed(name).sum(0).sign().sum().item() for name in task_vectors[0])
-    majority = 1.0 if votes > 0 else -1.0
+def _elect(name, task_vectors, thresholds):
+    """TIES for one tensor, in one pass over it, in pieces that stay in the processor's cache.
 
-    def merge(name):
-        stack = trimmed(name)
-        sign = stack.sum(0).sign()
-        sign = torch.where(sign == 0, majority, sign)
-        agrees = stack * sign > 0
-        return (stack * agrees).sum(0) / agrees.sum(0).clamp(min=1)
+    Returns
+    -------
+    (Tensor, (Tensor, Tensor), int)
+        The merged tensor; which of its entries have sums of exactly 0 that are not made of zeros, `(n,)`, and
+        their means for a positive and for a negative sign, `(2, n)`; and the sum of all elected signs.
+    """
+    tensors = [vector[name].contiguous() for vector in task_vectors]
+    # what is not larger than the next smaller float is trimmed
+    below = [float(np.nextafter(np.float32(low), np.float32(0))) for low in thresholds]
+    merged, entries, means, votes = torch.empty_like(tensors[0]), [], [], 0
+    flat, out = [tensor.view(-1) for tensor in tensors], merged.view(-1)
+    for start in range(0, out.numel(), PIECE):
+        own = slice(start, start + PIECE)
+        trimmed = [hardshrink(x[own], low) if low else x[own] for x, low in zip(flat, below, strict=True)]
+        stack = torch.stack(trimmed)  # (T, n)
+        total = stack.sum(0)
+        sign = total.sign()
+        votes += int(sign.sum())
+        out[own] = _agreeing_mean(stack, sign)
+        tied = (total == 0).nonzero().squeeze(1)
+        tied = tied[stack[:, tied].any(0)]
+        if len(tied):
+            entries.append(start + tied)
+            means.append(torch.stack([_agreeing_mean(stack[:, tied], sign) for sign in (1.0, -1.0)]))
+    none = torch.empty(0, dtype=torch.long), torch.empty(2, 0)
+    return merged, (torch.cat(entries), torch.cat(means, dim=1)) if entries else none, votes
 
-    return TaskVector(task_vectors[0], merge)
+
+def _agreeing_mean(stack, sign):
+    """Mean of those entries of several tensors `(T, n)` that have the sign, ±1; 0 where none has: `(n,)`."""
+    agreeing = (stack * sign).clamp_(min=0)
+    count = agreeing.sign().sum(0)
+    return agreeing.sum(0) * sign / count.clamp_(min=1)
 
 
 def magnitude_threshold(vector, density):
-    """The smallest of the `density` largest magnitudes of a task vector; 0 keeps everything."""
+    """The smallest of the `density` largest magnitudes of a task vector; 0 keeps everything.
+
+    Floats that are not negative have the order of their bits. So the upper half of the bits is counted first,
+    and then only the entries that share the threshold's are compared in full: no copy of all magnitudes.
+    """
     if not 0 < density <= 1:
         raise SimoError(f"density {density}: expected a fraction in (0, 1], such as 0.2")
     if density == 1:
         return 0.0
-    magnitudes = np.concatenate([vector[name].abs().flatten().numpy() for name in vector])
-    kept = max(1, int(density * magnitudes.size))
-    return float(np.partition(magnitudes, magnitudes.size - kept)[magnitudes.size - kept])
+    counts = torch.zeros(2**15, dtype=torch.long)
+    for bits in _magnitude_bits(vector):
+        counts += torch.bincount(bits >> 16, minlength=2**15)
+    kept = max(1, int(density * int(counts.sum())))
+    above = counts.flip(0).cumsum(0)  # how many entries have these upper bits or larger ones
+    place = int((above < kept).sum())
+    upper, rank = 2**15 - 1 - place, kept - (int(above[place - 1]) if place else 0)
+    found = torch.cat([bits[bits >> 16 == upper] for bits in _magnitude_bits(vector)])
+    return found.sort(descending=True).values[rank - 1].view(torch.float32).item()
+
+
+def _magnitude_bits(vector):
+    """Yield the bits of a task vector's magnitudes as int32, in pieces."""
+    for name in vector:
+        for piece in vector[name].float().abs().view(-1).split(PIECE):
+            yield piece.view(torch.int32)
 
 
 def ties_untrimmed(task_vectors):

@@ -12,6 +12,7 @@ import torch
 from simo.checkpoints import TensorFile, save_checkpoint
 from simo.errors import SimoError
 from simo.evaluation import scan_alpha
+from simo.merging import methods
 from simo.merging.experts import load_experts
 from simo.merging.masks import consensus, magnitude_mask, tall_mask
 from simo.merging.methods import METHODS, merge
@@ -448,3 +449,36 @@ def test_experts_of_other_settings_are_refused(expert_files, tasks, settings):
         (expert_files / f"expert_normals{suffix}").replace(expert_files / f"expert_depth{suffix}")
     with pytest.raises(SimoError, match=r"expert_depth.safetensors has tasks = \['normals'\]"):
         load_experts(expert_files, "nyuv2", tasks, settings, weights)
+
+
+def slow_ties(task_vectors, density):
+    """TIES in stacks of whole tensors, without any piece, histogram or correction; by tensor name."""
+    magnitudes = [torch.cat([x.abs().flatten() for x in vector.values()]) for vector in task_vectors]
+    kept = max(1, int(density * len(magnitudes[0])))
+    low = [each.sort(descending=True).values[kept - 1] if density < 1 else 0 for each in magnitudes]
+    stacks = {
+        name: torch.stack([v[name] * (v[name].abs() >= t) for v, t in zip(task_vectors, low, strict=True)])
+        for name in task_vectors[0]
+    }
+    votes, merged = sum(stack.sum(0).sign().sum() for stack in stacks.values()), {}
+    for name, stack in stacks.items():
+        sign = stack.sum(0).sign()
+        agrees = stack * torch.where(sign == 0, 1.0 if votes > 0 else -1.0, sign) > 0
+        merged[name] = (stack * agrees).sum(0) / agrees.sum(0).clamp(min=1)
+    return merged
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["reals", "few values, many ties"])
+@pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("experts", [1, 2, 3, 5])
+def test_ties_in_pieces_is_ties_bit_by_bit(monkeypatch, experts, density, whole):
+    """The fast form gives the bits of the slow one, also where sums are 0 and magnitudes are equal."""
+    monkeypatch.setattr(methods, "PIECE", 1024)
+    vectors, shapes = [], {"a": (53, 71), "b": (5,), "c": (), "d": (2, 3, 700)}
+    for _ in range(experts):
+        tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+        tensors = {name: (2 * x).round() / 4 for name, x in tensors.items()} if whole else tensors
+        vectors.append(TaskVector(tensors, tensors.__getitem__))
+    merged, expected = merge("ties", vectors, density=density), slow_ties(vectors, density)
+    for name, tensor in expected.items():
+        assert torch.equal(merged[name].view(-1).view(torch.int32), tensor.view(-1).view(torch.int32))
