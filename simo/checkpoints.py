@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from simo.errors import SimoError
 from simo.files import atomic_path, read_json, write_json
 
-PACKAGES = ("simo", "torch", "timm", "torchvision", "numpy", "safetensors", "torchmetrics")
+PACKAGES = ("simo", "torch", "timm", "torchvision", "numpy", "safetensors")
 
 
 def save_checkpoint(path, tensors, recipe):

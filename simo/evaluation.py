@@ -38,7 +38,7 @@ def evaluate(model, batches, tasks, device="cpu", precision="float32"):
         For a batch that does not hold what it should, and predictions that are not finite.
     """
     model.to(device).eval()
-    metrics = {task.name: create_metric(task).to(device) for task in tasks}
+    metrics = {task.name: create_metric(task) for task in tasks}
     checked = isinstance(getattr(batches, "dataset", None), PreparedDataset)  # each sample as it was read
     for number, batch in enumerate(batches):
         if number == 0 or not checked:  # on the paper's Taskonomy it costs .1 s a batch

@@ -5,11 +5,9 @@ average of batch averages, which the released code reports, depends on how image
 """
 
 import torch
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from simo.errors import SimoError
-from simo.tasks import IGNORED_CLASS, valid_pixels
+from simo.tasks import valid_pixels
 
 
 def check_finite(prediction):
@@ -21,23 +19,30 @@ def check_finite(prediction):
         )
 
 
-class MeanIoU(MulticlassConfusionMatrix):
+class MeanIoU:
     """Mean intersection over union in per cent, over classes that occur in prediction or target.
 
     Update with scores `(B, C, H, W)` and classes `(B, H, W)`; pixels of class -1 do not count.
+
+    Parameters
+    ----------
+    channels : int
+        C, the number of classes.
     """
 
     def __init__(self, channels):
-        super().__init__(num_classes=channels, ignore_index=IGNORED_CLASS, validate_args=False)
+        self.matrix = torch.zeros(channels, channels, dtype=torch.long)  # (true, predicted), pixels
 
     def update(self, prediction, target):
         """Add a batch."""
         check_finite(prediction)
-        super().update(prediction, target)
+        valid, channels = valid_pixels(target), len(self.matrix)
+        pairs = target[valid] * channels + prediction.argmax(1)[valid]
+        self.matrix += torch.bincount(pairs, minlength=channels**2).view(channels, channels).cpu()
 
     def compute(self):
         """Return the mIoU in `[0, 100]`; SimoError if no pixel was labelled."""
-        matrix = self.confmat.double()
+        matrix = self.matrix.double()
         hits = matrix.diagonal()
         union = matrix.sum(0) + matrix.sum(1) - hits
         if union.sum() == 0:
@@ -46,25 +51,30 @@ class MeanIoU(MulticlassConfusionMatrix):
         return 100 * (hits[present] / union[present]).mean()
 
 
-class PooledMean(Metric):
-    """Mean over all valid pixels of an error map, accumulated in float64."""
+class PooledMean:
+    """Mean over all valid pixels of an error map, accumulated in float64.
+
+    Parameters
+    ----------
+    channels : int
+        Of the prediction; the error map has none.
+    """
 
     def __init__(self, channels):
-        super().__init__()
-        self.mean = MeanMetric(nan_strategy="error").set_dtype(torch.float64)
+        self.total, self.count = torch.zeros((), dtype=torch.float64), 0
 
     def update(self, prediction, target):
         """Add a batch: prediction and target `(B, C, H, W)`, zero targets ignored."""
         check_finite(prediction)
         errors = self.error_map(prediction.double(), target.double())[valid_pixels(target)]
-        if errors.numel():
-            self.mean.update(errors)
+        self.total += errors.sum().cpu()
+        self.count += errors.numel()
 
     def compute(self):
         """Return the pooled mean; SimoError if no pixel was valid."""
-        if self.mean.weight == 0:
+        if self.count == 0:
             raise SimoError("error of no valid pixel at all: every target value is 0 (ignored)")
-        return self.mean.compute()
+        return self.total / self.count
 
 
 class AbsoluteError(PooledMean):
