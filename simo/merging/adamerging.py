@@ -20,7 +20,8 @@ class LayerwiseMerge(nn.Module):
     """An encoder whose weights are merged anew at each call, by coefficients that can be learned.
 
     Coefficients outside [0, 1] count as its ends, as in AdaMerging's own code: one that has reached an end
-    gets no gradient any more, and stays there.
+    gets no gradient any more, and stays there. Those of batch norm's statistics stay at their start: torch
+    has no gradient to these.
 
     Parameters
     ----------
@@ -51,6 +52,8 @@ class LayerwiseMerge(nn.Module):
             return {name: self._merged(name, number, amounts) for number, name in enumerate(self.names)}
 
     def _merged(self, name, number, amounts):
+        if name.endswith(("running_mean", "running_var")):
+            amounts = amounts.detach()
         changes = torch.tensordot(amounts[:, number], getattr(self, f"changes{number}"), dims=1)
         return bounded(name, getattr(self, f"base{number}") + changes)
 

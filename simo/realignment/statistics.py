@@ -17,7 +17,8 @@ def reestimate_statistics(encoder, batches, device="cpu", precision="float32"):
     Averaged weights see activations of smaller variance than the averaged statistics say, so that features
     collapse from layer to layer; statistics of the merged encoder undo that (REPAIR; Jordan et al., 2023).
     While they are estimated, every layer is normalised by the batch at hand, and what is kept is the mean of
-    the batches' statistics: large batches are better, and one batch of all images is exact.
+    the batches' statistics: large batches are better, and one of all images is exact but for
+    n / (n − 1), n being the places that a layer sees.
 
     Parameters
     ----------
