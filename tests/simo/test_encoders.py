@@ -45,7 +45,6 @@ class Family:
     adapters: int = 0  # how many fit around blocks; 0: representation realignment is refused
     lora: int = 0  # how many linear layers; 0: refused
     moments: bool = True  # whether RegMean and LOT have layers to look into; otherwise refused
-    lines: bool = True  # whether LiNeS finds blocks' numbers in the names; otherwise refused
     onnx: bool = True  # whether torch exports it; otherwise refused
     any_size: bool = True  # whether images may have any size; otherwise that of img_size, 64 here
 
@@ -79,7 +78,6 @@ FAMILIES = {
     "ConvNeXt V2": Family("convnextv2_tiny", CONVNEXT, (2, 3), (8, 16), 8, adapters=5, lora=10),
     "EfficientNet": Family(LITE0, {}, (3, 4, 5), (40, 112, 320), 8, adapters=9, moments=False),
     "ResNet": Family("test_resnet", {}, (3, 5), (48, 96), 8, adapters=1, moments=False),
-    "RegNet": Family("regnetx_002", {}, (2, 3, 4, 5), (24, 56, 152, 368), 4, moments=False, lines=False),
 }  # fmt: skip
 by_name = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
@@ -175,11 +173,8 @@ def test_a_family_from_experts_to_an_export(family, val, tmp_path, same):
     vectors = [
         TaskVector.between(merged.encoder.state_dict(), each.state_dict()) for each in encoders.values()
     ]
-    if family.lines:
-        assert len(lines(vectors)) == len(vectors[0])
-    else:
-        with pytest.raises(SimoError, match="expected names with numbers of blocks"):
-            lines(vectors)
+    deepest = max(vectors[0], key=block_number)
+    torch.testing.assert_close(lines(vectors[:1])[deepest], 2 * vectors[0][deepest])
     if family.moments:
         options = {"moments": [input_moments(each, batches) for each in encoders.values()]}
         assert merge_experts(tmp_path / "base", experts, settings, "lot", alpha=0.3, **options)
@@ -291,6 +286,18 @@ def test_every_level_is_compared():
 def test_blocks_are_found_by_their_names(name, number):
     """Stage and block, in timm's various spellings."""
     assert block_number(name) == number
+
+
+def test_blocks_under_other_names_are_not_guessed():
+    """RegNet calls its blocks s1.b1: it can be merged, but LiNeS and adapters say that they find none."""
+    encoder = create_encoder("regnetx_002", {}, [2, 3, 4, 5])
+    assert encoder(torch.rand(1, 3, 64, 64)).patches.shape == (1, 1, 24 + 56 + 152 + 368, 16, 16)
+    state = encoder.state_dict()
+    with pytest.raises(SimoError, match="lines: expected names with numbers of blocks"):
+        lines([TaskVector.between(state, state)])
+    for adapter in ("paper", "lora"):
+        with pytest.raises(SimoError, match=f"RegNet has no .*: adapter '{adapter}' has no place"):
+            add_adapters(encoder, 2, adapter)
 
 
 def test_a_level_that_does_not_exist_is_refused():
