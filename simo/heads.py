@@ -25,8 +25,10 @@ class LinearHead(nn.Module):
     ----------
     task : Task
         Gives the output channels, and whether they are non-negative.
-    taps, dim : int
-        Number of tapped blocks, and the encoder's width: 2 · taps · dim input channels.
+    dims : sequence of int
+        Width of each tap.
+    classes : bool
+        Whether class tokens come with the patches: 2 Σ dims input channels, otherwise Σ dims.
     expand : int
         Predictions a patch along each side (pixel shuffle). 1 in the paper; the miniature's few, coarse
         patches use more.
@@ -37,10 +39,10 @@ class LinearHead(nn.Module):
         If `expand` is not a whole number above 0.
     """
 
-    def __init__(self, task, taps, dim, expand=1):
+    def __init__(self, task, dims, classes, expand=1):
         super().__init__()
         _check_sizes("linear", "expand", [expand])
-        channels = 2 * taps * dim
+        channels = (1 + classes) * sum(dims)
         self.non_negative = task.non_negative
         self.norm = nn.Identity() if task.non_negative else nn.BatchNorm2d(channels)
         self.project = nn.Conv2d(channels, task.channels * expand**2, kernel_size=1)
@@ -55,9 +57,10 @@ class LinearHead(nn.Module):
         return F.interpolate(out, tuple(size), mode="bilinear", align_corners=False)
 
     def inputs(self, features):
-        """Return a list of the one map `(B, 2·L·D, h, w)` that `project` reads."""
-        classes = features.classes[..., None, None].expand_as(features.patches)
-        return [torch.cat([features.patches, classes], dim=2).flatten(1, 2)]
+        """Return a list of the one map `(B, 2 Σ dims, h, w)` that `project` reads."""
+        patches, classes = features.patches, features.classes[..., None, None]
+        classes = classes.expand(*classes.shape[:3], *patches.shape[-2:])
+        return [torch.cat([patches, classes], dim=2).flatten(1, 2)]
 
     @torch.no_grad()
     def first_layers(self):
@@ -106,8 +109,10 @@ class DPTHead(nn.Module):
     ----------
     task : Task
         Gives the output channels, and whether they are non-negative.
-    taps, dim : int
-        Number of tapped blocks, which must be 4, and the encoder's width.
+    dims : sequence of int
+        Width of each tap, of which there must be 4.
+    classes : bool
+        Not used: class tokens are added to the patches where there are any.
     channels : sequence of int
         Of the reassembled taps, finest first.
     width : int
@@ -119,16 +124,19 @@ class DPTHead(nn.Module):
         If there are not four taps and channels, or a size is not a whole number large enough.
     """
 
-    def __init__(self, task, taps, dim, channels=(24, 48, 96, 192), width=128):
+    def __init__(self, task, dims, classes, channels=(24, 48, 96, 192), width=128):
         super().__init__()
-        if taps != 4 or len(channels) != 4:
+        if len(dims) != 4 or len(channels) != 4:
             raise SimoError(
-                f"head dpt: expected 4 blocks and 4 channels, found {taps} blocks and channels {channels}"
+                "head dpt: expected 4 blocks and 4 channels, "
+                f"found {len(dims)} blocks and channels {channels}"
             )
         _check_sizes("dpt", "channels", channels)
         _check_sizes("dpt", "width", [width], least=4)
         a, b, c, d = channels
-        self.projects = nn.ModuleList(nn.Conv2d(dim, n, kernel_size=1) for n in channels)
+        self.dims = list(dims)
+        pairs = zip(dims, channels, strict=True)
+        self.projects = nn.ModuleList(nn.Conv2d(dim, n, kernel_size=1) for dim, n in pairs)
         self.resizes = nn.ModuleList(
             [
                 nn.ConvTranspose2d(a, a, kernel_size=4, stride=4),
@@ -158,8 +166,10 @@ class DPTHead(nn.Module):
         return F.interpolate(out, tuple(size), mode="bilinear", align_corners=False)
 
     def inputs(self, features):
-        """Return the list of maps `(B, D, h, w)` that `projects` read: patch + class token of each tap."""
-        return list((features.patches + features.classes[..., None, None]).unbind(1))
+        """Return the list of maps `(B, D_l, h, w)` that `projects` read: patch + class token of each tap."""
+        if features.classes.shape[-1]:
+            features = features._replace(patches=features.patches + features.classes[..., None, None])
+        return features.maps(self.dims)
 
     @torch.no_grad()
     def first_layers(self):
@@ -247,7 +257,7 @@ def clamp_low(x):
 HEADS = {"linear": LinearHead, "dpt": DPTHead}
 
 
-def create_head(head, task, taps, dim, options):
+def create_head(head, task, dims, classes, options):
     """Create a head with fresh weights from the process's random numbers.
 
     Parameters
@@ -255,8 +265,8 @@ def create_head(head, task, taps, dim, options):
     head : str
         A key of `HEADS`.
     task : Task
-    taps, dim : int
-        Number of the encoder's tapped blocks, and its width.
+    dims, classes
+        Widths of the taps, and whether class tokens come with them, as the `Encoder` says.
     options : dict
         Further arguments of the head: `expand` of `linear`; `channels` and `width` of `dpt`.
 
@@ -276,7 +286,7 @@ def create_head(head, task, taps, dim, options):
     unknown = [name for name in options if name not in known]
     if unknown:
         raise SimoError(f"head {head} has no option {unknown[0]!r}: expected some of {known} in head_options")
-    return HEADS[head](task, taps, dim, **options)
+    return HEADS[head](task, dims, classes, **options)
 
 
 def _convolution(inputs, outputs, bias=True):

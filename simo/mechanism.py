@@ -6,9 +6,11 @@ to explain by z as it is, shifted, scaled, turned, or mapped by any matrix.
 """
 
 import copy
+from functools import partial
 
 import torch
 
+from simo.encoders import Features
 from simo.errors import SimoError
 from simo.merging.task_vectors import is_matrix
 from simo.realignment.closedform import FEATURE_MAPS, centre, choose_ridge, squared_errors, stream_grams
@@ -74,15 +76,16 @@ def compare_features(encoder, experts, val, test, device="cpu", precision="float
         One row a task and block: `task`, `block` (from 1), `cka`, and those of `explained`.
     """
     encoder, rows = _tap_all(encoder), []
+    read = partial(Features.maps, dims=encoder.dims)
     for name, expert in experts.items():  # each by itself, so that the matrices stay small
         own = {name: _tap_all(expert)}
         found = [
-            stream_grams(encoder, own, batches, _maps, lambda task, number, y: y, device, precision)
+            stream_grams(encoder, own, batches, read, lambda task, number, y: y, device, precision)
             for batches in (val, test)
         ]
-        for block, (pair, tested) in enumerate(zip(*found, strict=True), start=1):
-            shares = explained(*pair, sum(tested), encoder.dim)
-            rows.append({"task": name, "block": block, "cka": linear_cka(sum(tested), encoder.dim), **shares})
+        for block, (pair, tested, dim) in enumerate(zip(*found, encoder.dims, strict=True), start=1):
+            shares = explained(*pair, sum(tested), dim)
+            rows.append({"task": name, "block": block, "cka": linear_cka(sum(tested), dim), **shares})
     return rows
 
 
@@ -118,13 +121,8 @@ def spectrum(task_vector, shares):
     return torch.stack(curves).mean(dim=0).tolist()
 
 
-def _maps(features):
-    """Patch features `(B, D, h, w)` of each block."""
-    return list(features.patches.unbind(1))
-
-
 def _tap_all(encoder):
-    """A copy of an encoder that returns the outputs of all blocks."""
+    """A copy of an encoder that returns the outputs of all blocks, or of all levels of a pyramid."""
     copied = copy.deepcopy(encoder)
-    copied.taps = list(range(len(copied.backbone.blocks)))
+    copied.taps = list(range(len(copied.backbone.feature_info)))
     return copied

@@ -83,7 +83,7 @@ def create_model(tasks, seed, backbone, backbone_args, blocks, head, head_option
     heads = {}
     for task in tasks:
         torch.manual_seed(seed * 1_000_003 + sum(map(ord, task.name)))
-        heads[task.name] = create_head(head, task, len(blocks), encoder.dim, head_options)
+        heads[task.name] = create_head(head, task, encoder.dims, encoder.classes, head_options)
     return MultiTaskModel(encoder, heads)
 
 

@@ -38,7 +38,7 @@ FILES = ("model.json", "README.md", "model.onnx", "model.safetensors")
 
 
 def load_expert(encoder_file, head_file, task, settings):
-    """An expert from the state of a timm ViT and that of a head of `simo.heads`.
+    """An expert from the state of a timm model and that of a head of `simo.heads`.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def load_expert(encoder_file, head_file, task, settings):
     """
     encoder = _encoder(encoder_file, settings)
     options = settings["head_options"]
-    head = create_head(settings["head"], task, len(settings["blocks"]), encoder.dim, options)
+    head = create_head(settings["head"], task, encoder.dims, encoder.classes, options)
     load_into(head, TensorFile(head_file), head_file)
     return MultiTaskModel(encoder, {task.name: head}).eval()
 
@@ -73,7 +73,7 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, **options):
     Parameters
     ----------
     pretrained_file : str or Path
-        The timm ViT that all experts started from.
+        The timm model that all experts started from.
     experts : dict of str to MultiTaskModel
         By task name, from `load_expert`; not changed.
     settings : dict
@@ -174,7 +174,7 @@ def _write(model, folder, settings, tasks, size, scores, made):
         if isinstance(module, AdaptedBlock):  # all are of one kind and rank
             kind = next(kind for kind, own in ADAPTERS.items() if type(module) is own)
             kind = "lora" if isinstance(module.block, nn.Linear) else kind
-            recipe |= {"adapter_rank": module.down.out_features, "adapter": kind}
+            recipe |= {"adapter_rank": len(module.down.weight), "adapter": kind}
     save_checkpoint(folder / "model.safetensors", model.state_dict(), recipe)
     image = torch.rand(2, 3, *size)
     restored, wanted = load_exported(folder)[0](image), model(image)
@@ -240,7 +240,8 @@ def export_onnx(model, names, size, path):
     Raises
     ------
     SimoError
-        If that is above `TOLERANCE`, or the packages for ONNX are not installed.
+        If that is above `TOLERANCE`, torch cannot export the encoder, or the packages for ONNX are not
+        installed.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
     if missing:
@@ -250,10 +251,14 @@ def export_onnx(model, names, size, path):
     import onnxruntime
 
     outputs = _Outputs(copy.deepcopy(model).cpu(), names).eval().requires_grad_(False)
-    program = torch.onnx.export(
-        outputs, (torch.rand(2, 3, *size),), dynamo=True, verbose=False,
-        input_names=["image"], output_names=names, dynamic_shapes=[{0: "batch"}],
-    )  # fmt: skip
+    try:
+        program = torch.onnx.export(
+            outputs, (torch.rand(2, 3, *size),), dynamo=True, verbose=False,
+            input_names=["image"], output_names=names, dynamic_shapes=[{0: "batch"}],
+        )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:  # its text is a report of many lines
+        kind = type(model.encoder.backbone).__name__
+        raise SimoError(f"torch cannot export this {kind} to ONNX: {error.__cause__ or error}") from error
     with atomic_path(path) as temporary:
         program.save(temporary)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])

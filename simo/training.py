@@ -179,6 +179,7 @@ def probe_then_finetune(
     for phase, optimisation in {"probe": probe, "finetune": finetune}.items():
         model.encoder.requires_grad_(phase == "finetune")
         model.train()
+        model.encoder.train(phase == "finetune")  # frozen, it keeps its batch norm statistics, too
         state = resume and Path(resume) / f"{phase}.safetensors"
         plan = (model, lambda batch: model(batch["image"]), rates[phase], dataset, tasks, optimisation)
         print(f"memory for {phase}: {memory_need(*plan)}")

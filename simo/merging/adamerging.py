@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from simo.merging.task_vectors import bounded
 from simo.training import autocast, fit, memory_need
 
 
@@ -19,7 +20,8 @@ class LayerwiseMerge(nn.Module):
     """An encoder whose weights are merged anew at each call, by coefficients that can be learned.
 
     Coefficients outside [0, 1] count as its ends, as in AdaMerging's own code: one that has reached an end
-    gets no gradient any more, and stays there.
+    gets no gradient any more, and stays there. Those of batch norm's statistics stay at their start: torch
+    has no gradient to these.
 
     Parameters
     ----------
@@ -36,7 +38,7 @@ class LayerwiseMerge(nn.Module):
     def __init__(self, encoder, base, task_vectors, start):
         super().__init__()
         self.encoder = encoder.requires_grad_(False).eval()
-        self.tasks, self.names = list(task_vectors), sorted(base)
+        self.tasks, self.names = list(task_vectors), list(next(iter(task_vectors.values())))
         self.coefficients = nn.Parameter(torch.full((len(self.tasks), len(self.names)), float(start)))
         for number, name in enumerate(self.names):
             changes = torch.stack([vector[name] for vector in task_vectors.values()])  # (T, ...)
@@ -47,11 +49,13 @@ class LayerwiseMerge(nn.Module):
         """Merged encoder state by name, with gradients to the coefficients."""
         amounts = self.coefficients.clamp(0, 1)  # (T, tensors)
         with autocast(amounts.device, "float32"):  # weights are merged exactly, whatever they compute in
-            return {
-                name: getattr(self, f"base{number}")
-                + torch.tensordot(amounts[:, number], getattr(self, f"changes{number}"), dims=1)
-                for number, name in enumerate(self.names)
-            }
+            return {name: self._merged(name, number, amounts) for number, name in enumerate(self.names)}
+
+    def _merged(self, name, number, amounts):
+        if name.endswith(("running_mean", "running_var")):
+            amounts = amounts.detach()
+        changes = torch.tensordot(amounts[:, number], getattr(self, f"changes{number}"), dims=1)
+        return bounded(name, getattr(self, f"base{number}") + changes)
 
     def forward(self, image):
         """Compute `Features` of images `(B, 3, H, W)`."""
@@ -120,6 +124,6 @@ def learn_coefficients(
     print(f"memory for the coefficients: {memory_need(*plan)}")
     history = fit(*plan, resume)
     with torch.no_grad():
-        model.encoder.load_state_dict(merge.state())
+        model.encoder.load_state_dict({**base, **merge.state()})
     model.eval().requires_grad_(False)
     return merge.table(), history

@@ -5,14 +5,15 @@ task vector, applied as θ_0 + α τ. Matrices are 2-D weights of linear layers;
 where a method is about matrices only. `merge(name, task_vectors, METHODS)` calls them by name.
 """
 
-import re
 import zlib
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm2d, LayerNormAct2d
 from torch import nn
 
 from simo.datasets import check_batch
+from simo.encoders import block_number
 from simo.errors import SimoError
 from simo.merging import methods
 from simo.merging.methods import average, task_arithmetic
@@ -93,7 +94,8 @@ def lines(task_vectors, slope=1.0):
     """Sum of the task vectors, deeper blocks more of it (LiNeS; Wang et al., 2025).
 
     Block l of L is scaled by 1 + slope · (l − 1) / (L − 1), and everything else by 1. The paper's first block
-    takes a and its last a + b; here α stands for a, and the slope for b / a.
+    takes a and its last a + b; here α stands for a, and the slope for b / a. Variant: in a pyramid, blocks of
+    all stages are counted through, and so is what leads from one stage to the next.
 
     Parameters
     ----------
@@ -104,10 +106,24 @@ def lines(task_vectors, slope=1.0):
     Returns
     -------
     TaskVector
+
+    Raises
+    ------
+    SimoError
+        If no tensor's name has a block's number.
     """
     total = task_arithmetic(task_vectors)
-    depth = 1 + max((_block(name) for name in total), default=0)
-    return TaskVector(total, lambda name: total[name] * (1 + slope * _block(name) / max(1, depth - 1)))
+    blocks = sorted({block_number(name) for name in total} - {()})
+    if not blocks:
+        raise SimoError(
+            f"lines: expected names with numbers of blocks, such as blocks.2, found {[*total][:3]}"
+        )
+
+    def scale(name):
+        block = block_number(name)
+        return 1 + slope * (blocks.index(block) if block else 0) / max(1, len(blocks) - 1)
+
+    return TaskVector(total, lambda name: total[name] * scale(name))
 
 
 def iso_c(task_vectors):
@@ -277,19 +293,23 @@ def input_moments(encoder, batches, device="cpu", precision="float32"):
     -------
     dict of str to Tensor
         By the name of a weight: of a linear layer the mean of x xᵀ over tokens `(inputs, inputs)`, of a layer
-        norm that of the squares of its normalised input `(channels,)`.
+        norm that of the squares of its normalised input `(channels,)`. Layers whose weights a model uses
+        without calling them as modules (EVA-02's, BEiT's and Swin V2's joined q, k and v) are not there.
 
     Raises
     ------
     SimoError
-        If there is no image, or one out of range.
+        If there is no image, or one out of range, or the encoder has no linear layers.
     """
+    if not any(isinstance(module, nn.Linear) for module in encoder.modules()):
+        raise SimoError(f"{type(encoder.backbone).__name__} has no linear layers: no moments to merge by")
     encoder.to(device).eval()
-    sums, rows = {}, {}
+    sums, rows, channels_first = {}, {}, (LayerNorm2d, LayerNormAct2d)
 
     def watch(name):
         def hook(module, inputs, output):
-            x = inputs[0].flatten(0, -2).double()
+            x = inputs[0].movedim(1, -1) if isinstance(module, channels_first) else inputs[0]
+            x = x.flatten(0, -2).double()
             if isinstance(module, nn.LayerNorm):
                 added = F.layer_norm(x, module.normalized_shape, eps=module.eps).square().sum(dim=0)
             else:
@@ -367,12 +387,6 @@ def _polar(matrix):
     """The nearest matrix with orthonormal columns, or rows if it is wide."""
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     return u @ v
-
-
-def _block(name):
-    """Number of the transformer block that a tensor belongs to, from 0; 0 outside of blocks."""
-    found = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
-    return int(found[1]) if found else 0
 
 
 def _check(name, value, good, expected):

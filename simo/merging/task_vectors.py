@@ -1,7 +1,8 @@
 """Task vectors, the algebra that all merging rests on.
 
 A task vector τ_t = θ_t − θ_0 covers the whole encoder state: every float tensor, embeddings, norms and
-biases included; heads are never merged.
+biases and batch norm statistics included; heads are never merged. Whole-number tensors, such as batch norm's
+count of batches, are those of the base.
 
 Task vectors are lazy: a tensor is computed when asked for. Over memory-mapped checkpoints
 (`simo.checkpoints.TensorFile`), merging any number of experts holds one tensor of each at a time.
@@ -31,7 +32,7 @@ class TaskVector(Mapping):
 
     @classmethod
     def between(cls, base, expert, label="expert"):
-        """θ_t − θ_0 of two states with the same names, shapes and floating types.
+        """θ_t − θ_0 of two states with the same names, shapes and floating types; whole numbers are left out.
 
         Raises
         ------
@@ -52,7 +53,7 @@ class TaskVector(Mapping):
                 )
             return a.float() - b.float()
 
-        return cls(base.keys(), subtract)
+        return cls([name for name, tensor in base.items() if tensor.is_floating_point()], subtract)
 
     def __getitem__(self, name):
         """Compute one tensor."""
@@ -95,8 +96,15 @@ class TaskVector(Mapping):
         return TaskVector(self._names, dict(self).__getitem__)
 
     def apply(self, base, alpha=1.0):
-        """θ_0 + α τ as a new state dict, of the base's types; the base is not changed."""
-        return {name: (base[name].float() + alpha * self[name]).to(base[name].dtype) for name in self}
+        """θ_0 + α τ as a new state dict, of the base's types; the base is not changed.
+
+        What τ does not have is the base's. Variances of batch norms that would be negative become 0.
+        """
+        state = {name: tensor.clone() for name, tensor in base.items() if name not in self._names}
+        for name in self:
+            moved = (base[name].float() + alpha * self[name]).to(base[name].dtype)
+            state[name] = bounded(name, moved)
+        return state
 
     def dot(self, other):
         """Inner product over all entries, in float64."""
@@ -109,6 +117,11 @@ class TaskVector(Mapping):
     def cosine(self, other):
         """Cosine of the angle to another task vector, in [-1, 1]."""
         return self.dot(other) / (self.norm() * other.norm())
+
+
+def bounded(name, tensor):
+    """A merged tensor as a model can hold it: sums of task vectors can take a variance below 0."""
+    return tensor.clamp(min=0) if name.endswith("running_var") else tensor
 
 
 def is_matrix(name, tensor):

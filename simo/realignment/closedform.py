@@ -230,9 +230,10 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
 
 def _common_inputs(heads, encoder, device):
     """What all heads read of the encoder's features, tried on made-up ones."""
-    values = torch.arange(2.0 * len(encoder.taps) * encoder.dim, device=device)
-    patches, classes = values.view(2, 1, -1, encoder.dim)
-    first, *others = [head.inputs(Features(patches[..., None, None], classes)) for head in heads.values()]
+    with torch.no_grad():
+        found = encoder(encoder.blank())
+    patches, classes = (torch.arange(1.0, 1 + x.numel(), device=device).view_as(x) for x in found)
+    first, *others = [head.inputs(Features(patches, -classes)) for head in heads.values()]
     if not all(len(first) == len(other) and all(map(torch.equal, first, other)) for other in others):
         raise SimoError(f"the heads {list(heads)} read different features: expected the same `inputs` of all")
     return next(iter(heads.values())).inputs

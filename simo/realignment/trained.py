@@ -237,5 +237,7 @@ def _map_files(folder, length, batch):
         name: torch.from_file(
             str(folder / name), shared=True, size=length * tensor[0].numel(), dtype=tensor.dtype
         ).view(length, *tensor.shape[1:])
+        if tensor.numel()
+        else tensor.new_empty(length, *tensor.shape[1:])  # no class tokens: an empty file cannot be mapped
         for name, tensor in batch.items()
     }

@@ -8,6 +8,7 @@ import torch
 from simo.merging.adamerging import LayerwiseMerge, learn_coefficients
 from simo.merging.methods import merge
 from simo.merging.task_vectors import TaskVector
+from simo.models import create_model
 from simo.training import Optimisation
 
 BUDGET = Optimisation(steps=30, batch_size=2, seed=1, weight_decay=0.1)
@@ -142,3 +143,22 @@ def test_interrupted_learning_ends_the_same(model, base, task_vectors, val, task
         model, base, task_vectors, val, tasks, budget=budget, resume=tmp_path / "state.safetensors"
     )
     assert table == expected
+
+
+def test_batch_norms_are_merged_too(settings, val, tasks):
+    """Statistics stay at the first coefficient and variances above 0; counts are those of the base."""
+    args = {"backbone": "test_efficientnet", "backbone_args": {}, "blocks": [1, 2]}
+    model = create_model(tasks, 0, **settings | args).eval()
+    base = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
+    lower = {name: x - 0.6 if name.endswith("_var") else 1.1 * x for name, x in base.items()}
+    vectors = {task.name: TaskVector.between(base, lower) for task in tasks}
+    coefficients, _ = learn(model, base, vectors, val, tasks, budget=replace(BUDGET, steps=3))
+    state = model.encoder.state_dict()
+    assert state.keys() == base.keys()
+    name = "backbone.bn1.running_var"
+    torch.testing.assert_close(state[name], base[name] - 3 * 0.3 * 0.6)
+    assert coefficients["depth"][name] == pytest.approx(0.3)
+    assert coefficients["depth"]["backbone.conv_stem.weight"] != pytest.approx(0.3, abs=1e-4)
+    assert "backbone.bn1.num_batches_tracked" not in coefficients["depth"]
+    full = LayerwiseMerge(model.encoder, base, vectors, 1.0).state()[name]
+    assert (full == 0).all()

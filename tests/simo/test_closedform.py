@@ -148,7 +148,8 @@ def test_diagonal_is_a_regression_a_feature():
 def head_of(kind, task):
     """A head in eval mode whose batch norm statistics are not the initial ones, and features for it."""
     torch.manual_seed(0)
-    head = LinearHead(task, 4, 6, 2) if kind == "linear" else DPTHead(task, 4, 6, [2, 3, 4, 5], 4)
+    dims = [6] * 4
+    head = LinearHead(task, dims, True, 2) if kind == "linear" else DPTHead(task, dims, True, [2, 3, 4, 5], 4)
     for name, buffer in head.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             buffer.add_(torch.rand_like(buffer))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from simo.encoders import create_encoder
 from simo.errors import SimoError
 from simo.merging.field import (
     FROM_IMAGES,
@@ -120,6 +121,24 @@ def test_lines_by_hand():
     assert merged["pos_embed"].item() == 1
     total = task_arithmetic(random_vectors())
     assert all(torch.equal(total[name], tensor) for name, tensor in lines(random_vectors(), 0.0).items())
+
+
+def test_lines_counts_through_the_stages():
+    """Four places in order of depth, slope 3: two blocks, the way to the next stage, its block."""
+    names = ("stages__0__blocks__0__w", "stages__0__blocks__1__w", "stages__1__downsample__w")
+    one = vector(**dict.fromkeys((*names, "stages__1__blocks__0__w", "stem__w"), torch.ones(1)))
+    merged = lines([one], slope=3.0)
+    places = ("0.blocks.0", "0.blocks.1", "1.downsample", "1.blocks.0")
+    assert [merged[f"stages.{place}.w"].item() for place in places] == [1, 2, 3, 4]
+    assert merged["stem.w"].item() == 1
+
+
+def test_lines_without_blocks_is_refused():
+    """Names that say nothing of depth would make it task arithmetic without a word."""
+    with pytest.raises(
+        SimoError, match=r"lines: expected names with numbers of blocks, .* found \['features"
+    ):
+        lines([vector(features__0__weight=torch.ones(1))])
 
 
 def test_iso_c_by_hand():
@@ -327,6 +346,17 @@ def test_moments_of_a_norm_are_those_of_what_it_scales(model):
     variance = x.var(dim=1, correction=0, keepdim=True)
     expected = ((x - x.mean(dim=1, keepdim=True)) / (variance + norm.eps).sqrt()).square().mean(dim=0)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_moments_of_a_norm_of_maps_go_along_the_channels():
+    """ConvNeXt's norms between stages see channels first: the moments are the channels', not the columns'."""
+    encoder, images = create_encoder("test_convnext", {}, [1, 2]).eval(), torch.rand(2, 3, 64, 96)
+    norm, seen = encoder.backbone.stages[1].downsample[0], []
+    handle = norm.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    found = input_moments(encoder, [{"image": images}])["backbone.stages.1.downsample.0.weight"]
+    handle.remove()
+    assert seen[0].shape == (2, 24, 16, 24)  # scale and shift are those at first: 1 and 0
+    torch.testing.assert_close(found.float(), seen[0].square().mean(dim=(0, 2, 3)))
 
 
 @pytest.mark.parametrize(

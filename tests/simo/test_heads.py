@@ -59,7 +59,7 @@ def batch_norm(x, norm):
 def size_of(head, task, **options):
     """Parameters of a head on the paper's four taps of width 768."""
     with torch.device("meta"):
-        return count_parameters(create_head(head, task, 4, 768, options).parameters())
+        return count_parameters(create_head(head, task, [768] * 4, True, options).parameters())
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_linear_heads_have_the_papers_size(task, count):
 def test_maps_that_may_be_negative_have_the_normals_head(task):
     """Edges, keypoints and colours in [-1, 1] are normalised and not clamped, in either kind of head."""
     for name in HEADS:
-        head = create_head(name, task, 4, 8, {})
+        head = create_head(name, task, [8] * 4, True, {})
         assert any(isinstance(module, nn.BatchNorm2d) for module in head.modules())
         assert head(random_features(4, 8), (6, 10)).min() < 0
 
@@ -120,7 +120,7 @@ def test_paper_options_are_the_defaults():
 def test_linear_head_by_formula(task):
     """Batch norm, at each patch one matrix on all taps' patch and class tokens, then a bilinear resize."""
     features = random_features()
-    head = randomise(LinearHead(task, taps=2, dim=4))
+    head = randomise(LinearHead(task, [4, 4], True))
     tokens = [
         part
         for tap in range(2)
@@ -138,7 +138,7 @@ def test_linear_head_by_formula(task):
 @pytest.mark.parametrize("name", ["linear", "dpt"])
 def test_clamped_maps_still_learn(name):
     """A map that has fallen below 0 everywhere is predicted as 0, and the loss still pulls it up."""
-    head = create_head(name, DEPTH, 4, 8, {})
+    head = create_head(name, DEPTH, [8] * 4, True, {})
     last = [module for module in head.modules() if isinstance(module, nn.Conv2d)][-1]
     nn.init.constant_(last.bias, -100.0)
     prediction = head(Features(torch.randn(2, 4, 8, 4, 4), torch.randn(2, 4, 8)), (16, 16))
@@ -150,7 +150,7 @@ def test_clamped_maps_still_learn(name):
 def test_depth_head_commutes_with_its_upsampling():
     """Convolving before the ×4 enlargement, as here, equals the released code's convolving after it."""
     features = random_features()
-    head = LinearHead(DEPTH, taps=2, dim=4)
+    head = LinearHead(DEPTH, [4, 4], True)
     classes = features.classes[..., None, None].expand(-1, -1, -1, 3, 5)
     joined = torch.cat([features.patches, classes], 2).reshape(2, 16, 3, 5)
     large = F.interpolate(joined, scale_factor=4, mode="bilinear", align_corners=False)
@@ -166,7 +166,7 @@ def test_depth_head_commutes_with_its_upsampling():
 def test_expanded_head_shuffles_pixels():
     """With `expand`, each patch predicts a square of values, row by row, next to each other."""
     features = random_features(grid=(1, 1), batch=1)
-    head = LinearHead(SEGMENTATION, taps=2, dim=4, expand=2).eval()
+    head = LinearHead(SEGMENTATION, [4, 4], True, expand=2).eval()
     values = head.project(
         head.norm(torch.cat([features.patches[..., 0, 0], features.classes], 2).view(1, 16, 1, 1))
     )
@@ -219,7 +219,7 @@ def released_dpt(head, features, non_negative):
 def test_dpt_head_by_formula(task):
     """Every weight and step is where the paper's released head has it, in a functional formulation of it."""
     features = random_features(4, 6, grid=(4, 6))
-    head = randomise(DPTHead(task, 4, 6, **SMALL))
+    head = randomise(DPTHead(task, [6] * 4, True, **SMALL))
     expected = released_dpt(head.state_dict(), features, task.non_negative)
     assert expected.shape[-2:] == ((64, 96) if task.non_negative else (32, 48))
     expected = F.interpolate(expected, (30, 50), mode="bilinear", align_corners=False)
@@ -230,7 +230,7 @@ def test_dpt_head_by_formula(task):
 @pytest.mark.parametrize("task", [SEGMENTATION, DEPTH], ids=lambda task: task.name)
 def test_dpt_head_takes_odd_grids(task, grid):
     """The padded 128×256 and 256×256 give 10×19 and 19×19 patches, whose half is no whole number."""
-    head = DPTHead(task, 4, 6, **SMALL)
+    head = DPTHead(task, [6] * 4, True, **SMALL)
     size = (14 * grid[0] - 3, 14 * grid[1] - 1)
     assert head(random_features(4, 6, grid), size).shape == (2, task.channels, *size)
 
@@ -238,7 +238,7 @@ def test_dpt_head_takes_odd_grids(task, grid):
 @pytest.mark.parametrize("task", [SEGMENTATION, DEPTH], ids=lambda task: task.name)
 def test_every_weight_of_the_dpt_head_learns(task):
     """No part of the head is left out of the prediction: each parameter gets a gradient."""
-    head = DPTHead(task, 4, 6, **SMALL)
+    head = DPTHead(task, [6] * 4, True, **SMALL)
     (head(random_features(4, 6, (4, 4)), (32, 32)) - 1).square().sum().backward()
     assert [name for name, p in head.named_parameters() if not p.grad.any()] == []
 
@@ -247,7 +247,7 @@ def test_every_weight_of_the_dpt_head_learns(task):
 def test_dpt_depth_is_not_negative(seed):
     """What lies below 0 is predicted as 0, and nothing else changes."""
     torch.manual_seed(seed)
-    head = DPTHead(DEPTH, 4, 6, channels=[2, 3, 4, 5], width=32)
+    head = DPTHead(DEPTH, [6] * 4, True, channels=[2, 3, 4, 5], width=32)
     features = random_features(4, 6, (4, 4))
     with torch.no_grad():
         head.output[4].bias.fill_(100.0)
@@ -283,10 +283,10 @@ def test_model_with_dpt_heads(settings, tasks):
 def test_unusable_head_is_refused(head, options, message):
     """A misspelt name or option and a value that makes no head are named, with what is expected."""
     with pytest.raises(SimoError, match=message):
-        create_head(head, DEPTH, 4, 8, options)
+        create_head(head, DEPTH, [8] * 4, True, options)
 
 
 def test_dpt_needs_four_taps():
     """Its pyramid has four levels."""
     with pytest.raises(SimoError, match="expected 4 blocks and 4 channels, found 2 blocks"):
-        create_head("dpt", DEPTH, 2, 8, {})
+        create_head("dpt", DEPTH, [8] * 2, True, {})

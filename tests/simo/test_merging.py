@@ -361,6 +361,32 @@ def test_expert_of_another_architecture_is_refused(base, experts, change, messag
         TaskVector.between(base, expert, "depth").compute()
 
 
+def batch_norm_state(variance, count):
+    return {"bn.running_var": torch.tensor([variance]), "bn.num_batches_tracked": torch.tensor(count)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_whole_numbers_are_the_bases(method):
+    """How many batches a batch norm has seen is not merged, and not refused: it is carried from the base."""
+    base = batch_norm_state(1.0, 7)
+    vectors = [TaskVector.between(base, batch_norm_state(1.5, count)) for count in (100, 200)]
+    assert list(vectors[0]) == ["bn.running_var"]
+    merged = merge(method, vectors).apply(base, 0.5)
+    assert merged.keys() == base.keys()
+    assert merged["bn.num_batches_tracked"].item() == 7
+    assert merged["bn.num_batches_tracked"] is not base["bn.num_batches_tracked"]
+    assert merged["bn.running_var"].item() == {"pretrained": 1, "task_arithmetic": 1.5}.get(method, 1.25)
+
+
+def test_a_variance_does_not_become_negative():
+    """1 - 3 · 0.8 is -1.4, of which no root can be drawn: 0. Means may be negative."""
+    base = batch_norm_state(1.0, 7) | {"bn.running_mean": torch.tensor([1.0])}
+    expert = batch_norm_state(0.2, 7) | {"bn.running_mean": torch.tensor([0.2])}
+    merged = merge("task_arithmetic", [TaskVector.between(base, expert)] * 3).apply(base, 1.0)
+    assert merged["bn.running_var"].item() == 0
+    assert merged["bn.running_mean"].item() == pytest.approx(-1.4)
+
+
 def test_sum_of_different_models_is_refused(task_vectors):
     """Task vectors with other names belong to another model."""
     with pytest.raises(SimoError, match="different architectures cannot be added"):

@@ -16,6 +16,7 @@ from simo import training
 from simo.checkpoints import TensorFile
 from simo.datasets import PreparedDataset
 from simo.errors import SimoError
+from simo.models import create_model
 from simo.tasks import TASKS
 from simo.training import (
     MemoryNeed,
@@ -495,6 +496,20 @@ def test_probe_leaves_the_encoder_alone(model, nyuv2, tasks, tmp_path, state_of,
     ] * 7
     assert {path.name for path in tmp_path.iterdir()} == {"probe.safetensors", "finetune.safetensors"}
     assert not any(".encoder." in name for name in TensorFile(tmp_path / "probe.safetensors"))
+
+
+def test_probe_leaves_the_encoders_statistics_alone(settings, nyuv2, tasks, state_of, same):
+    """Batch norms of the frozen encoder keep the statistics of θ_0; in fine-tuning they move."""
+    dataset = PreparedDataset(nyuv2, "nyuv2", "train")
+    args = {"backbone": "test_efficientnet", "backbone_args": {}, "blocks": [1, 2]}
+    model = create_model(tasks, 0, **settings | args)
+    before = state_of(model.encoder)
+    probe_then_finetune(model, dataset, tasks, BUDGET, replace(BUDGET, steps=0), 0.01, 0.01)
+    assert same(before, model.encoder.state_dict())
+    probe_then_finetune(model, dataset, tasks, replace(BUDGET, steps=0), BUDGET, 0.01, 0.01)
+    after = model.encoder.state_dict()
+    assert not torch.equal(before["backbone.bn1.running_mean"], after["backbone.bn1.running_mean"])
+    assert after["backbone.bn1.num_batches_tracked"] == BUDGET.steps
 
 
 def test_memory_of_gradients_by_task_is_told(model, nyuv2, tasks, capsys):
