@@ -257,8 +257,8 @@ for each in EXPERIMENTS:
 
 
 def drawn_from(wildcards):
-    """What a page reads: itself, the paper's numbers, and records of its data set, of all, or none."""
-    about = {"model": (), "deviations": ()}.get(wildcards.page, TASKS)
+    """What a page reads: itself, printed numbers, and records of its data set, of all, or none."""
+    about = {"model": (), "deviations": (), "evidence": ("nyuv2",)}.get(wildcards.page, TASKS)
     about = [wildcards.page] if wildcards.page in TASKS else about
     # the paper's scale, photographs and, where another profile is drawn beside it, the miniature stand beside
     committed = {Path(COMMITTED or "-"), *map(Path, ("records/paper", "records/photos", "records/miniature"))}
@@ -266,8 +266,9 @@ def drawn_from(wildcards):
     beside = wildcards.kind == "book" and "recomputed" in declared_parameters(wildcards.page)
     fresh = recomputed() if beside or not COMMITTED else []
     chosen = [path for path in records if Path(path).parts[2].split("_")[0] in about]
-    own = f"notebooks/pages/{wildcards.page}.ipynb"  # its prose, too
-    return [own, "book/paper_numbers.json", *chosen] + [path for path in fresh if Path(path).parts[-3].split("_")[0] in about]
+    own = [f"notebooks/pages/{wildcards.page}.ipynb"]  # its prose, too
+    own += ["book/paper_numbers.json", *["book/outside_numbers.json"] * (wildcards.page == "evidence")]
+    return [*own, *chosen] + [path for path in fresh if Path(path).parts[-3].split("_")[0] in about]
 
 
 def drawing_parameters(page, kind):

@@ -134,6 +134,7 @@ def test_only_affected_pages_are_drawn_again(project):
         "nyuv2",
         "introduction",
         "claims",
+        "evidence",
         "results",
         "status",
         "beyond",
