@@ -11,6 +11,8 @@ Task vectors are lazy: a tensor is computed when asked for. Over memory-mapped c
 import math
 from collections.abc import Mapping
 
+import torch
+
 from simo.errors import SimoError
 
 
@@ -37,7 +39,7 @@ class TaskVector(Mapping):
         Raises
         ------
         SimoError
-            Naming the first tensor that differs.
+            Naming the first tensor that differs, or, when it is computed, one that is not finite.
         """
         for name in sorted(base.keys() ^ expert.keys()):
             where = label if name in expert else "base"
@@ -51,7 +53,15 @@ class TaskVector(Mapping):
                     f"base has {tuple(b.shape)} {b.dtype}; "
                     "expected the same shape and floating-point types"
                 )
-            return a.float() - b.float()
+            change = a.float() - b.float()
+            # one sum is cheap; only where it is not finite, each entry is looked at
+            if not math.isfinite(change.sum()) and not torch.isfinite(change).all():
+                count = (~torch.isfinite(change)).sum().item()
+                raise SimoError(
+                    f"tensor {name!r}: {label} differs from the base by {count} values that are NaN or "
+                    "infinite: its training diverged, or its file is damaged; train or fetch it again"
+                )
+            return change
 
         return cls([name for name, tensor in base.items() if tensor.is_floating_point()], subtract)
 

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import math
 import weakref
 from collections.abc import Mapping
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from simo.checkpoints import TensorFile, save_checkpoint
+from simo.checkpoints import TensorFile, load_recipe, save_checkpoint
 from simo.errors import SimoError
 from simo.evaluation import scan_alpha
 from simo.merging import methods
@@ -431,6 +432,7 @@ def expert_files(tmp_path, tasks, settings):
     """A pretrained backbone and three experts on the disk, as the expert notebook leaves them."""
     backbone = create_model(tasks, 0, **settings).encoder.backbone
     save_checkpoint(tmp_path / "backbone.safetensors", backbone.state_dict(), {})
+    start = load_recipe(tmp_path / "backbone.safetensors")["sha256"]
     for seed, task in enumerate(tasks):
         expert = create_model([task], seed, **settings, weights=tmp_path / "backbone.safetensors")
         with torch.no_grad():
@@ -438,6 +440,7 @@ def expert_files(tmp_path, tasks, settings):
                 if tensor.is_floating_point():
                     tensor.add_(0.02 * torch.randn_like(tensor).abs())
         recipe = {"kind": "expert", "dataset": "nyuv2", "tasks": [task.name], "model": settings}
+        recipe |= {"hashes": {"backbone": start}}
         save_checkpoint(tmp_path / f"expert_{task.name}.safetensors", expert.state_dict(), recipe)
     return tmp_path
 
@@ -475,6 +478,33 @@ def test_experts_of_other_settings_are_refused(expert_files, tasks, settings):
         (expert_files / f"expert_normals{suffix}").replace(expert_files / f"expert_depth{suffix}")
     with pytest.raises(SimoError, match=r"expert_depth.safetensors has tasks = \['normals'\]"):
         load_experts(expert_files, "nyuv2", tasks, settings, weights)
+
+
+def test_experts_of_another_start_are_refused(expert_files, tasks, settings):
+    """A difference from weights that an expert did not start from is no task vector, though all shapes fit."""
+    other = create_model(tasks, 1, **settings).encoder.backbone
+    save_checkpoint(expert_files / "other.safetensors", other.state_dict(), {})
+    with pytest.raises(SimoError, match="expert_segmentation.safetensors started from other weights"):
+        load_experts(expert_files, "nyuv2", tasks, settings, expert_files / "other.safetensors")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"pretrained"}))  # which reads no expert
+def test_values_that_are_not_finite_are_not_merged(method, value):
+    """A diverged expert is refused by name where its vector is made, whatever the method would do with it."""
+    base = {"a": torch.zeros(4), "b": torch.zeros(3, 3)}
+    good, bad = ({name: torch.randn_like(x) for name, x in base.items()} for _ in range(2))
+    bad["b"][1, 2] = value
+    vectors = [TaskVector.between(base, good, "depth"), TaskVector.between(base, bad, "normals")]
+    with pytest.raises(SimoError, match="tensor 'b': normals differs from the base by 1 values"):
+        merge(method, vectors).compute()
+
+
+def test_large_values_are_no_reason_to_refuse():
+    """Changes whose sum overflows are finite all the same."""
+    base = {"a": torch.zeros(8)}
+    vector = TaskVector.between(base, {"a": torch.full((8,), 3e38)})
+    assert torch.equal(vector["a"], torch.full((8,), 3e38))
 
 
 def slow_ties(task_vectors, density):
