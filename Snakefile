@@ -259,7 +259,8 @@ for each in EXPERIMENTS:
 def drawn_from(wildcards):
     """What a page reads: itself, printed numbers, and records of its data set, of all, or none."""
     about = {"model": (), "deviations": (), "evidence": ("nyuv2",)}.get(wildcards.page, TASKS)
-    about = [wildcards.page] if wildcards.page in TASKS else about
+    dataset = wildcards.page.split("_")[0]
+    about = [dataset] if dataset in TASKS else about
     # the paper's scale, photographs and, where another profile is drawn beside it, the miniature stand beside
     committed = {Path(COMMITTED or "-"), *map(Path, ("records/paper", "records/photos", "records/miniature"))}
     records = [str(path) for folder in sorted(committed) for path in sorted(folder.glob("*/*/*.*"))]

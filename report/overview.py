@@ -6,6 +6,7 @@ import pandas as pd
 
 from report import tables
 from report.claims import CLAIMS
+from report.notebooks import ROOT
 from report.paper import paper_deltas
 
 TITLES = {"nyuv2": "NYUv2", "cityscapes": "Cityscapes", "taskonomy": "Taskonomy"}
@@ -128,7 +129,8 @@ def _verdict(claim, page, judged):
         return "not run"
     row = judged.loc[claim.name]
     numbers = [f"{row[name]:.1f}" for name in judged if name.startswith("seed ") and row[name] == row[name]]
-    text = f'<a href="{page.dataset}.html#claims">{row.verdict}</a>'
+    place = page.study if (ROOT / "notebooks" / "pages" / f"{page.study}.ipynb").exists() else page.dataset
+    text = f'<a href="{place}.html#claims">{row.verdict}</a>'
     text += f": {', '.join(numbers)} {claim.unit}" if numbers else ""
     text += " [fixture]" if page.fixture else ""
     if row.paper == row.paper:  # not NaN: the paper has such a number
