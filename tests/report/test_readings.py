@@ -468,3 +468,16 @@ def test_merging_contributes_under_closed_form_too(page):
     gain = deltas["TA + closed form"] - deltas["Pretrained + closed form"]
     assert gain.between(4, 13).all()
     assert 5.5 < gain.mean() < 11.5
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_methods_without_images_differ_little_after_closed_form(name):
+    """The page on which method when: three points at most between them, and SyMerge's idea ahead of all."""
+    page = Page(name, "records/miniature")
+    deltas = page.derive("field", beyond.field_table)["closed form"].str.split("\u00a0").str[0].astype(float)
+    assert deltas.idxmax() == beyond.FIELD_NAMES["symerge"]
+    needing = [beyond.FIELD_NAMES[each] for each in ("symerge", "regmean", "lot")]
+    without = deltas.drop(needing)
+    assert without.max() - without.min() <= 3.05
+    if name == "taskonomy":
+        assert set(deltas.nsmallest(2).index) == set(needing[1:])
