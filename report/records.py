@@ -17,17 +17,17 @@ import sys
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from report.notebooks import HOUSES, ROOT, code_hash, declared_parameters
+from report.notebooks import HOUSES, ROOT, code_hash
+from report.parameters import check_injected, check_parameters, declared_parameters
 from simo.checkpoints import load_recipe, versions
 from simo.datasets import read_prepared
 from simo.errors import SimoError
-from simo.files import atomic_path, read_json, write_json
+from simo.files import atomic_path, listed, read_json, write_json
 from simo.models import MODEL
 from simo.training import Optimisation, device_name, pick_device
 
@@ -79,7 +79,9 @@ class Run:
     def __init__(self, notebook, namespace, inputs=()):
         self.started, self._clock = datetime.now(UTC), time.monotonic()
         self.notebook = notebook
+        check_injected(namespace.get("In"))
         self.parameters = {name: namespace[name] for name in declared_parameters(notebook)}
+        check_parameters(notebook, self.parameters)
         given = self.parameters
         self.data = ROOT / given["data"]
         self.checkpoints, self.records = ROOT / given["checkpoints"], ROOT / given["records"]
@@ -272,7 +274,8 @@ def load_records(folder):
     SimoError
         If the folder holds no record, or one without the expected entries.
     """
-    paths = sorted(Path(folder).glob("**/*.json"))
+    check_injected()
+    paths = listed(folder, "**/*.json")
     records = [read_json(path) for path in paths]
     for path, record in zip(paths, records, strict=True):
         missing = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from report import records
-from report.notebooks import declared_parameters
+from report.parameters import declared_parameters
 from report.records import Run, load_pictures, load_records, provenance_table, result, results_table
 from simo.checkpoints import save_checkpoint
 from simo.errors import SimoError
