@@ -26,7 +26,7 @@ settings = --config $(call quoted,profile=$(PROFILE)) $(call quoted,seeds=$(SEED
 	$(call quoted,build=$(BUILD)) $(if $(CORES),--cores $(call quoted,$(CORES)))
 page = $(BUILD)/book/_build/html/index.html
 
-.PHONY: help book nyuv2 cityscapes taskonomy photos redraw data records rehearsal backbone links test lint environment clean distclean
+.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw data records rehearsal backbone links test lint environment clean distclean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [STUDIES=all] [DATA=folder] [WEIGHTS=timm] [SET=values]"
@@ -47,7 +47,11 @@ help: ## this list
 	@echo "  BUILD        the folder of this build; default: build/PROFILE"
 	@echo "  CORES        how many threads to use at once; without it, all"
 
+doctor: ## say what is there, what stands in the way, and what to do next
+	@$(if $(wildcard .venv/bin/python),.venv/bin/python,$(call quoted,$(PYTHON))) tools/doctor.py $(settings)
+
 book: environment ## recompute everything that is not up to date and build the book
+	@.venv/bin/python tools/doctor.py --quick $(settings)
 	@$(pipeline) book $(settings)
 	@echo $(call quoted,The book: $(CURDIR)/$(page))
 

@@ -11,12 +11,14 @@ A record is what one computing notebook found:
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -93,6 +95,8 @@ class Run:
         if given["threads"]:
             torch.set_num_threads(given["threads"])
         self.source = read_prepared(self.data)
+        largest = max(given.get(name) or 0 for name in ("batch_size", "realign_batch_size"))
+        check_shared_memory(given["workers"], largest, self.source.get("fields", {}))
         backbone = load_recipe(self.weights)
         self.pretrained = backbone.get("source", self.weights.name)
         self.hashes = {
@@ -187,6 +191,30 @@ class Run:
         write_json(path, record)
         shutil.rmtree(self.partial, ignore_errors=True)
         return path
+
+
+def check_shared_memory(workers, batch_size, fields, folder="/dev/shm"):
+    """Refuse more workers than the shared memory has room for, which would be a bus error in a training.
+
+    Each holds two batches of float32 values and int64 classes there.
+
+    Parameters
+    ----------
+    workers, batch_size : int
+    fields : dict of str to dict
+        Of a `prepared.json`: the `shape` of each field's arrays, `(H, W)` of classes.
+    folder : str
+        Where the system has it; nothing is checked where it does not exist.
+    """
+    sample = sum(
+        math.prod(field["shape"]) * (8 if len(field["shape"]) == 2 else 4) for field in fields.values()
+    )
+    needed = 2 * workers * batch_size * sample
+    if needed and Path(folder).is_dir() and needed > (free := shutil.disk_usage(folder).free):
+        raise SimoError(
+            f"{folder} has {free / 1e6:.0f} MB free, and {workers} workers need about {needed / 1e6:.0f} MB: "
+            'use fewer (SET="{workers: 0}"), or give the container more (docker run --shm-size=2g)'
+        )
 
 
 def result(model, split, metrics, **cost):
