@@ -260,6 +260,8 @@ def _check_everywhere(parameters, where, notebooks):
     declared = {notebook: declared_parameters(notebook) for notebook in notebooks}
     known = set().union(*declared.values())
     for name in parameters:
+        if not isinstance(name, str):
+            raise SimoError(f"{where}: {name!r} is no name of a parameter (1,5 is written 1.5)")
         if name not in known:
             raise SimoError(f"{where}: no notebook has a parameter {name!r}: {nearest(name, known)}")
     for notebook, own in declared.items():

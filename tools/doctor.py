@@ -14,11 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-OLDEST = (3, 11)
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import bootstrap
+import pipeline
+
+ROOT = bootstrap.ROOT
 LEAST_DISK, LEAST_MEMORY, LEAST_SHARED = 2.0, 3.0, 0.5  # GB: a book of the miniature, a notebook, workers
-# settings of the user's that a run leaves out (tools/pipeline.py, tools/bootstrap.py, the Makefile)
-LEFT_OUT = ("SNAKEMAKE", "PYTHON", "JUPYTER", "IPYTHON", "PIP_TARGET", "PIP_USER", "PIP_PREFIX", "BASH_ENV")
+HARMLESS = {"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8", "PIP_DISABLE_PIP_VERSION_CHECK"}
 OK, NOTE, WARN, FAIL = "ok", "note", "!", "FAIL"
 
 
@@ -47,8 +49,8 @@ def memory():
 
 def examine_machine(build):
     """Findings `(level, topic, text)` about Python, folders, disk and memory."""
-    version, oldest = sys.version.split()[0], ".".join(map(str, OLDEST))
-    fine = sys.version_info >= OLDEST
+    version, oldest = sys.version.split()[0], ".".join(map(str, bootstrap.OLDEST))
+    fine = sys.version_info >= bootstrap.OLDEST
     yield (
         OK if fine else FAIL,
         "Python",
@@ -77,8 +79,8 @@ def examine_machine(build):
 
 def examine_settings():
     """Findings about settings of the user, which are left out of a run."""
-    given = sorted(name for name in os.environ if name.startswith(LEFT_OUT))
-    if given:
+    kept = pipeline.isolated(os.environ, pipeline.PRIVATE).keys() & bootstrap.isolated(os.environ, {}).keys()
+    if given := sorted(os.environ.keys() - kept - HARMLESS):
         yield NOTE, "settings", ", ".join(given) + ": not used by this project"
     for profile in ("profiles/default", "workflow/profiles/default"):
         if (ROOT / profile).exists():
