@@ -65,6 +65,12 @@ def isolated(environment, folder):
     return own | {"JUPYTER_NO_CONFIG": "1", "PYTHONNOUSERSITE": "1", "PYTHONUTF8": "1"}
 
 
+def as_text(pair):
+    """Write `KEY=VALUE` so that the Snakefile gets VALUE as it is, never as a number or a list."""
+    key, _, value = pair.partition("=")
+    return f"{key}= {json.dumps(value, ensure_ascii=False)} "  # spaces: it strips quotes at the ends
+
+
 def end_steps(folder):
     """Kill every process of a run in `folder`, except this one, until none is left."""
     mark = os.fsencode(f"{MARK}={folder}")
@@ -116,12 +122,8 @@ def work(options, snakemake_options):
     LogHandler.cores = options.cores
     arguments = [*options.targets, "--cores", str(options.cores), "--rerun-incomplete"]
     arguments += ["--profile", "none", "--workflow-profile", "none", *snakemake_options]
-    if options.config:  # as JSON texts, since Snakemake would make numbers and lists of a folder's name
-        pairs = (pair.partition("=") for pair in options.config)
-        arguments += [
-            "--config",
-            *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, _, value in pairs),
-        ]
+    if options.config:
+        arguments += ["--config", *map(as_text, options.config)]
     if options.unlock and (code := run_snakemake([*arguments, "--unlock"])):
         return code
     if code := run_snakemake([*arguments, "--dry-run"]):
