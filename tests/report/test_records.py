@@ -48,6 +48,8 @@ def identity(namespace, inputs=()):
 
 def other(value):
     """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
     if isinstance(value, str):
         return "cpu" if value == "auto" else f"{value}2"
     return (
