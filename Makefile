@@ -12,14 +12,21 @@ FURTHER =
 BUILD = build/$(PROFILE)
 CORES =
 
+# a user's settings that would keep Python from starting, or put other modules before ours
+unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONSAFEPATH PYTHONPLATLIBDIR PYTHONIOENCODING
+
+# a text in single quotes for the shell, whatever it holds
+quoted = '$(subst ','\'',$(1))'
 # the book is built by Snakemake through tools/pipeline.py, which says what runs and how long it takes
 pipeline = .venv/bin/python tools/pipeline.py
-settings = --config "profile=$(PROFILE)" "seeds=$(SEEDS)" $(if $(STUDIES),"studies=$(STUDIES)") \
-	$(if $(DATA),"data=$(DATA)") $(if $(DOWNLOAD),"download=$(DOWNLOAD)") $(if $(WEIGHTS),"weights=$(WEIGHTS)") $(if $(SET),"set=$(SET)") \
-	$(if $(FURTHER),"further=$(FURTHER)") "build=$(BUILD)" $(if $(CORES),--cores "$(CORES)")
+settings = --config $(call quoted,profile=$(PROFILE)) $(call quoted,seeds=$(SEEDS)) \
+	$(if $(STUDIES),$(call quoted,studies=$(STUDIES))) $(if $(DATA),$(call quoted,data=$(DATA))) \
+	$(if $(DOWNLOAD),$(call quoted,download=$(DOWNLOAD))) $(if $(WEIGHTS),$(call quoted,weights=$(WEIGHTS))) \
+	$(if $(SET),$(call quoted,set=$(SET))) $(if $(FURTHER),$(call quoted,further=$(FURTHER))) \
+	$(call quoted,build=$(BUILD)) $(if $(CORES),--cores $(call quoted,$(CORES)))
 page = $(BUILD)/book/_build/html/index.html
 
-.PHONY: help book nyuv2 cityscapes taskonomy photos redraw data records rehearsal backbone links test lint environment clean distclean
+.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw data records rehearsal backbone links test lint environment clean distclean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [STUDIES=all] [DATA=folder] [WEIGHTS=timm] [SET=values]"
@@ -40,9 +47,13 @@ help: ## this list
 	@echo "  BUILD        the folder of this build; default: build/PROFILE"
 	@echo "  CORES        how many threads to use at once; without it, all"
 
+doctor: ## say what is there, what stands in the way, and what to do next
+	@$(if $(wildcard .venv/bin/python),.venv/bin/python,$(call quoted,$(PYTHON))) tools/doctor.py $(settings)
+
 book: environment ## recompute everything that is not up to date and build the book
+	@.venv/bin/python tools/doctor.py --quick $(settings)
 	@$(pipeline) book $(settings)
-	@echo "The book: $(CURDIR)/$(page)"
+	@echo $(call quoted,The book: $(CURDIR)/$(page))
 
 nyuv2: STUDIES = nyuv2
 cityscapes: STUDIES = cityscapes
@@ -57,7 +68,7 @@ photos: book ## NYUv2's photographs and a DINOv2-born ViT-S: CPU hours; DATA=fol
 
 redraw: environment ## draw every table and figure again from records/, and build the book; no training
 	@$(pipeline) redraw $(settings)
-	@echo "The book: $(CURDIR)/$(subst /book/,/redraw/,$(page))"
+	@echo $(call quoted,The book: $(CURDIR)/$(BUILD)/redraw/_build/html/index.html)
 
 data: environment ## prepare the datasets: render the miniature, or check the folder DATA
 	@$(pipeline) data $(settings)
@@ -81,9 +92,9 @@ rehearsal: DATA = build/rehearsal/raw
 rehearsal: WEIGHTS = random
 rehearsal: SET = $(rehearsal_values)
 rehearsal: environment ## the paper's model and formats on made-up data, one step of each: before a GPU is rented
-	@.venv/bin/python -m data_scripts.fixtures "$(DATA)"
+	@.venv/bin/python -m data_scripts.fixtures $(call quoted,$(DATA))
 	@$(pipeline) book $(settings)
-	@echo "The book, of made-up data: $(CURDIR)/$(page)"
+	@echo $(call quoted,The book of made-up data: $(CURDIR)/$(page))
 
 backbone: environment ## pretrain the miniature's encoder again, into build/backbone; simo/weights holds it
 	@.venv/bin/python -m data_scripts.backbone --out build/backbone/miniature_vit.safetensors
@@ -101,7 +112,7 @@ lint: environment ## check style, and which house enters which
 	@.venv/bin/python -m ruff format --check .
 
 environment: ## make .venv with all packages, or bring it up to date; the other targets do so, too
-	@"$(PYTHON)" tools/bootstrap.py
+	@$(call quoted,$(PYTHON)) tools/bootstrap.py
 
 clean: ## remove build/, with every result that is not in records/
 	rm -rf build .snakemake

@@ -9,32 +9,32 @@ import shlex
 import sys
 from pathlib import Path
 
-import yaml
-
 sys.path.insert(0, workflow.basedir)
 from data_scripts.sources import data_folder, missing_data
-from simo.errors import SimoError
 from report.experiments import EXPERIMENTS, records_of
-from report.notebooks import code_hash, declared_parameters, read_parameters
+from report.notebooks import code_hash
+from report.parameters import declared_parameters, read_changes, read_seeds, read_study, read_yaml
 from report.records import PLACES
+from simo.errors import SimoError
+from simo.files import listed
 from simo.tasks import TASKS, tasks_of
 
+# parameters that a step gets from here, and with what; SET may not change them, nor those that name a run
+GIVEN = {
+    "data": "{params.data:q}",
+    "checkpoints": "{params.checkpoints:q}",
+    "records": "{params.records:q}",
+    "backbone_weights": "{input.weights:q}",
+    "seed": "{wildcards.seed}",
+}
+OWN = {*GIVEN, "profile", "dataset", *(each.wildcard for each in EXPERIMENTS if each.wildcard)}
 
-def typed(value):
-    """Numbers, lists and so on of a YAML value, of which Snakemake's command line makes text throughout."""
-    if isinstance(value, dict):
-        return {name: typed(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [typed(each) for each in value]
-    return yaml.safe_load(value) if isinstance(value, str) else value
-
-
-PROFILE = config.get("profile", "miniature")
-SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split()]
+PROFILE = str(config.get("profile") or "miniature")
+SEEDS = read_seeds(str(config.get("seeds", 0)))
 # a study is a data set with one way to treat it, and has a parameter file of its name
 STUDIES = str(config.get("studies") or "").split()
-STUDIES = STUDIES or [name for name in TASKS if Path(f"notebooks/params/{PROFILE}/{name}.yaml").exists()]
-PAGES = sorted(path.stem for path in Path("notebooks/pages").glob("*.ipynb"))  # they draw, and read records only
+STUDIES = STUDIES or [name for name in TASKS if Path(f"notebooks/params/{PROFILE}/{name}.yaml").exists()] or ["nyuv2"]
+PAGES = [path.stem for path in listed("notebooks/pages", "*.ipynb")]  # they draw, and read records only
 
 # a profile without committed records is drawn from what was just computed
 COMMITTED = f"records/{PROFILE}" if Path(f"records/{PROFILE}").is_dir() else ""
@@ -45,12 +45,15 @@ if FURTHER not in ("no", "paper", "all"):
     raise SimoError(f"further={FURTHER}: expected no, paper or all")
 
 BUILD = str(config.get("build") or f"build/{PROFILE}")
+for name, value in {"BUILD": BUILD, "DATA": config.get("data")}.items():
+    if value and set("{}\n") & set(value):  # in Snakemake's names of files, braces stand for what varies
+        raise SimoError(f"{name}={value}: braces and line ends cannot be in the name of this folder: rename it")
 # parameters of all studies, as a YAML mapping: set="{finetune_steps: 10, realign_steps: 5}"
-CHANGED = typed(config.get("set") or {})
-VALUES = {study: read_parameters(f"notebooks/params/{PROFILE}/{study}.yaml") | CHANGED for study in STUDIES}
+CHANGED = read_changes(config.get("set"), OWN)
+VALUES = {study: read_study(PROFILE, study, OWN, CHANGED) for study in STUDIES}
 RENDERED = Path(f"notebooks/params/{PROFILE}/data.yaml")
 # how raw data are prepared, by data set: options of its script, or another script and the data set it is made from
-PREPARED = yaml.safe_load(RENDERED.with_name("raw.yaml").read_text()) if RENDERED.with_name("raw.yaml").exists() else {}
+PREPARED = read_yaml(RENDERED.with_name("raw.yaml")) if RENDERED.with_name("raw.yaml").exists() else {}
 MADE_FROM = {name: how["from"] for name, how in PREPARED.items() if "from" in how}
 DATASETS = {values["dataset"] for values in VALUES.values()}
 DATASETS = sorted(DATASETS | {MADE_FROM[name] for name in DATASETS & MADE_FROM.keys()})
@@ -110,7 +113,12 @@ def compute(experiment):
 
 def changed_in(notebook):
     declared = declared_parameters(notebook)
-    return [f"-p {name} {shlex.quote(json.dumps(value))}" for name, value in CHANGED.items() if name in declared]
+    return [f"-p {name} {as_argument(value)}" for name, value in CHANGED.items() if name in declared]
+
+
+def as_argument(value):
+    """A parameter's value for the command line of `report.notebooks`, which takes text as it stands."""
+    return shlex.quote(value if isinstance(value, str) else " " + json.dumps(value))  # -1 is no option
 
 
 def prepared(wildcards):
@@ -178,7 +186,7 @@ rule records:
     message: "copy the recomputed records to records/"
     resources: seconds=5
     log: BUILD + "/logs/records.log"
-    shell: "python tools/book.py records {BUILD}/records records/{PROFILE} > {log:q} 2>&1"
+    shell: "python tools/book.py records {BUILD:q}/records records/{PROFILE:q} > {log:q} 2>&1"
 
 
 if RENDERED.exists() and not FOLDER:
@@ -188,11 +196,11 @@ if RENDERED.exists() and not FOLDER:
         log: BUILD + "/logs/{dataset}/render.log"
         message: "render the data of {wildcards.dataset}"
         params:
-            options=lambda w: options(yaml.safe_load(RENDERED.read_text())[w.dataset]),
+            options=lambda w: options(read_yaml(RENDERED)[w.dataset]),
             code=lambda w: code_hash("data_scripts/miniature.py"),
         resources: seconds=45
         shell:
-            "python -m data_scripts.miniature {wildcards.dataset} --out $(dirname {output:q}) --replace"
+            "python -m data_scripts.miniature {wildcards.dataset} --out \"$(dirname {output:q})\" --replace"
             " {params.options} --workers 1 > {log:q} 2>&1"
 
 else:
@@ -211,7 +219,7 @@ else:
         threads: workflow.cores
         resources: seconds=0  # not known
         shell:
-            "python -m data_scripts.{params.script} --raw {params.raw:q} --out $(dirname {output:q})"
+            "python -m data_scripts.{params.script} --raw {params.raw:q} --out \"$(dirname {output:q})\""
             " {params.options} --workers {threads} > {log:q} 2>&1"
 
 
@@ -251,8 +259,7 @@ for each in EXPERIMENTS:
         resources: seconds=seconds(each)
         shell:
             "python -m report.notebooks notebooks/compute/{params.notebook}.ipynb {output.notebook:q}"
-            " -f {params.file:q} -p data {params.data:q} -p checkpoints {params.checkpoints:q}"
-            " -p records {params.records:q} -p backbone_weights {input.weights:q} -p seed {wildcards.seed}"
+            " -f {params.file:q} " + " ".join(f"-p {name} {value}" for name, value in GIVEN.items()) +
             " {params.more} > {log:q} 2>&1"
 
 
@@ -263,7 +270,7 @@ def drawn_from(wildcards):
     about = [dataset] if dataset in TASKS else about
     # the paper's scale, photographs and, where another profile is drawn beside it, the miniature stand beside
     committed = {Path(COMMITTED or "-"), *map(Path, ("records/paper", "records/photos", "records/miniature"))}
-    records = [str(path) for folder in sorted(committed) for path in sorted(folder.glob("*/*/*.*"))]
+    records = [str(path) for folder in sorted(committed) for path in listed(folder, "*/*/*.*")]
     beside = wildcards.kind == "book" and "recomputed" in declared_parameters(wildcards.page)
     fresh = recomputed() if beside or not COMMITTED else []
     chosen = [path for path in records if Path(path).parts[2].split("_")[0] in about]
@@ -279,7 +286,7 @@ def drawing_parameters(page, kind):
     folder = f"{PROFILE}_folder" if named else "records_folder"
     values = {folder: COMMITTED or f"{BUILD}/records", "recomputed": fresh}
     known = declared_parameters(page)
-    return " ".join(f"-p {name} {shlex.quote(value or repr(''))}" for name, value in values.items() if name in known)
+    return " ".join(f"-p {name} {as_argument(value)}" for name, value in values.items() if name in known)
 
 
 rule page:
@@ -300,11 +307,11 @@ rule page:
 rule html:
     input:
         pages=expand(rules.page.output.notebook, page=PAGES, allow_missing=True),
-        sources=["_config.yml", "_toc.yml", "tools/book.py", *map(str, Path("book").glob("**/*.*"))],
-        notebooks=sorted(map(str, Path("notebooks").glob("*/*.ipynb"))),
+        sources=["_config.yml", "_toc.yml", "tools/book.py", *map(str, listed("book", "**/*.*"))],
+        notebooks=list(map(str, listed("notebooks", "*/*.ipynb"))),
     output: BUILD + "/{kind}/_build/html/index.html"
     log: BUILD + "/logs/{kind}/html.log"
     message: "build the book"
     params: executed=lambda w: f"{BUILD}/notebooks/{STUDIES[0]}/seed{SEEDS[0]}" if w.kind == "book" else ""
     resources: seconds=15
-    shell: "python tools/book.py build {BUILD}/{wildcards.kind} --executed={params.executed:q} > {log:q} 2>&1"
+    shell: "python tools/book.py build {BUILD:q}/{wildcards.kind} --executed={params.executed:q} > {log:q} 2>&1"

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data_scripts.commands import exit_status
-from report.notebooks import ROOT, read_parameters
+from report.parameters import ROOT, read_parameters
 from simo.datasets import PreparedDataset
 from simo.models import MODEL, create_model
 from simo.tasks import tasks_of

@@ -1,25 +1,24 @@
 """Archives from the internet: every member is checked before it is read, and nothing is half extracted.
 
 Refused, with the member's name: absolute paths, `..`, links, devices, duplicates, encrypted members, members
-or archives that are too large or expand too much, and archives that are truncated or corrupt.
+or archives that are too large or expand too much, and archives that are truncated or corrupt. What macOS and
+Windows add of their own (`__MACOSX`, `.DS_Store`, ...) is left out.
 """
 
-import lzma
 import os
 import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from simo.errors import SimoError
+from simo.files import is_litter, is_of_system, reason
 
 _BLOCK = 2**20
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class ZipReader:
         rules = _Members(self.path, limits)
         for info in self._archive.infolist():
             target = self._checked(info, rules)
-            if not info.is_dir():
+            if not info.is_dir() and not is_litter(target):
                 self._members[target.as_posix()] = info
         rules.check_ratio("(all)", rules.total, self.path.stat().st_size)
 
@@ -197,7 +196,7 @@ def extract(archive, target, limits=Limits()):
             _extract_tar(archive, partial, limits)
         os.replace(partial, target)
     except OSError as error:
-        raise SimoError(f"cannot extract {archive} to {target}: {error.strerror or error}") from error
+        raise SimoError(f"cannot extract {archive} to {target}: {reason(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
@@ -245,6 +244,8 @@ def _extract_tar(archive, folder, limits):
                 tarfile.data_filter(member, str(folder))
             except tarfile.FilterError as error:
                 rules.refuse(name, f"is refused by Python's data filter ({error})")
+            if is_litter(path):
+                continue
             if member.isdir():
                 (folder / path).mkdir(parents=True, exist_ok=True)
                 continue
@@ -268,9 +269,9 @@ def _readable(path, what):
         yield
     except FileNotFoundError as error:
         raise SimoError(f"archive {path} does not exist") from error
-    except (*_DAMAGE, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's fault; gzip and bz2 report damage as an OSError without number
+    except Exception as error:
+        if isinstance(error, SimoError | MemoryError) or is_of_system(error):
+            raise  # the disk's fault, perhaps of the one that is written to
         raise SimoError(
-            f"{path} is truncated or corrupt: cannot read {what} ({error}); download it again"
+            f"{path} is truncated or corrupt: cannot read {what} ({reason(error)}); download it again"
         ) from error

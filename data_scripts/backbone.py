@@ -36,7 +36,7 @@ from data_scripts.render import RENDERER, render_room, render_street
 from simo.checkpoints import TensorFile, save_checkpoint, versions
 from simo.encoders import create_encoder
 from simo.errors import SimoError
-from simo.files import atomic_path
+from simo.files import atomic_path, decoding
 from simo.training import Optimisation, device_name, fit, pick_device, progress
 
 STAND_IN_FOR = "DINOv2 ViT-B/14"
@@ -199,10 +199,8 @@ def load_renders(folder, seed, count, workers):
             raise SimoError(
                 f"a rendering process died, perhaps for want of memory: run again, --workers below {workers}"
             ) from error
-    try:
+    with decoding(f"a file in {folder}", "delete it and run again"):
         return np.concatenate([np.load(path, allow_pickle=False) for path in paths])
-    except (ValueError, EOFError) as error:
-        raise SimoError(f"a file in {folder} is damaged ({error}): delete it and run again") from error
 
 
 def parse(arguments):

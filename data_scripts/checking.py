@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data_scripts.layouts import Broken
 from data_scripts.preparing import SPLITS, lines_of, prepared_files
 from simo.errors import SimoError
-from simo.files import read_json
+from simo.files import decoding, read_json
 
 _MOST_DROPPED = 0.05  # of all images; Taskonomy's own damage is a hundredth of that
 _SHOWN = 5  # bad files named one by one, before the rest is counted
@@ -157,9 +158,10 @@ class _Summary:
     def add(self, content, size):
         """Read an array from its file's bytes; return what is wrong with it, or None."""
         try:
-            array = np.load(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            return f"cannot be read as an array ({error})"
+            with decoding("an array", kind=Broken):
+                array = np.load(io.BytesIO(content), allow_pickle=False)
+        except Broken as error:
+            return f"cannot be read as {error}"
         problem = self.field.problem(array, size)
         if problem:
             return problem

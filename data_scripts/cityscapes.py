@@ -35,6 +35,7 @@ from data_scripts.commands import main
 from data_scripts.layouts import Broken, Field, Image, Layout, RawData
 from data_scripts.preparing import committed_splits, fixture_parts, is_fixture
 from simo.errors import SimoError
+from simo.files import decoding, is_litter
 
 SIZE = (128, 256)
 LAYOUT = Layout(
@@ -187,7 +188,7 @@ def _walk(raw):
     for parent, folders, names in os.walk(raw, followlinks=True):
         folders.sort()
         paths += [(Path(parent) / name).relative_to(raw).as_posix() for name in sorted(names)]
-    return paths
+    return [path for path in paths if not is_litter(path)]
 
 
 def _locate(raw, package, extracted):
@@ -251,15 +252,12 @@ def convert(image):
 def _decode(place, package):
     """Decode a file `(archive or None, path)`."""
     from PIL import Image as Pillow
-    from PIL import UnidentifiedImageError
 
     archive, path = place
     where = f"{path} in {archive}" if archive else path
-    try:
+    with decoding(where, "extract or download it again", Broken):
         picture = Pillow.open(io.BytesIO(open_zip(archive).read(path)) if archive else path)
         picture.load()
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise Broken(f"{where} cannot be decoded ({error}): extract or download it again") from error
     if picture.mode not in package.modes:
         raise Broken(f"{where}: expected pixels of type {' or '.join(package.modes)}, found {picture.mode}")
     return picture

@@ -7,6 +7,7 @@ from pathlib import Path
 from data_scripts.checking import check
 from data_scripts.preparing import prepare
 from simo.errors import SimoError
+from simo.files import reason
 
 
 def exit_status(run, *arguments, **options):
@@ -20,13 +21,19 @@ def exit_status(run, *arguments, **options):
     Returns
     -------
     int
-        Also 1 after a SimoError, and 130 after Ctrl-C.
+        Also 1 after a SimoError or where the system refuses, and 130 after Ctrl-C.
     """
     try:
         done = run(*arguments, **options)
         return done if isinstance(done, int) else 0
     except SimoError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: the system refuses {error.filename or 'a file'}: {reason(error)}", file=sys.stderr)
+        return 1
+    except MemoryError as error:
+        print(f"error: not enough memory ({reason(error)}): try fewer --workers", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: give the same command again to continue", file=sys.stderr)

@@ -6,13 +6,13 @@ with a port of TensorFlow's weights (.pth).
 
 import importlib.util
 import io
-import pickle
 import re
 
 import torch
 import torch.nn.functional as F
 
 from simo.errors import SimoError
+from simo.files import decoding
 
 TOLERANCE = 1e-4  # of tokens after the final norm, which are of the size 1; float32 gives about 1e-5
 FINAL_TOKENS = "/backbone/layernorm/Add_1_output_0"
@@ -39,12 +39,9 @@ def read_pth(file, source):
     SimoError
         If it is missing, damaged, or holds anything else.
     """
-    try:
+    with decoding(f"{source}, PyTorch weights,"):
         file = io.BytesIO(file) if isinstance(file, bytes) else file
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0]
-        raise SimoError(f"{source} cannot be read as PyTorch weights: {reason}") from error
 
 
 def check_named(tensors, source):
@@ -102,12 +99,9 @@ def read_onnx(data, source):
             f"reading {source} needs {', '.join(missing)}: pip install '.[onnx]' in the project's folder"
         )
     import onnx
-    from google.protobuf.message import DecodeError
 
-    try:
+    with decoding(f"{source}, an ONNX file,"):
         return onnx.load_model_from_string(data)
-    except DecodeError as error:
-        raise SimoError(f"{source} cannot be read as ONNX: {error}") from error
 
 
 def from_onnx(model, source):

@@ -22,6 +22,7 @@ from data_scripts.cues import as_taskonomy
 from data_scripts.layouts import Broken, Image, RawData
 from simo.datasets import SPLITS, read_prepared, read_split
 from simo.errors import SimoError
+from simo.files import decoding
 
 FIELDS = ("image", "depth", "normal")  # what is read of NYUv2
 LAYOUT = replace(
@@ -69,10 +70,8 @@ def convert(image):
     scene = {}
     for name in FIELDS:
         path = Path(image.source) / image.folder / name / f"{image.index}.npy"
-        try:
+        with decoding(path, "prepare NYUv2 again", Broken):
             scene[name] = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise Broken(f"{path} cannot be read as an array ({error}): prepare NYUv2 again") from error
     return as_taskonomy(scene)
 
 

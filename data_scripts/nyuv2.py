@@ -56,7 +56,7 @@ from data_scripts.nyuv2_parquet import (
 from data_scripts.nyuv2_pictures import open_pictures, read_pictures
 from data_scripts.preparing import committed_splits, is_fixture, random_parts
 from simo.errors import SimoError
-from simo.files import read_json
+from simo.files import decoding, listed, read_json
 from simo.tasks import NYUV2_CLASSES
 
 LAYOUT = Layout(
@@ -248,7 +248,7 @@ def _open_npy(raw):
     images = []
     for folder in COUNTS:
         numbers = {
-            field.name: {path.stem for path in (raw / folder / field.name).glob("*.npy")}
+            field.name: {path.stem for path in listed(raw / folder / field.name, "*.npy")}
             for field in LAYOUT.fields
         }
         everywhere = {str(i) for i in range(len(numbers["image"]))}
@@ -269,10 +269,8 @@ def convert_npy(image, size=LAYOUT.size):
     arrays = {}
     for field in LAYOUT.fields:
         path = Path(image.source) / image.folder / field.name / f"{image.index}.npy"
-        try:
+        with decoding(path, kind=Broken):
             arrays[field.name] = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise Broken(f"{path} cannot be read as an array ({error}): download it again") from error
     return resized(image.name, tidy(image.name, **arrays), size)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from data_scripts.layouts import Broken, Image
 from simo.errors import SimoError
+from simo.files import decoding
 
 MAT_FILES = ("nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat", "class13Mapping.mat")
 
@@ -63,7 +64,8 @@ def open_mat(raw):
         )
     class_table(raw)  # refuses unusable mappings before anything is written
     data = _labelled(str(raw))
-    names = [_text(data, reference) for reference in data["rawRgbFilenames"][()].ravel()]
+    with decoding(f"the names in {raw / MAT_FILES[0]}"):
+        names = [_text(data, reference) for reference in data["rawRgbFilenames"][()].ravel()]
     numbers = official_numbers(raw / "splits.mat", len(data["images"]))
     return [
         Image(folder, i, f"{number:04d} {names[number - 1]}", (str(raw), number - 1))
@@ -199,12 +201,10 @@ def read_labelled(raw, number, size):
         If the file is damaged there, or holds a label without a name.
     """
     data, table = _labelled(raw), _cached_table(raw)
-    try:
+    with decoding(f"image {number + 1} of {MAT_FILES[0]}", kind=Broken):
         colour, label, depth, measured = (
             data[name][number].T for name in ("images", "labels", "depths", "rawDepths")
         )
-    except OSError as error:
-        raise Broken(f"{MAT_FILES[0]}, image {number + 1}: {error}: download the file again") from error
     if label.max() >= len(table):
         raise Broken(
             f"{MAT_FILES[0]}, image {number + 1}: expected labels up to {len(table) - 1}, found {label.max()}"
@@ -265,14 +265,12 @@ def _labelled(raw):
     import h5py
 
     path = Path(raw) / MAT_FILES[0]
-    try:
-        data = h5py.File(path, "r", rdcc_nbytes=64 << 20)
-    except OSError as error:
-        raise SimoError(f"{path} is no complete MATLAB 7.3 file ({error}): download it again") from error
     shapes = {"images": (3, 640, 480), "labels": (640, 480), "depths": (640, 480), "rawDepths": (640, 480)}
-    shapes = {name: (len(data.get("images", ())), *shape) for name, shape in shapes.items()}
+    with decoding(f"{path}, a MATLAB 7.3 file,"):
+        data = h5py.File(path, "r", rdcc_nbytes=64 << 20)
+        there = {name: data[name].shape for name in shapes if name in data}
     for name, shape in shapes.items():
-        found = data[name].shape if name in data else None
+        found, shape = there.get(name), (*there.get("images", ())[:1], *shape)
         if found != shape or not shape[0]:
             raise SimoError(f"{path}: expected {name} of shape {shape}, found {found}: download it again")
     return data
@@ -290,12 +288,9 @@ def _text(data, reference):
 
 def _loadmat(path):
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
-    try:
+    with decoding(f"{path}, a MATLAB 5 file,"):
         return loadmat(path)
-    except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
-        raise SimoError(f"{path} is no MATLAB 5 file ({error}): download it again") from error
 
 
 def _variable(variables, name, path):

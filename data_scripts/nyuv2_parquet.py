@@ -13,7 +13,7 @@ import numpy as np
 
 from data_scripts.layouts import Broken
 from simo.errors import SimoError
-from simo.files import write_json
+from simo.files import decoding, listed, write_json
 
 REPOSITORY = "tanganke/nyuv2"
 REVISION = "b367b8b53c4dcefbcb4d9310b74976a63cc7f306"  # the one that public code pins, found in two places
@@ -56,7 +56,7 @@ def download(raw, revision=REVISION):
 
 def shards(raw, folder):
     """Files of `train` or `val` in order: in `data/`, as on the Hub, or directly in the raw folder."""
-    return sorted((raw / "data").glob(f"{folder}-*.parquet")) or sorted(raw.glob(f"{folder}-*.parquet"))
+    return listed(raw / "data", f"{folder}-*.parquet") or listed(raw, f"{folder}-*.parquet")
 
 
 def list_rows(raw, folder):
@@ -89,15 +89,11 @@ class _Rows:
     """
 
     def __init__(self, path):
-        import pyarrow
         import pyarrow.parquet
 
         self.path, self.next, self.batches = path, 0, None
-        self.errors = (pyarrow.ArrowException, OSError, ValueError)
-        try:
+        with decoding(f"{path}, a parquet file,", kind=Broken):
             self.file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-        except self.errors as error:
-            raise Broken(f"{path} is no complete parquet file ({error}): download it again") from error
         self.count = self.file.metadata.num_rows
         missing = set(COLUMNS) - set(self.file.schema_arrow.names)
         if missing:
@@ -108,14 +104,14 @@ class _Rows:
         if self.batches is None or row < self.next:
             self.next = 0
             self.batches = self.file.iter_batches(1, columns=list(COLUMNS), use_threads=False)
-        try:
+        batches, self.batches = self.batches, None  # none to go on with if the next fails
+        with decoding(f"row {row} of {self.path}", kind=Broken):
             while self.next <= row:
-                batch = next(self.batches)
+                batch = next(batches)
                 self.next += 1
-            return {name: _nested(batch.column(name)) for name in COLUMNS}
-        except (*self.errors, StopIteration) as error:
-            self.batches = None
-            raise Broken(f"{self.path}, row {row}, cannot be read ({error}): download it again") from error
+            arrays = {name: _nested(batch.column(name)) for name in COLUMNS}
+        self.batches = batches
+        return arrays
 
 
 _rows_of = lru_cache(maxsize=1)(_Rows)

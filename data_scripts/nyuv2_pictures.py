@@ -31,6 +31,7 @@ from numba import njit
 from data_scripts.layouts import Broken, Image
 from data_scripts.nyuv2_official import cut, official_numbers, thirteen_classes
 from simo.errors import SimoError
+from simo.files import decoding
 
 PICTURES = {"nyu_images": "jpg", "nyu_depths": "png", "nyu_labels40": "png", "nyu_labels": "png"}
 MAPPINGS = ("splits.mat", "class13Mapping.mat")
@@ -196,12 +197,9 @@ def _picture(path, mode):
     """A picture of 480 x 640 and the type expected, as an array."""
     from PIL import Image as Pictures
 
-    try:
-        with Pictures.open(path) as picture:
-            found = f"{picture.height} x {picture.width} {picture.mode}"
-            array = np.asarray(picture)
-    except (OSError, SyntaxError, ValueError) as error:  # a damaged PNG raises any of them
-        raise Broken(f"{path} cannot be read as a picture ({error}): download it again") from error
+    with decoding(path, kind=Broken), Pictures.open(path) as picture:
+        found = f"{picture.height} x {picture.width} {picture.mode}"
+        array = np.asarray(picture)
     if found != f"{_FULL[0]} x {_FULL[1]} {mode}":
         raise Broken(f"{path}: expected {_FULL[0]} x {_FULL[1]} {mode}, found {found}: download it again")
     return array

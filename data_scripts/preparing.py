@@ -33,7 +33,7 @@ import numpy as np
 
 from data_scripts.layouts import Broken
 from simo.errors import SimoError
-from simo.files import atomic_path, read_json, write_json
+from simo.files import atomic_path, is_litter, read_json, write_json
 
 SPLIT_SEED = 42  # the paper's
 SPLITS = ("train", "val", "test")
@@ -151,7 +151,7 @@ def prepared_files(out):
     for folder in (*SPLITS, "splits"):
         for parent, _, names in os.walk(Path(out) / folder):
             found += [(Path(parent) / name).relative_to(out).as_posix() for name in names]
-    return sorted(found)
+    return sorted(path for path in found if not is_litter(path))
 
 
 def _claim(out, request):
@@ -173,7 +173,7 @@ def _claim(out, request):
         return
     # A run killed while it wrote the marker leaves the marker's temporary file, which is nobody's.
     names = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    foreign = [name for name in names if not name.startswith(".request.")]
+    foreign = [name for name in names if not name.startswith(".request.") and not is_litter(name)]
     if foreign:
         raise SimoError(
             f"{out} holds {foreign[0]!r} and no request.json of this command: expected a new or empty "

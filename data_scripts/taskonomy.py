@@ -40,6 +40,7 @@ from data_scripts.commands import main
 from data_scripts.layouts import Broken, Field, Image, Layout, RawData
 from data_scripts.preparing import is_fixture
 from simo.errors import SimoError
+from simo.files import decoding, listed
 
 SIZE = (256, 256)
 EDGE_LIMIT, KEYPOINT_LIMIT, NO_DEPTH = 11041, 3129, 65535
@@ -151,7 +152,7 @@ def _folder(raw, domain, building):
 def _views(folder):
     """Names `point_<p>_view_<v>` of a building in the order of their pictures' names."""
     suffix = "_domain_rgb.png"
-    return [name[: -len(suffix)] for name in sorted(path.name for path in folder.glob(f"point_*{suffix}"))]
+    return [name[: -len(suffix)] for name in (path.name for path in listed(folder, f"point_*{suffix}"))]
 
 
 def convert(image):
@@ -211,17 +212,13 @@ def _read(raw, building, view, domain):
 
     end, dtype, channels = FILES[domain]
     path = _folder(raw, domain, building) / f"{view}_domain_{end}.png"
-    try:
+    with decoding(f"{domain}: {path.name}", kind=Broken):
         content = path.read_bytes()
         # Pillow stops decoding at the last row and skips the checksums of pixel data: `verify` reads them.
         with Pictures.open(io.BytesIO(content), formats=["PNG"]) as picture:
             picture.verify()
         with Pictures.open(io.BytesIO(content), formats=["PNG"]) as picture:
             pixels = np.asarray(picture)
-    except FileNotFoundError as error:
-        raise Broken(f"{domain}: missing") from error
-    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is Pillow's for a broken chunk
-        raise Broken(f"{domain}: cannot be decoded ({error})") from error
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     expected = (2 * SIZE[0], 2 * SIZE[1], channels)
     if f"{pixels.dtype} {pixels.shape}" != f"{dtype} {expected}":

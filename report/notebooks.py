@@ -12,93 +12,24 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import yaml
-
+from report.parameters import (
+    ROOT,
+    check_parameters,
+    declared_parameters,
+    notebook_path,
+    parse_yaml,
+    read_cells,
+    read_parameters,
+)
 from simo.errors import SimoError
-from simo.files import atomic_path, read_json
+from simo.files import atomic_path, reason
 
-ROOT = Path(__file__).resolve().parents[1]
 HOUSES = ("simo", "report", "data_scripts")  # whose modules a notebook's code may be
 
 
 def notebook_code(path):
     """Sources of the code cells of a notebook file, in order."""
-    cells = read_json(path)["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-
-
-@cache
-def declared_parameters(notebook):
-    """Parameters of a notebook and their defaults, read from its cell tagged `parameters`.
-
-    Parameters
-    ----------
-    notebook : str or Path
-        A path, or the name of one in `notebooks/`.
-
-    Returns
-    -------
-    dict of str to object
-        Literal defaults; they also give the types.
-    """
-    path = _notebook_path(notebook)
-    for cell in read_json(path)["cells"]:
-        if "parameters" in cell["metadata"].get("tags", ()):
-            tree = ast.parse("".join(cell["source"]))
-            return {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
-    return {}
-
-
-def check_parameters(notebook, parameters):
-    """Refuse names that the notebook does not declare, and values of another type than its default's.
-
-    A whole number may stand for a float; a default of None accepts anything.
-
-    Raises
-    ------
-    SimoError
-        Naming the parameter, what was expected and what was found.
-    """
-    declared = declared_parameters(notebook)
-    for name, value in parameters.items():
-        if name not in declared:
-            raise SimoError(
-                f"{_notebook_path(notebook).name} has no parameter {name!r}: "
-                f"expected some of {sorted(declared)}"
-            )
-        expected = type(declared[name])
-        accepted = (int, float) if expected is float else expected
-        wrong = not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool)
-        if declared[name] is not None and wrong:
-            raise SimoError(
-                f"parameter {name} of {_notebook_path(notebook).name}: expected {expected.__name__} like its "
-                f"default {declared[name]!r}, found {value!r}"
-            )
-
-
-def read_parameters(path):
-    """Read a parameter file of `notebooks/params/`; every key must belong to some notebook.
-
-    Raises
-    ------
-    SimoError
-        If the file is missing, not a YAML mapping, or holds a key that no notebook declares.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise SimoError(f"parameter file {path} does not exist")
-    parameters = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(parameters, dict):
-        raise SimoError(f"{path}: expected `name: value` lines, found {type(parameters).__name__}")
-    known = {
-        name for notebook in (ROOT / "notebooks").glob("*/*.ipynb") for name in declared_parameters(notebook)
-    }
-    unknown = sorted(parameters.keys() - known)
-    if unknown:
-        raise SimoError(
-            f"{path}: no notebook has a parameter {unknown[0]!r}: expected some of {sorted(known)}"
-        )
-    return parameters
+    return ["".join(cell["source"]) for cell in read_cells(path) if cell["cell_type"] == "code"]
 
 
 @cache
@@ -114,7 +45,7 @@ def code_hash(source):
     """
     path = Path(source)
     code = (
-        path.read_text("utf-8") if path.suffix == ".py" else "\n".join(notebook_code(_notebook_path(source)))
+        path.read_text("utf-8") if path.suffix == ".py" else "\n".join(notebook_code(notebook_path(source)))
     )
     digest = hashlib.sha256(_code_only(code))
     todo, done = _imported_modules(code), {}
@@ -152,15 +83,6 @@ def _code_only(source):
     return ast.dump(tree).encode()
 
 
-def _notebook_path(notebook):
-    path = Path(notebook)
-    if path.suffix != ".ipynb":
-        path = next((ROOT / "notebooks").glob(f"*/{notebook}.ipynb"), path.with_suffix(".ipynb"))
-    if not path.is_file():
-        raise SimoError(f"notebook {path} does not exist")
-    return path
-
-
 def run_notebook(notebook, output, parameters):
     """Execute a notebook with papermill, in the repository's root.
 
@@ -185,7 +107,7 @@ def run_notebook(notebook, output, parameters):
     failed = output.with_name(f"{output.stem}.failed.ipynb")
     with atomic_path(output) as temporary:
         try:
-            _execute(str(_notebook_path(notebook)), str(temporary), parameters)
+            _execute(str(notebook_path(notebook)), str(temporary), parameters)
         except papermill.PapermillExecutionError as error:
             temporary.replace(failed)
             raise SimoError(
@@ -206,6 +128,16 @@ def _execute(notebook, output, parameters, attempts=3):
     the same, and then one of the kernels dies at once.
     """
     import papermill
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    class OwnKernel(AsyncKernelManager):
+        """The kernel of this Python, whatever a user's kernel specs call `python3`."""
+
+        @property
+        def kernel_spec(self):
+            return KernelSpec(**get_kernel_dict())
 
     for attempt in range(1, attempts + 1):
         try:
@@ -214,6 +146,7 @@ def _execute(notebook, output, parameters, attempts=3):
                 output,
                 parameters,
                 kernel_name="python3",
+                kernel_manager_class=OwnKernel,
                 cwd=str(ROOT),
                 progress_bar=False,
                 stderr_file=sys.stderr,
@@ -238,17 +171,29 @@ def main(arguments=None):
         action="append",
         default=[],
         metavar=("NAME", "VALUE"),
-        help="VALUE is YAML",
+        help="VALUE is YAML; of a parameter that is text, as it stands",
     )
     options = parser.parse_args(arguments)
     try:
         shared = read_parameters(options.file) if options.file else {}
         declared = declared_parameters(options.notebook)
         parameters = {name: value for name, value in shared.items() if name in declared}
-        parameters |= {name: yaml.safe_load(value) for name, value in options.parameter}
+        parameters |= _given(options.parameter, declared)
         run_notebook(options.notebook, options.output, parameters)
     except SimoError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: the system refuses: {error.filename or 'a file'}: {reason(error)}")
+
+
+def _given(pairs, declared):
+    """Values of the command line; a path, say, is not to be read as YAML."""
+    values = {}
+    for name, value in pairs:
+        if name in values:
+            raise SimoError(f"-p {name} is given twice")
+        values[name] = value if isinstance(declared.get(name), str) else parse_yaml(value, f"-p {name}")
+    return values
 
 
 if __name__ == "__main__":

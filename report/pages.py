@@ -12,7 +12,9 @@ from IPython.display import HTML, Markdown, display
 from report import claims, plotting, tables
 from report.notebooks import ROOT
 from report.paper import paper_curves, paper_deltas, read_paper
+from report.parameters import check_injected
 from report.records import load_pictures, load_records, results_table
+from simo.files import listed
 from simo.tasks import tasks_of
 
 FIXTURE = "fixture"  # the mark
@@ -68,6 +70,7 @@ class Page:
     """
 
     def __init__(self, study, records_folder, recomputed=""):
+        check_injected()
         self.study, self.dataset = study, study.split("_")[0]
         self.tasks = tasks_of(self.dataset)
         self.folder = ROOT / records_folder / study
@@ -307,4 +310,4 @@ class Page:
 
 def _records(folder):
     """Records below a folder; none if nothing was run."""
-    return load_records(folder) if any(Path(folder).glob("**/*.json")) else []
+    return load_records(folder) if listed(folder, "**/*.json") else []

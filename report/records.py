@@ -11,6 +11,7 @@ A record is what one computing notebook found:
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -23,11 +24,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from report.notebooks import HOUSES, ROOT, code_hash, declared_parameters
+from report.notebooks import HOUSES, ROOT, code_hash
+from report.parameters import check_injected, check_parameters, declared_parameters
 from simo.checkpoints import load_recipe, versions
 from simo.datasets import read_prepared
 from simo.errors import SimoError
-from simo.files import atomic_path, read_json, write_json
+from simo.files import atomic_path, listed, read_json, write_json
 from simo.models import MODEL
 from simo.training import Optimisation, device_name, pick_device
 
@@ -79,7 +81,9 @@ class Run:
     def __init__(self, notebook, namespace, inputs=()):
         self.started, self._clock = datetime.now(UTC), time.monotonic()
         self.notebook = notebook
+        check_injected(namespace.get("In"))
         self.parameters = {name: namespace[name] for name in declared_parameters(notebook)}
+        check_parameters(notebook, self.parameters)
         given = self.parameters
         self.data = ROOT / given["data"]
         self.checkpoints, self.records = ROOT / given["checkpoints"], ROOT / given["records"]
@@ -91,6 +95,8 @@ class Run:
         if given["threads"]:
             torch.set_num_threads(given["threads"])
         self.source = read_prepared(self.data)
+        largest = max(given.get(name) or 0 for name in ("batch_size", "realign_batch_size"))
+        check_shared_memory(given["workers"], largest, self.source.get("fields", {}))
         backbone = load_recipe(self.weights)
         self.pretrained = backbone.get("source", self.weights.name)
         self.hashes = {
@@ -187,6 +193,30 @@ class Run:
         return path
 
 
+def check_shared_memory(workers, batch_size, fields, folder="/dev/shm"):
+    """Refuse more workers than the shared memory has room for, which would be a bus error in a training.
+
+    Each holds two batches of float32 values and int64 classes there.
+
+    Parameters
+    ----------
+    workers, batch_size : int
+    fields : dict of str to dict
+        Of a `prepared.json`: the `shape` of each field's arrays, `(H, W)` of classes.
+    folder : str
+        Where the system has it; nothing is checked where it does not exist.
+    """
+    sample = sum(
+        math.prod(field["shape"]) * (8 if len(field["shape"]) == 2 else 4) for field in fields.values()
+    )
+    needed = 2 * workers * batch_size * sample
+    if needed and Path(folder).is_dir() and needed > (free := shutil.disk_usage(folder).free):
+        raise SimoError(
+            f"{folder} has {free / 1e6:.0f} MB free, and {workers} workers need about {needed / 1e6:.0f} MB: "
+            'use fewer (SET="{workers: 0}"), or give the container more (docker run --shm-size=2g)'
+        )
+
+
 def result(model, split, metrics, **cost):
     """One evaluated model: its name, the split, its metric by task and what it cost to make.
 
@@ -272,7 +302,8 @@ def load_records(folder):
     SimoError
         If the folder holds no record, or one without the expected entries.
     """
-    paths = sorted(Path(folder).glob("**/*.json"))
+    check_injected()
+    paths = listed(folder, "**/*.json")
     records = [read_json(path) for path in paths]
     for path, record in zip(paths, records, strict=True):
         record["study"] = path.parent.parent.name  # a data set, or one with another head or other images

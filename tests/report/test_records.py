@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from report import records
-from report.notebooks import declared_parameters
+from report.parameters import declared_parameters
 from report.records import Run, load_pictures, load_records, provenance_table, result, results_table
 from simo.checkpoints import save_checkpoint
 from simo.errors import SimoError
@@ -48,6 +48,8 @@ def identity(namespace, inputs=()):
 
 def other(value):
     """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
     if isinstance(value, str):
         return "cpu" if value == "auto" else f"{value}2"
     return (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from report.notebooks import ROOT, read_parameters
+from report.parameters import ROOT, read_parameters
 from report.sizes import count_model, parameter_table
 
 PAPER = {

@@ -141,7 +141,7 @@ def test_pip_settings():
     text = "global.index-url='https://a/simple'\n:env:.find-links='/b /c'\nglobal.find-links='\\n/d'\n"
     assert bootstrap.pip_settings(text) == {
         "index-url": ["https://a/simple"],
-        "find-links": ["/b", "/c", "/d"],
+        "find-links": ["/d", "/b", "/c"],
     }
 
 
@@ -202,17 +202,17 @@ def test_make_help_lists_every_target(tmp_path):
 
 def test_make_hands_its_variables_to_the_pipeline():
     """PROFILE, SEEDS, DATA and the rest reach Snakemake, spaces included; what is not given is left out."""
-    plain = r'pipeline.py book --config "profile=miniature" "seeds=0" +"build=build/miniature" *\n'
+    plain = r"pipeline.py book --config 'profile=miniature' 'seeds=0' +'build=build/miniature' *\n"
     assert re.search(plain, make(ROOT, "-n", "book"))
     given = make(ROOT, "-n", "book", "PROFILE=paper", "SEEDS=0 1", "DATA=/a b", "CORES=2")
     words = re.search(r"pipeline.py (.*)", given).group(1).split()
-    expected = 'book --config "profile=paper" "seeds=0 1" "data=/a b" "build=build/paper" --cores "2"'
+    expected = "book --config 'profile=paper' 'seeds=0 1' 'data=/a b' 'build=build/paper' --cores '2'"
     assert words == expected.split()
-    assert '"seeds=0 1 2"' in make(ROOT, "-n", "records")
-    assert '"seeds=0" "studies=taskonomy"' in make(ROOT, "-n", "taskonomy")
+    assert "'seeds=0 1 2'" in make(ROOT, "-n", "records")
+    assert "'seeds=0' 'studies=taskonomy'" in make(ROOT, "-n", "taskonomy")
     given = make(ROOT, "-n", "book", "SET={clip: 2.0, scales: [1.0]}", "WEIGHTS=a.pth", "BUILD=b")
-    assert '"weights=a.pth" "set={clip: 2.0, scales: [1.0]}"' in given
-    assert '"build=b"' in given
+    assert "'weights=a.pth' 'set={clip: 2.0, scales: [1.0]}'" in given
+    assert "'build=b'" in given
 
 
 def test_readers_and_ci_run_the_same_commands():

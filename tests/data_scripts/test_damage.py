@@ -1,0 +1,343 @@
+"""Trouble of the system never drops or blames a file; damage always names it, whatever a decoder raises.
+
+A view that is dropped for a moment's EIO is missing for good, and 2.8 GB are downloaded again for a lock.
+"""
+
+import errno
+import fcntl
+import io
+import os
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pictures
+from scipy.io import savemat
+from test_preparing import DROPPING, LAYOUT, files_of, toy
+
+from data_scripts import (
+    cityscapes,
+    five_tasks,
+    nyuv2,
+    nyuv2_official,
+    nyuv2_parquet,
+    nyuv2_pictures,
+    taskonomy,
+)
+from data_scripts.archives import ZipReader, extract
+from data_scripts.checking import check
+from data_scripts.commands import exit_status
+from data_scripts.converting import read_onnx, read_pth
+from data_scripts.layouts import Broken, Image
+from data_scripts.preparing import prepare
+from simo.errors import SimoError
+from simo.files import decoding
+
+
+def png(width=512, height=512, mode="L"):
+    """Bytes of a picture."""
+    out = io.BytesIO()
+    Pictures.new(mode, (width, height)).save(out, "PNG")
+    return out.getvalue()
+
+
+def chunk(kind, content):
+    """A chunk of a PNG with its right checksum."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def with_data(data, width=8, height=8):
+    """A PNG whose pixel data are these bytes, all checksums right."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+PNGS = {
+    "empty": b"",
+    "text": b"<html>not found</html>",
+    "truncated": png()[:60],
+    "checksum": png()[:-14] + b"\0" * 14,
+    "no deflate": with_data(b"\xff" * 40),
+    "bomb": with_data(zlib.compress(b""), 60000, 60000),
+    "no pixels": with_data(zlib.compress(b""), 0, 0),
+    "large chunk": png()[:33] + struct.pack(">I", 2**31 - 1) + b"IDAT" + b"\0" * 20,
+    "another format": b"GIF89a" + bytes(30),
+}
+
+
+@pytest.mark.parametrize("name", PNGS)
+def test_damaged_picture(tmp_path, name):
+    """Every reader of pictures names the file, and says that it is broken."""
+    path = tmp_path / "rgb/nowhere/v_domain_rgb.png"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(PNGS[name])
+    with pytest.raises(Broken, match=r"rgb: v_domain_rgb\.png cannot be decoded \(\S"):
+        taskonomy._read(tmp_path, "nowhere", "v", "rgb")
+    with pytest.raises(Broken, match=r"v_domain_rgb\.png(:| cannot be decoded)"):
+        nyuv2_pictures._picture(path, "RGB")
+    with pytest.raises(Broken, match=r"v_domain_rgb\.png(:| cannot be decoded)"):
+        cityscapes._decode((None, str(path)), cityscapes.PACKAGES["leftImg8bit"])
+
+
+def npy(array=None, header=None):
+    """Bytes of an array, or of a header that promises one."""
+    out = io.BytesIO()
+    if header is None:
+        np.save(out, np.zeros((4, 4), np.float32) if array is None else array)
+        return out.getvalue()
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+ARRAYS = {
+    "empty": b"",
+    "text": b"<html>",
+    "truncated": npy()[:-3],
+    "half a header": npy()[:20],
+    "no dictionary": npy(header="[1, 2"),
+    "code": npy(header="__import__('os').system('false')"),
+    "unknown type": npy(header="{'descr': '<x9', 'fortran_order': False, 'shape': (1,)}"),
+    "negative": npy(header="{'descr': '<f4', 'fortran_order': False, 'shape': (-4, 4)}"),
+    "lacks shape": npy(header="{'descr': '<f4', 'fortran_order': False}"),
+    "objects": b"\x93NUMPY\x01\x00" + npy(header="{'descr': 'O', 'fortran_order': False, 'shape': ()}")[8:],
+    "pickle": b"\x80\x04K\x01.",
+    "zip without end": b"PK\x03\x04" + bytes(30),
+    "version": b"\x93NUMPY\x09\x00" + npy()[8:],
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_damaged_array(tmp_path, name):
+    """Every reader of arrays names the file; nothing in it is run."""
+    path = tmp_path / "train/image/0.npy"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(ARRAYS[name])
+    for convert in (nyuv2.convert_npy, five_tasks.convert):
+        with pytest.raises(Broken, match=r"train/image/0\.npy cannot be decoded \(\S"):
+            convert(Image("train", 0, "train/0", str(tmp_path)))
+
+
+def single_bytes(content, count, seed=0):
+    """The content with one byte changed, `count` times."""
+    random = np.random.default_rng(seed)
+    for place in random.integers(0, len(content), count):
+        changed = bytearray(content)
+        changed[place] ^= int(random.integers(1, 256))
+        yield bytes(changed)
+
+
+def mat5(path):
+    """Bytes of a compressed MATLAB 5 file."""
+    savemat(path, {"mapClass": np.arange(40), "names": np.array(["a", "b"], object)}, do_compression=True)
+    return path.read_bytes()
+
+
+def weights(path):
+    """Bytes of PyTorch weights."""
+    torch.save({"a.weight": torch.rand(4, 4), "b": torch.arange(3)}, path)
+    return path.read_bytes()
+
+
+def onnx_file(path):
+    """Bytes of a small ONNX model."""
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [value])
+    return helper.make_model(graph).SerializeToString()
+
+
+def zipped(path):
+    """Bytes of a zip file."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/b.txt", b"text" * 50)
+    return path.read_bytes()
+
+
+def read_zip(path):
+    """Read all members."""
+    reader = ZipReader(path)
+    return [reader.read(name) for name in reader.names]
+
+
+READERS = {
+    "mat": (mat5, nyuv2_official._loadmat),
+    "pth": (weights, lambda path: read_pth(path, path)),
+    "pth in memory": (weights, lambda path: read_pth(path.read_bytes(), path)),
+    "onnx": (onnx_file, lambda path: read_onnx(path.read_bytes(), path)),
+    "zip": (zipped, read_zip),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", READERS)
+def test_single_bytes(tmp_path, name):
+    """Of hundreds of files with one byte changed, and of all that are cut, none gives another exception."""
+    make, read = READERS[name]
+    content, path, refused = make(tmp_path / "good"), tmp_path / "bad.bin", []
+    cut = [content[: len(content) * part // 20] for part in range(20)]
+    for changed in [*single_bytes(content, 150), *cut]:
+        path.write_bytes(changed)
+        try:
+            read(path)
+        except SimoError as error:
+            refused.append(str(error))
+    assert len(refused) > 5
+    assert all("bad.bin" in text for text in refused)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 2000, 6000])
+def test_damaged_matlab_7_file(tmp_path, keep):
+    """The large file that ended early is named, wherever it ends."""
+    path = tmp_path / nyuv2_official.MAT_FILES[0]
+    with h5py.File(path, "w") as file:
+        for name, shape in {"images": (1, 3, 640, 480), "labels": (1, 640, 480)}.items():
+            file.create_dataset(name, shape, "uint8", chunks=True, compression="gzip")
+    path.write_bytes(path.read_bytes()[:keep])
+    nyuv2_official._labelled.cache_clear()
+    with pytest.raises(SimoError, match="nyu_depth_v2_labeled.mat(:|, a MATLAB 7.3 file, cannot be decoded)"):
+        nyuv2_official._labelled(str(tmp_path))
+
+
+def test_locked_matlab_file_is_not_blamed(tmp_path):
+    """A lock of another program is no damage: nobody is told to download 2.8 GB again."""
+    path = tmp_path / nyuv2_official.MAT_FILES[0]
+    with h5py.File(path, "w") as file:
+        file["images"] = 1
+    nyuv2_official._labelled.cache_clear()
+    with open(path, "rb+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(SimoError, match="the system cannot read .*says nothing about the file"):
+            nyuv2_official._labelled(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(40) + b"PAR1", b"<html>" * 20])
+def test_damaged_parquet(tmp_path, content):
+    """Half a download is named."""
+    path = tmp_path / "train-00000.parquet"
+    path.write_bytes(content)
+    with pytest.raises(Broken, match=r"train-00000\.parquet, a parquet file, cannot be decoded"):
+        nyuv2_parquet._Rows(str(path))
+
+
+TROUBLE = [errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOMEM, errno.EACCES, errno.ETIMEDOUT]
+
+
+@pytest.mark.parametrize("number", TROUBLE, ids=errno.errorcode.get)
+def test_trouble_of_the_disk_drops_no_view(tmp_path, monkeypatch, number):
+    """Of Taskonomy, which may drop: the run stops, nothing is recorded, and the same command continues."""
+
+    def convert(image):
+        if image.source == "trouble":
+            with decoding(image.name, kind=Broken):
+                raise OSError(number, os.strerror(number), image.name)
+        return toy().convert(image)
+
+    raw = toy(DROPPING, {"train/3": "trouble", "val/0": "broken"})
+    object.__setattr__(raw, "convert", convert)
+    with pytest.raises(SimoError, match="the system cannot read city_train_3"):
+        prepare(raw, tmp_path / "out", workers=1)
+    assert not (tmp_path / "out/dropped.txt").exists()
+    assert not (tmp_path / "out/prepared.json").exists()
+    calm = toy(DROPPING, {"val/0": "broken"})
+    assert prepare(calm, tmp_path / "out", workers=1)["dropped"] == 1
+
+
+def test_trouble_of_the_disk_in_a_real_view(tmp_path, monkeypatch):
+    """The same in Taskonomy's own reader, which once took it for a broken picture."""
+    (tmp_path / "rgb/house").mkdir(parents=True)
+
+    def refuse(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with pytest.raises(Broken, match="is missing"):
+        taskonomy._read(tmp_path, "house", "v", "rgb")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(SimoError, match="the system cannot read rgb: v_domain_rgb.png") as found:
+        taskonomy._read(tmp_path, "house", "v", "rgb")
+    assert not isinstance(found.value, Broken)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.EIO, "Input/output error", "a.png"),
+            "error: the system refuses a.png: Input/output error",
+        ),
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            "error: the system refuses a file: Too many open files",
+        ),
+        (MemoryError(), "error: not enough memory (MemoryError): try fewer --workers"),
+        (SimoError("a is b"), "error: a is b"),
+    ],
+)
+def test_command_lines_end_in_one_line(capsys, error, message):
+    """What no reader caught is a line and a status, no traceback."""
+
+    def run():
+        raise error
+
+    assert exit_status(run) == 1
+    assert capsys.readouterr().err == message + "\n"
+
+
+LITTER = [
+    "._b.txt",
+    ".DS_Store",
+    "__MACOSX/._b.txt",
+    "__MACOSX/a/b.txt",
+    "a/._b.txt",
+    "a/Thumbs.db",
+    "desktop.ini",
+]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_litter_in_archives(tmp_path, kind):
+    """What macOS adds to an archive is neither extracted nor listed."""
+    import tarfile
+
+    path = tmp_path / f"a.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in [*LITTER, "a/b.txt"]:
+                archive.writestr(name, b"x")
+        assert ZipReader(path).names == ["a/b.txt"]
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name in [*LITTER, "a/b.txt"]:
+                info = tarfile.TarInfo(name)
+                info.size = 1
+                archive.addfile(info, io.BytesIO(b"x"))
+    extract(path, tmp_path / "out")
+    assert files_of(tmp_path / "out") == {"a/b.txt": b"x"}
+
+
+def test_litter_in_folders(tmp_path):
+    """A folder that was looked at on a Mac is prepared, checked and hashed as before, and is raw data."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".DS_Store").touch()
+    record = prepare(toy(), out, workers=1)
+    for name in ("train/image/.DS_Store", "train/image/._0.npy", "splits/._val.txt", "val/Thumbs.db"):
+        (out / name).write_bytes(b"\0")
+    assert not [line for line in check(out, LAYOUT) if not line.startswith("ok ")]
+    assert prepare(toy(), out, workers=1) == record
+    for folder in nyuv2.COUNTS:
+        for field in nyuv2.LAYOUT.fields:
+            place = tmp_path / "raw" / folder / field.name
+            place.mkdir(parents=True)
+            for name in ("0.npy", "._0.npy", ".DS_Store"):
+                (place / name).touch()
+    assert [image.id for image in nyuv2._open_npy(tmp_path / "raw")] == ["train/0", "val/0"]
+    (tmp_path / "raw/point_1_view_1_domain_rgb.png").touch()
+    (tmp_path / "raw/._point_1_view_1_domain_rgb.png").touch()
+    assert taskonomy._views(tmp_path / "raw") == ["point_1_view_1"]
+    assert not any("._" in path for path in cityscapes._walk(tmp_path / "raw"))
