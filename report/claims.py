@@ -24,6 +24,7 @@ from report.paper import paper_costs, paper_curves, paper_deltas
 # another order are amplified by hundreds of steps until they act like another seed.
 TOLERANCE = 2.0
 COLLAPSE = tables.LOSS
+FINISHED = 5  # points of Δ that experts may gain from realignment's own images and steps and count as trained
 EFFECT = 1  # points, of Δ or of performance, that count as an effect
 
 
@@ -90,14 +91,21 @@ class Claim:
     settled: bool = False
 
 
-def collapsed(seed, method):
-    """Whether a merged model loses clearly before any realignment: what claims about repairs presuppose."""
-    return seed.delta[method] < -COLLAPSE
+def repairable(seed, method, kind):
+    """Whether a realignment has something to repair, and only that: what claims about repairs presuppose.
+
+    The merged model loses clearly, and the experts, given the same images and steps, hardly gain. Otherwise
+    what looks like recovery is more training, or training on images like those that are tested.
+    """
+    return seed.delta[method] < -COLLAPSE and seed.delta.get(f"expert+{kind}", 0.0) <= FINISHED
 
 
 def claims_of(method, label):
     """The claims about one merging method, all in terms of the printed Δ_MTL."""
-    lost = {"premise": lambda seed: collapsed(seed, method)}
+    heads, representation = (
+        {"premise": lambda seed, kind=kind: repairable(seed, method, kind)}
+        for kind in ("heads", "representation")
+    )
     return [
         Claim(
             f"{method}-collapses",
@@ -107,11 +115,12 @@ def claims_of(method, label):
         ),
         Claim(
             f"{method}-heads-recover",
-            f"Where {label} loses clearly, head realignment recovers most of the loss: more than half.",
+            f"Where {label} loses clearly and the experts gain at most {FINISHED} points by the same, head "
+            "realignment recovers most of the loss: more than half.",
             lambda seed: tables.recovered(seed.delta, method, "heads"),
             lambda value: value > 50,
             "% of the loss",
-            **lost,
+            **heads,
         ),
         Claim(
             f"{method}-heads-recover-from-constant",
@@ -120,7 +129,7 @@ def claims_of(method, label):
             lambda value: value > 50,
             "% of the loss",
             "ours: the paper has no such floor",
-            **lost,
+            **heads,
         ),
         Claim(
             f"{method}-representation-at-least-heads",
@@ -144,7 +153,7 @@ def claims_of(method, label):
             "at most 1 point below.",
             lambda seed: seed.delta[f"{method}+heads"] - seed.delta["joint"],
             lambda value: value >= -1,
-            **lost,
+            **heads,
         ),
         Claim(
             f"{method}-representation-reaches-joint",
@@ -152,7 +161,7 @@ def claims_of(method, label):
             "training: at most 1 point below.",
             lambda seed: seed.delta[f"{method}+representation"] - seed.delta["joint"],
             lambda value: value >= -1,
-            **lost,
+            **representation,
         ),
         Claim(
             f"{method}-representation-beats-joint",
@@ -162,7 +171,7 @@ def claims_of(method, label):
             lambda value: value > EFFECT,
             source="Table 3",
             datasets=("taskonomy",),
-            **lost,
+            **representation,
         ),
         Claim(
             f"{method}-beats-pretrained",

@@ -118,12 +118,13 @@ class Page:
         -------
         dict of str to str
             `delta <model>` and `paper <model>`, `recovered <realignment>`, `best score` of any α in per cent,
-            `zero coefficients` of AdaMerging in per cent, `largest spread` of a realigned model's Δ over
-            seeds, `seeds`, `tolerance`, `full tolerance`; "not run" where there is no result.
+            `zero coefficients` of AdaMerging in per cent, `beside <realignment>`: Δ of realigned TA relative
+            to experts with the same budget, `largest spread` of a realigned model's Δ over seeds,
+            `seeds`, `tolerance`, `full tolerance`; "not run" where there is no result.
         """
         keys = [f"delta {name}" for name in tables.MODELS]
         keys += ["recovered heads", "recovered representation", "best score", "zero coefficients"]
-        keys += ["largest spread", "seeds"]
+        keys += ["largest spread", "seeds", "beside heads", "beside representation"]
         values = dict.fromkeys(keys, "not run") | {"tolerance": f"{claims.TOLERANCE:.0f}"}
         values["full tolerance"] = f"{tables.FULL_SCALE_TOLERANCE:.0f}"
         for model, delta in paper_deltas(self.dataset, self.paper).items():
@@ -137,6 +138,10 @@ class Page:
         for kind in {"heads", "representation"} & {name.split("+")[-1] for name in delta}:
             share = tables.recovered(delta, "task_arithmetic", kind).mean()
             values[f"recovered {kind}"] = f"{share:.0f}{mark}"
+            if f"expert+{kind}" in delta:
+                values[f"beside {kind}"] = (
+                    f"{tables.beside_budget(self.frame, self.dataset, kind):+.1f}{mark}"
+                )
         scans = [record["details"]["scan"] for record in self._all("merge_task_arithmetic")]
         if scans:
             best = sum(max(row["score"] for row in scan) for scan in scans) / len(scans)

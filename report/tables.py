@@ -219,6 +219,29 @@ def recovered(delta, method, realignment, floor=None):
     return 100 * (1 - delta[f"{method}+{realignment}"] / bare)
 
 
+def beside_budget(frame, dataset, kind):
+    """Printed Δ of realigned task arithmetic relative to experts with realignment's images and steps.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        See `scores`.
+    dataset : str
+    kind : str
+        "heads" or "representation".
+
+    Returns
+    -------
+    float
+        Mean over seeds.
+    """
+    tasks, models = tasks_of(dataset), (f"task_arithmetic+{kind}", f"expert+{kind}")
+    seeds = frame.loc[models[1]].index
+    return sum(delta_printed(tasks, *(frame.loc[model, seed] for model in models)) for seed in seeds) / len(
+        seeds
+    )
+
+
 def costs_of(records):
     """Yield (seed, model, cost) of all test results; the seconds of a continued run, too few, are NaN."""
     for record in records:

@@ -147,6 +147,9 @@ def test_a_repair_of_what_was_not_broken_is_not_judged(monkeypatch):
         assert math.isnan(verdicts.loc[name, "seed 0"])
     assert verdicts.loc["ties-collapses", "verdict"] == "fails"
     assert verdicts.loc["task_arithmetic-heads-recover", "verdict"] == "holds"
+    untrained = judged(monkeypatch, evidence(delta=delta(**{"expert+heads": 7.0})))
+    assert untrained.loc["ties-heads-recover", "verdict"] == "not applicable"  # experts gain as well
+    assert untrained.loc["ties-representation-reaches-joint", "verdict"] == "holds"
     mixed = judged(monkeypatch, small, evidence())
     assert mixed.loc["ties-heads-recover", "verdict"] == "holds, 1 not applicable"
 

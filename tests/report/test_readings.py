@@ -5,7 +5,7 @@ from statistics import fmean
 import pytest
 import torch
 
-from report import beyond, variations
+from report import beyond, tables, variations
 from report.notebooks import ROOT
 from report.pages import Page
 from report.paper import paper_deltas, read_paper
@@ -481,3 +481,35 @@ def test_methods_without_images_differ_little_after_closed_form(name):
     assert without.max() - without.min() <= 3.05
     if name == "taskonomy":
         assert set(deltas.nsmallest(2).index) == set(needing[1:])
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Δ on NYUv2's photographs: one row a seed, one column a model."""
+    return Page("nyuv2", "records/photos").frame.printed.unstack("model")
+
+
+def test_merging_collapses_on_photographs(photos):
+    """NYUv2's page: both methods lose clearly, as in the paper."""
+    assert (photos[["task_arithmetic", "ties"]] < -10).all(axis=None)
+
+
+def test_on_photographs_realigned_models_are_above_the_experts(photos):
+    """And so are joint training, and the experts themselves with the same images and steps."""
+    above = ["task_arithmetic+heads", "task_arithmetic+representation", "joint"]
+    assert (photos[[*above, "expert+heads", "expert+representation"]] > 0).all(axis=None)
+
+
+def test_on_photographs_merging_is_worth_more_than_in_the_miniature(photos):
+    """What the merged encoder is ahead of the pretrained one by, both realigned in the same way."""
+    miniature = Page("nyuv2", "records/miniature").frame.printed.unstack("model")
+    for kind in ("heads", "representation"):
+        worth = [x[f"task_arithmetic+{kind}"] - x[f"pretrained+{kind}"] for x in (photos, miniature)]
+        assert worth[0].min() > worth[1].max()
+
+
+def test_on_photographs_a_realigned_model_is_level_with_realigned_experts():
+    """Given the same images and steps, one merged encoder is as good as the experts' own, to two points."""
+    page = Page("nyuv2", "records/photos")
+    for kind in ("heads", "representation"):
+        assert abs(tables.beside_budget(page.frame, "nyuv2", kind)) <= 2

@@ -114,6 +114,12 @@ def test_papers_numbers_beside_ours():
     assert table.index.tolist() == [MODELS[model] for model in in_table_1]
 
 
+def test_realigned_models_beside_experts_with_their_budget():
+    """Against experts that gained a quarter by the same, a merged model at 1 is a fifth behind."""
+    frame = frame_of(**{"task_arithmetic+heads": [1.0, 1.25], "expert+heads": [1.25, 1.25]})
+    assert tables.beside_budget(frame, "nyuv2", "heads") == pytest.approx((-20 + 0) / 2)
+
+
 def test_change_of_nothing_is_shown():
     """A model exactly at the experts' level reads +0.0: only the experts' own row is empty."""
     frame = frame_of(**{name: [1.0] for name in PAPER_ROWS if name != "expert"})
