@@ -115,7 +115,8 @@ def verdict_counts(pages):
     for page in (page for page in pages if page.records):
         words = page.judge().verdict.str.split(",").str[0]
         words = words.where(~words.str.startswith("holds on"), "mixed")
-        rows[_title(page, studies)] = {kind: int((words == kind).sum()) for kind in KINDS}
+        title = _title(page, studies) + " [fixture]" * page.fixture
+        rows[title] = {kind: int((words == kind).sum()) for kind in KINDS}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

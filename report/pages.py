@@ -76,7 +76,6 @@ class Page:
         self.folder = ROOT / records_folder / study
         self.records = _records(self.folder)
         self.profile = self.records[0]["profile"] if self.records else Path(records_folder).name
-        self.name = NAMES.get(self.profile, self.profile)
         heads = {record["provenance"]["parameters"].get("head") for record in self.records} - {None}
         self.heads = {"dpt": "DPT"}.get(*heads, *heads) if heads else "no"
         self.frame = self._scores(self.records)
@@ -86,6 +85,7 @@ class Page:
         known = set() if self.frame is None else set(self.frame.index.unique("model"))
         self.models = [name for name in tables.MODELS if name in known and name != "expert"]
         self.fixture = any(record["provenance"]["fixture"] for record in self.records + fresh)
+        self.name = NAMES.get(self.profile, self.profile) + f" [{FIXTURE}]" * self.fixture
         self.paper = read_paper()
         plotting.set_style()
 
