@@ -23,6 +23,7 @@ STYLES = [
     ("#CC79A7", "-.", "D"),
     ("#56B4E9", (0, (5, 1, 1, 1, 1, 1)), "v"),
 ]
+LINES = ("-", (0, (4, 1.5)), ":")  # of one quantity from several sources
 CLASS_COLOURS = {
     # thirteen colours that neighbours in a room tell apart
     NYUV2_CLASSES: [
@@ -285,7 +286,7 @@ def relationship_figure(curves, paper, tasks):
         axes.set_visible(False)
     for axes, primary in zip(panels, tasks, strict=True):
         for task, (colour, _, marker) in zip(tasks, STYLES[: len(tasks)], strict=True):
-            for (title, seeds), line in zip(curves.items(), ("-", (0, (4, 1.5))), strict=False):
+            for (title, seeds), line in zip(curves.items(), LINES[: len(curves)], strict=True):
                 x = list(seeds[0][primary.name][task.name])
                 ratios = np.array(
                     [list(seed[primary.name][task.name].values()) for seed in seeds]
