@@ -24,7 +24,7 @@ from report.paper import paper_costs, paper_curves, paper_deltas
 # another order are amplified by hundreds of steps until they act like another seed.
 TOLERANCE = 2.0
 COLLAPSE = tables.LOSS
-FINISHED = 5  # points of Δ that experts may gain from realignment's own images and steps and count as trained
+FINISHED = tables.FINISHED
 EFFECT = 1  # points, of Δ or of performance, that count as an effect
 
 

@@ -147,6 +147,7 @@ def relative_curves(curves, dataset):
 # our realigned models differ by up to about as much (`report.pages.Page.numbers`, "largest spread").
 FULL_SCALE_TOLERANCE = 3.0
 LOSS = 10  # points of Δ that count as a clear loss
+FINISHED = 5  # points of Δ that experts may gain from realignment's own images and steps and count as trained
 FULL_SCALE = "at its scale"  # title of the column
 
 
@@ -292,12 +293,11 @@ def _pattern(frame, theirs):
     for method in ("task_arithmetic", "ties"):
         for kind in ("heads", "representation"):
             model = f"{method}+{kind}"
-            row, lost = f"share of the loss recovered by {MODELS[model]}", every[method].mean() < -LOSS
-            share = f"{recovered(theirs, method, kind):.0f} %"
-            rows[row] = (
-                share,
-                f"{spread(recovered(every, method, kind), '.0f')} %" if lost else "no clear loss",
-            )
+            row, share = f"share of the loss recovered by {MODELS[model]}", recovered(every, method, kind)
+            untrained = f"expert+{kind}" in every and every[f"expert+{kind}"].mean() > FINISHED
+            ours = "experts gain, too" if untrained else f"{spread(share, '.0f')} %"
+            ours = ours if every[method].mean() < -LOSS else "no clear loss"
+            rows[row] = (f"{recovered(theirs, method, kind):.0f} %", ours)
             if "constant" in every and (every[method] < every.constant).any():
                 ours = spread(recovered(every, method, kind, "constant"), ".0f")
                 rows[f"{row}, from a constant"] = ("", f"{ours} %")
@@ -305,7 +305,7 @@ def _pattern(frame, theirs):
         if {f"pretrained+{kind}", "task_arithmetic"} <= set(every):
             bare = every.task_arithmetic
             share = 100 * (every[f"pretrained+{kind}"] - bare) / (every[f"task_arithmetic+{kind}"] - bare)
-            row = f"share of {MODELS[f'task_arithmetic+{kind}']}'s gain that needs no merging"
+            row = f"share of the gain by {MODELS[f'task_arithmetic+{kind}']} that needs no merging"
             rows[row] = ("", f"{spread(share, '.0f')} %")
     return rows
 

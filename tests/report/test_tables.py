@@ -230,6 +230,10 @@ def test_pattern_by_hand():
     share = "share of the loss recovered by TA + heads"
     assert table.loc[share].tolist() == ["80 %", "80 %"]  # from -27.5 to -5.4
     assert table.loc["methods that lose against the experts"].tolist() == ["7 of 7", "7 of 7"]
+    better = frame_of(
+        **{model: [1 + delta / 100] for model, delta in printed.items()}, **{"expert+heads": [1.08]}
+    )
+    assert tables.pattern({"ours": better}, "nyuv2", PAPER).loc[share, "ours"] == "experts gain, too"
     turned = frame_of(**{model: [1.4 - delta / 100] for model, delta in printed.items()})
     table = tables.pattern({"ours": turned}, "nyuv2", PAPER)
     assert table.filter(like="order of the methods", axis=0).ours.item() == "-1.00"
