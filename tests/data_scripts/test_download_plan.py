@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_download_needs_no_file_at_hand(tmp_path):
-    """NYUv2 is fetched and made at the profile's size, the encoder is timm's, the five tasks come from NYUv2."""
+    """NYUv2 is fetched at the profile's size, the encoder by timm, and the five tasks are made of NYUv2."""
     config = ["profile=photos", "download=yes", f"build={tmp_path}", "studies=nyuv2 taskonomy_photos"]
     command = ["-m", "snakemake", "book", "-n", "-p", "--cores", "1", "--config", *config]
     done = subprocess.run(
