@@ -89,6 +89,7 @@ EXPERIMENTS = (
         pictures=True,
     ),
     Experiment("control", "experts with realignment's budget", ("expert",), seconds=80, runs=PAPER),
+    Experiment("control_train", "experts with realignment's steps", ("expert",), seconds=80, runs=PAPER),
     Experiment("masks", "an encoder a task by masks", ("expert",), seconds=40, runs=PAPER),
     Experiment("adamerging", "layer-wise AdaMerging", ("expert",), seconds=50, runs=PAPER),
     Experiment("released", "the released code's adapter", (MERGED,), seconds=40, runs=PAPER),

@@ -30,6 +30,8 @@ MODELS = {
     "pretrained+representation": "Pretrained + representation",
     "expert+heads": "Experts + heads' budget",
     "expert+representation": "Experts + repr.'s budget",
+    "expert+heads, seen": "Experts + heads' steps, seen images",
+    "expert+representation, seen": "Experts + repr.'s steps, seen images",
 }
 CONTROLS = [name for name in MODELS if name.split("+")[0] == "pretrained" or name.startswith("expert+")]
 

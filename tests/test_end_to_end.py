@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ["--config", "profile=smoke", "studies=nyuv2", "further=all"]
 EXPERIMENTS = {"joint", "relationships", "qualitative"}
 EXPERIMENTS |= {f"{step}_{how}" for step in ("merge", "realign") for how in ("task_arithmetic", "ties")}
-FURTHER = {"control", "masks", "adamerging", "released", "merge_average", "merge_ties_untrimmed"}
-FURTHER |= {"merge_pretrained", "realign_pretrained"}
+FURTHER = {"control", "control_train", "masks", "adamerging", "released", "merge_average"}
+FURTHER |= {"merge_ties_untrimmed", "merge_pretrained", "realign_pretrained"}
 FROM_EXPERTS = {"closed_form", "closed_form_control", "field", "variations", "mechanism"}
 FROM_EXPERTS |= {"frozen_decoder", "own_models"}
 BEYOND = FROM_EXPERTS | {"joint_variants"}  # the paper
@@ -83,10 +83,11 @@ def test_second_run_does_nothing(project):
     assert "nothing to be done" in done.stdout
 
 
-AFTER_EXPERTS = {"merge", "realign", "control", "relationships", "qualitative"}
+AFTER_EXPERTS = {"merge", "realign", "control", "control_train", "relationships", "qualitative"}
 AFTER_EXPERTS |= {"masks", "adamerging", "released"} | FROM_EXPERTS
 WITHOUT_METHODS = {
     "control",
+    "control_train",
     "relationships",
     "adamerging",
 }  # which neither merge by a method nor read the result
@@ -96,7 +97,8 @@ CHANGES = [
         NYUV2,
         "adapter_lr: 0.01",
         "adapter_lr: 0.02",
-        {"realign", "released", "control", "qualitative", "closed_form", "field", "variations", "mechanism"},
+        {"realign", "released", "control", "control_train", "qualitative"}
+        | {"closed_form", "field", "variations", "mechanism"},
     ),
     (NYUV2, "lambdas: [0.0, 1.0]", "lambdas: [0.0, 0.5, 1.0]", {"relationships"}),
     (NYUV2, "workers: 0", "workers: 1", set()),  # where it is computed, not what

@@ -88,9 +88,14 @@ def test_no_picture_of_a_data_set_is_committed(study, rendered):
     assert rendered or not list((FOLDER / study).rglob("*.npz"))
 
 
-def test_every_model_of_the_tables_has_results(frame):
-    """The table and its controls have a row for every model on every seed."""
-    assert set(frame.index) == {(model, seed) for model in MODELS for seed in frame.index.unique("seed")}
+NOT_RUN = {"miniature": {name for name in MODELS if name.endswith(", seen")}}
+NOT_RUN["photos"] = NOT_RUN["miniature"]
+
+
+def test_every_model_of_the_tables_has_results(study, frame):
+    """The table and its controls have a row for every model on every seed, but for what was not run."""
+    models = set(MODELS) - NOT_RUN.get(study.split("/")[0], set())
+    assert set(frame.index) == {(model, seed) for model in models for seed in frame.index.unique("seed")}
 
 
 def test_experts_are_far_better_than_a_constant(study, frame):
