@@ -13,10 +13,12 @@ import json
 import math
 import platform
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
@@ -243,11 +245,27 @@ def memory_need(model, predict, learning_rates, dataset, tasks, optimisation):
     )
 
 
+@contextmanager
 def autocast(device, precision):
-    """Mixed precision where `precision` is "bfloat16"; nothing for "float32"; SimoError for another."""
+    """Mixed precision where `precision` is "bfloat16"; nothing for "float32"; SimoError for another.
+
+    In bfloat16 on the CPU attention is computed as plain products of matrices: at some hundred tokens,
+    PyTorch's fused kernel takes as long for its backward pass as all of the encoder's linear layers.
+    """
     if precision not in ("float32", "bfloat16"):
         raise SimoError(f"precision {precision!r}: expected float32 or bfloat16; pick_device resolves auto")
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
+    kind, mixed = torch.device(device).type, precision == "bfloat16"
+    with torch.autocast(kind, torch.bfloat16, enabled=mixed):
+        if not (mixed and kind == "cpu"):
+            yield
+            return
+        before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # of the CPU, too
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # else these products are in float32
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def pick_device(device="auto", precision="auto"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from simo import training
@@ -553,8 +554,37 @@ def test_expert_resumes_in_either_phase(model, nyuv2, tmp_path, monkeypatch, sam
 
 def test_unknown_precision_is_refused():
     """It does not silently mean float32."""
-    with pytest.raises(SimoError, match="precision 'fp16': expected float32 or bfloat16"):
-        autocast("cpu", "fp16")
+    refused = pytest.raises(SimoError, match="precision 'fp16': expected float32 or bfloat16")
+    with refused, autocast("cpu", "fp16"):
+        raise AssertionError("taken for another precision")
+
+
+def attended(precision, shape=(2, 3, 20, 8)):
+    """Attention within `autocast` on random queries, keys and values, and the queries' gradient."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, weight = (torch.randn(shape, generator=generator) for _ in range(4))
+    q.requires_grad_()
+    with autocast("cpu", precision):
+        out = F.scaled_dot_product_attention(q, k, v)
+    (out.float() * weight).sum().backward()
+    return out, q.grad
+
+
+def test_attention_in_bfloat16_is_attention():
+    """Plain products give float32's values and gradients within bfloat16's 8 bits; the switch is put back."""
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    (exact, exact_gradient), (out, gradient) = attended("float32"), attended("bfloat16")
+    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == allowed
+    assert out.dtype == torch.bfloat16
+    for close, right in ((out, exact), (gradient, exact_gradient)):
+        assert 0 < (close - right).norm() < 0.01 * right.norm()
+
+
+def test_attention_in_float32_is_pytorchs_own():
+    """The miniature's numbers do not depend on how bfloat16 is made fast."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn((2, 3, 20, 8), generator=generator) for _ in range(3))
+    assert torch.equal(attended("float32")[0], F.scaled_dot_product_attention(q, k, v))
 
 
 def test_explicit_device_and_precision_are_kept():
