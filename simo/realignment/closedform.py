@@ -13,6 +13,7 @@ import copy
 
 import torch
 
+from simo.checkpoints import load_into
 from simo.datasets import check_batch
 from simo.encoders import Features
 from simo.errors import SimoError
@@ -119,13 +120,19 @@ def choose_ridge(fitted, held_out, prior, groups, strengths=STRENGTHS):
     list of (Tensor, Tensor, float)
         W, b and the strength of each group.
     """
-    errors = torch.stack([squared_errors(held_out, *each) for each in ridges(fitted, prior, strengths)])
-    chosen = [strengths[part.sum(dim=1).argmin().item()] for part in errors.split(groups, dim=1)]
+    errors = _held_out_errors(fitted, held_out, prior, groups, strengths)
+    chosen = [strengths[each.argmin().item()] for each in errors]
     layers = dict(zip(chosen, ridges(fitted + held_out, prior, chosen), strict=True))
     return [
         (*(part.split(groups)[task] for part in layers[strength]), strength)
         for task, strength in enumerate(chosen)
     ]
+
+
+def _held_out_errors(fitted, held_out, prior, groups, strengths):
+    """Squared errors on held-out images, one tensor `(strengths,)` a group; see `choose_ridge`."""
+    errors = torch.stack([squared_errors(held_out, *each) for each in ridges(fitted, prior, strengths)])
+    return [part.sum(dim=1) for part in errors.split(groups, dim=1)]
 
 
 def procrustes(matrix, width):
@@ -202,12 +209,8 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
     """
     if kind != "ridge" and kind not in FEATURE_MAPS:
         raise SimoError(f"unknown kind {kind!r}: expected ridge or one of {sorted(FEATURE_MAPS)}")
-    if encoders.keys() != set(model.heads):
-        raise SimoError(f"expected an encoder for each of {sorted(model.heads)}, found {sorted(encoders)}")
     realigned = copy.deepcopy(model).to(device).eval()
-    heads = {name: realigned.heads[name] for name in encoders}
-    layers = {name: head.first_layers() for name, head in heads.items()}
-    read = _common_inputs(heads, realigned.encoder, device)
+    layers, read = _first_layers(realigned, encoders, device)
     where = {"device": device, "precision": precision}
     if kind == "ridge":
         solved, statistics = _solve_layers(realigned.encoder, encoders, batches, read, layers, where)
@@ -223,39 +226,108 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
                 for (weight, bias), (change, moved) in zip(layers[name], maps, strict=True)
             ]
         statistics = [_statistics(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
-    for name, head in heads.items():
-        head.set_first_layers(solved[name], statistics)
+    for name in encoders:
+        realigned.heads[name].set_first_layers(solved[name], statistics)
     return realigned
 
 
-def _common_inputs(heads, encoder, device):
-    """What all heads read of the encoder's features, tried on made-up ones."""
+def residuals(model, encoders, batches, device="cpu", precision="float32"):
+    """What the merged features cannot say: the share of what a head should receive that closed form leaves.
+
+    1 − R² of closed form's ridge on the images that it holds out: 0 if the head can receive exactly what its
+    expert's encoder would give it, 1 if it learns no more than the mean. It needs no label and no head beyond
+    its first layer, and so tells merged encoders apart before anything is realigned.
+
+    Parameters
+    ----------
+    model, encoders, batches, device, precision
+        As for `realign_closed_form`, whose errors are raised, too. The model is moved to the device and put
+        into eval mode, too; the batches are iterated once.
+
+    Returns
+    -------
+    dict of str to float
+        By task name; for heads that read several maps, the mean over these.
+    """
+    layers, read = _first_layers(model.to(device).eval(), encoders, device)
+    pairs = stream_grams(model.encoder, encoders, batches, read, _output_of(layers), device, precision)
+    left = {name: [] for name in encoders}
+    for number, (fitted, held_out) in enumerate(pairs):
+        prior, groups = _stacked(layers, number)
+        errors = _held_out_errors(fitted, held_out, prior, groups, STRENGTHS)
+        *_, spread = centre(held_out, prior.shape[1])
+        for name, error, total in zip(encoders, errors, spread.diagonal().split(groups), strict=True):
+            left[name].append((error.min() / total.sum()).item())
+    return {name: sum(values) / len(values) for name, values in left.items()}
+
+
+def scan_alpha_unlabelled(model, base, task_vector, alphas, encoders, batches, **where):
+    """Choose α without labels: θ_0 + α τ whose `residuals` are least in the mean over tasks.
+
+    Parameters
+    ----------
+    model, base, task_vector, alphas
+        See `simo.evaluation.scan_alpha`, which chooses by labels. The encoder holds the best α in the end.
+    encoders, batches, **where
+        See `residuals`; the batches are iterated once for each α.
+
+    Returns
+    -------
+    (float, list of dict)
+        α, and one row a value: `alpha`, `residual`, the mean, and by task name the residual.
+    """
+    rows = []
+    for alpha in alphas:
+        load_into(model.encoder, task_vector.apply(base, alpha), f"merged encoder at α = {alpha}")
+        left = residuals(model, encoders, batches, **where)
+        rows.append({"alpha": alpha, **left, "residual": sum(left.values()) / len(left)})
+    best = min(rows, key=lambda row: row["residual"])["alpha"]
+    load_into(model.encoder, task_vector.apply(base, best), f"merged encoder at α = {best}")
+    return best, rows
+
+
+def _first_layers(model, encoders, device):
+    """First layers of all heads by name, and what all of them read of features, tried on made-up ones."""
+    if encoders.keys() != set(model.heads):
+        raise SimoError(f"expected an encoder for each of {sorted(model.heads)}, found {sorted(encoders)}")
+    heads, encoder = {name: model.heads[name] for name in encoders}, model.encoder
     with torch.no_grad():
         found = encoder(encoder.blank())
     patches, classes = (torch.arange(1.0, 1 + x.numel(), device=device).view_as(x) for x in found)
     first, *others = [head.inputs(Features(patches, -classes)) for head in heads.values()]
     if not all(len(first) == len(other) and all(map(torch.equal, first, other)) for other in others):
         raise SimoError(f"the heads {list(heads)} read different features: expected the same `inputs` of all")
-    return next(iter(heads.values())).inputs
+    layers = {name: head.first_layers() for name, head in heads.items()}
+    return layers, next(iter(heads.values())).inputs
 
 
 def _solve_layers(encoder, experts, batches, read, layers, where):
     """Ridge regression of all tasks' first layers, and the statistics of their inputs."""
-
-    def target(name, number, y):
-        weight, bias = layers[name][number]
-        return y @ weight.T + bias
-
     solved, statistics = {name: [] for name in experts}, []
-    pairs = stream_grams(encoder, experts, batches, read, target, **where)
+    pairs = stream_grams(encoder, experts, batches, read, _output_of(layers), **where)
     for number, (fitted, held_out) in enumerate(pairs):  # one an input of the heads
-        priors = [layers[name][number] for name in experts]
-        prior, groups = torch.cat([weight for weight, _ in priors]), [len(bias) for _, bias in priors]
+        prior, groups = _stacked(layers, number)
         chosen = choose_ridge(fitted, held_out, prior, groups)
         for name, (weight, bias, _) in zip(experts, chosen, strict=True):
             solved[name].append((weight, bias))
         statistics.append(_statistics(fitted + held_out, prior.shape[1]))
     return solved, statistics
+
+
+def _output_of(layers):
+    """What heads' first layers make of features: `target` of `stream_grams`."""
+
+    def target(name, number, y):
+        weight, bias = layers[name][number]
+        return y @ weight.T + bias
+
+    return target
+
+
+def _stacked(layers, number):
+    """All tasks' first layers on one map, one above the other, and how many outputs each has."""
+    weights = [own[number][0] for own in layers.values()]
+    return torch.cat(weights), [len(weight) for weight in weights]
 
 
 def _statistics(matrix, width):

@@ -2,21 +2,26 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 from simo.encoders import Features
 from simo.errors import SimoError
 from simo.heads import DPTHead, LinearHead
+from simo.merging.task_vectors import TaskVector
 from simo.models import create_model
 from simo.realignment.closedform import (
     FEATURE_MAPS,
+    STRENGTHS,
     choose_ridge,
     diagonal,
     gram,
     procrustes,
     realign_closed_form,
+    residuals,
     ridges,
+    scan_alpha_unlabelled,
     squared_errors,
     stream_grams,
 )
@@ -283,6 +288,54 @@ def test_heads_that_read_different_things_are_refused(model, tasks):
         realign_closed_form(model, experts, batches_of(4))
 
 
+def test_residual_is_what_held_out_images_leave_unexplained(model, tasks):
+    """1 − R² on held-out images, of the best of ridges that NumPy solves on the features themselves."""
+    experts = {task.name: copy.deepcopy(model.encoder) for task in tasks}
+    expert = experts["depth"]
+    with torch.no_grad():
+        for parameter in expert.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    batches = batches_of(60, 10)
+    found, head = residuals(model, experts, batches), model.heads["depth"]
+    images = torch.cat([batch["image"] for batch in batches])
+    held_out = torch.arange(60) % 5 == 1
+    with torch.no_grad():
+        z, u = (
+            [head.inputs(encoder(part))[0].flatten(2).mT for part in (images[~held_out], images[held_out])]
+            for encoder in (model.encoder, expert)
+        )
+    z, y = ([rows.flatten(0, 1).double().numpy() for rows in pair] for pair in (z, u))
+    ((prior, bias),) = (tuple(value.numpy() for value in layer) for layer in head.first_layers())
+    u = [rows @ prior.T + bias for rows in y]
+    centred, missing = z[0] - z[0].mean(0), u[0] - u[0].mean(0) - (z[0] - z[0].mean(0)) @ prior.T
+    square, errors = centred.T @ centred, []
+    for strength in STRENGTHS:
+        pull = strength * np.trace(square) / len(square) * np.eye(len(square))
+        weight = prior + np.linalg.solve(square + pull, centred.T @ missing).T
+        errors.append((((z[1] - z[0].mean(0)) @ weight.T + u[0].mean(0) - u[1]) ** 2).sum())
+    assert found["depth"] == pytest.approx(min(errors) / ((u[1] - u[1].mean(0)) ** 2).sum(), rel=1e-3)
+    assert found["depth"] > 0.01
+    assert all(value < 1e-4 for name, value in found.items() if name != "depth")  # their own encoder
+
+
+def test_alpha_without_labels_is_that_of_the_least_residual(model, tasks):
+    """Where all experts moved alike, the merged encoder at α = 1 is theirs: nothing is left, 1 is chosen."""
+    base = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
+    expert = copy.deepcopy(model.encoder)
+    with torch.no_grad():
+        for parameter in expert.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    vector = TaskVector.between(base, expert.state_dict(), "expert")
+    experts, grid = {task.name: expert for task in tasks}, [0.0, 0.5, 1.0, 1.5]
+    alpha, rows = scan_alpha_unlabelled(model, base, vector, grid, experts, batches_of(20))
+    assert alpha == 1.0
+    assert [row["alpha"] for row in rows] == grid
+    left = {row["alpha"]: row["residual"] for row in rows}
+    assert left[1.0] < 1e-4 < left[0.5] < left[0.0]
+    assert rows[0]["residual"] == pytest.approx(sum(rows[0][task.name] for task in tasks) / len(tasks))
+    torch.testing.assert_close(model.encoder.state_dict(), expert.state_dict())
+
+
 def test_no_label_is_read(model, tasks):
     """Batches hold images and nothing else; a single image is refused, as none could be held out."""
     experts = {task.name: copy.deepcopy(model.encoder) for task in tasks}
@@ -303,8 +356,9 @@ def test_images_out_of_range_are_refused(model, tasks, change):
 def test_every_head_needs_its_expert(model, tasks):
     """A head that is left out would stay unrealigned without a word."""
     experts = {tasks[0].name: copy.deepcopy(model.encoder)}
-    with pytest.raises(SimoError, match=r"an encoder for each of .*'normals'.*, found \['segmentation'\]"):
-        realign_closed_form(model, experts, batches_of(4))
+    for function in (realign_closed_form, residuals):
+        with pytest.raises(SimoError, match=r"encoder for each of .*'normals'.*, found \['segmentation'\]"):
+            function(model, experts, batches_of(4))
 
 
 def test_every_image_is_fitted_or_held_out(model, tasks):
