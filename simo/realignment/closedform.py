@@ -231,7 +231,7 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
     return realigned
 
 
-def residuals(model, encoders, batches, device="cpu", precision="float32"):
+def residuals(model, encoders, batches, device="cpu", precision="float32", strengths=STRENGTHS):
     """What the merged features cannot say: the share of what a head should receive that closed form leaves.
 
     1 − R² of closed form's ridge on the images that it holds out: 0 if the head can receive exactly what its
@@ -243,6 +243,9 @@ def residuals(model, encoders, batches, device="cpu", precision="float32"):
     model, encoders, batches, device, precision
         As for `realign_closed_form`, whose errors are raised, too. The model is moved to the device and put
         into eval mode, too; the batches are iterated once.
+    strengths : sequence of float
+        Of the ridge; the one of least error counts. Infinity alone leaves the head as it is, but for a shift
+        of the mean: then this is the distance of its outputs from the expert's, before any realignment.
 
     Returns
     -------
@@ -254,7 +257,7 @@ def residuals(model, encoders, batches, device="cpu", precision="float32"):
     left = {name: [] for name in encoders}
     for number, (fitted, held_out) in enumerate(pairs):
         prior, groups = _stacked(layers, number)
-        errors = _held_out_errors(fitted, held_out, prior, groups, STRENGTHS)
+        errors = _held_out_errors(fitted, held_out, prior, groups, strengths)
         *_, spread = centre(held_out, prior.shape[1])
         for name, error, total in zip(encoders, errors, spread.diagonal().split(groups), strict=True):
             left[name].append((error.min() / total.sum()).item())

@@ -318,6 +318,23 @@ def test_residual_is_what_held_out_images_leave_unexplained(model, tasks):
     assert all(value < 1e-4 for name, value in found.items() if name != "depth")  # their own encoder
 
 
+def test_distance_is_how_far_outputs_are_but_for_their_mean(model, tasks):
+    """At infinite strength nothing is solved: the squared difference of outputs, in units of the variance."""
+    experts, batches = {task.name: copy.deepcopy(model.encoder) for task in tasks}, batches_of(10)
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        found = residuals(model, experts, batches, strengths=[float("inf")])["depth"]
+        images, project = torch.cat([batch["image"] for batch in batches]), model.heads["depth"].project
+        read = model.heads["depth"].inputs
+        out, wanted = (project(read(each(images))[0]) for each in (model.encoder, experts["depth"]))
+    held_out = torch.arange(10) % 5 == 1
+    shift = (wanted - out)[~held_out].mean()
+    left = (out + shift - wanted)[held_out].square().mean() / wanted[held_out].var(correction=0)
+    assert found == pytest.approx(left.item(), rel=1e-3)
+    assert found > residuals(model, experts, batches)["depth"]
+
+
 def test_alpha_without_labels_is_that_of_the_least_residual(model, tasks):
     """Where all experts moved alike, the merged encoder at α = 1 is theirs: nothing is left, 1 is chosen."""
     base = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
