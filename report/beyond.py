@@ -5,6 +5,7 @@ import seaborn as sns
 
 from report.plotting import STYLES
 from report.tables import MODELS, costs_of, spread
+from simo.evaluation import mean_score
 from simo.performance import delta_printed, normalised_performance
 from simo.tasks import tasks_of
 
@@ -152,6 +153,72 @@ def savings(curves, bare, labelled="heads"):
                 row[f"{FACTOR} times of either"] = "yes" if max(fewer, faster) >= FACTOR else "no"
             rows[f"{dataset}, {images} labelled images"] = row
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+RULES = {
+    "before": "labels, before realignment",  # the paper's
+    "after": "labels, after closed form",
+    "distance": "distance of outputs, no label",
+    "residual": "residual of closed form, no label",
+    "test": "the test split's best",  # not a rule, but what rules are measured against
+}
+
+
+def chosen_alphas(records, frame, dataset, main):
+    """The α that each rule chooses for closed form, and what closed form reaches with it.
+
+    Parameters
+    ----------
+    records, frame, dataset
+        Of the experiment `unlabelled_alpha`, see `with_deltas`.
+    main : list of dict
+        All records of the study, for what the merge chose and how good experts are on the validation split.
+
+    Returns
+    -------
+    DataFrame
+        Columns `seed`, `method`, `rule` (a key of `RULES`), `alpha`, `delta`, and `order`, the rank
+        correlation of the residual with Δ over the grid, of which -1 is best.
+    """
+    tasks = tasks_of(dataset)
+    before = {(record["experiment"], record["seed"]): record["details"].get("alpha") for record in main}
+    experts = {
+        (record["seed"], task): value
+        for record in main
+        for result in record["results"]
+        if (result["model"], result["split"]) == ("expert", "val")
+        for task, value in result["metrics"].items()
+    }
+    rows = with_deltas(records, frame, dataset, lambda details: details["alphas"])
+    for kind in ("residual", "distance"):
+        rows[kind] = rows[kind].map(lambda left: sum(left.values()) / len(left))
+    found = []
+    for (seed, method), grid in rows.groupby(["seed", "method"], sort=False):
+        baselines = {task.name: experts[seed, task.name] for task in tasks}
+        after = grid.val.map(lambda values, own=baselines: mean_score(tasks, values, own))
+        given = before[f"merge_{method}", seed]
+        best = {
+            "before": (grid.alpha - given).abs().idxmin(),
+            "after": after.idxmax(),
+            "distance": grid.distance.idxmin(),
+            "residual": grid.residual.idxmin(),
+            "test": grid.delta.idxmax(),
+        }
+        order = grid.residual.corr(grid.delta, method="spearman")
+        for rule, row in best.items():
+            chosen = {"alpha": grid.alpha[row], "delta": grid.delta[row], "order": order}
+            found.append({"seed": seed, "method": method, "rule": rule} | chosen)
+    return pd.DataFrame(found)
+
+
+def alphas_table(records, frame, dataset, main):
+    """Δ after closed form by the rule that chose α, and the α of each seed, as text; see `chosen_alphas`."""
+    chosen = chosen_alphas(records, frame, dataset, main)
+    groups = chosen.groupby(["method", "rule"], sort=False)
+    cells = groups.delta.agg(spread) + groups.alpha.agg(lambda own: f" (α {', '.join(map(str, own))})")
+    table = cells.unstack("rule")[list(RULES)].rename(columns=RULES)
+    table["rank correlation of residual and Δ"] = chosen.groupby("method").order.agg(spread, "+.2f")
+    return table.rename(index=MODELS).rename_axis(index=None, columns=None)
 
 
 FIELD_NAMES = {

@@ -207,3 +207,40 @@ def test_seconds_of_a_continued_run_do_not_count():
     found = beyond.realignment_curves(records, experts, "nyuv2").iloc[0]
     assert found.delta == 0
     assert pd.isna(found.seconds)
+
+
+def test_rules_that_choose_alpha_by_hand():
+    """Each rule takes its own α of three, and Δ is that of closed form with it; one pair is out of order."""
+    experts = dict(zip(TASKS, (40.0, 0.5, 20.0), strict=True))
+    frame = pd.DataFrame([experts], index=pd.MultiIndex.from_tuples([("expert", 0)], names=["model", "seed"]))
+
+    def row(alpha, residual, distance, val, test):
+        scaled = [
+            dict(zip(TASKS, (40.0 * r, 0.5 / r, 20.0 / r), strict=True)) for r in (val / 100, test / 100)
+        ]
+        apart = {"residual": dict.fromkeys(TASKS, residual), "distance": dict.fromkeys(TASKS, distance)}
+        return {"method": "ties", "alpha": alpha, "val": scaled[0], "metrics": scaled[1]} | apart
+
+    grid = [row(0.2, 0.3, 0.5, 70, 60), row(0.4, 0.1, 0.6, 80, 90), row(0.6, 0.2, 0.7, 85, 95)]
+    records = [{"seed": 0, "details": {"alphas": grid}, "provenance": {}}]
+    main = [
+        {"experiment": "merge_ties", "seed": 0, "results": [], "details": {"alpha": 0.2}},
+        {
+            "experiment": "expert",
+            "seed": 0,
+            "results": [{"model": "expert", "split": "val", "metrics": experts}],
+            "details": {},
+        },
+    ]
+    chosen = beyond.chosen_alphas(records, frame, "nyuv2", main).set_index("rule")
+    assert chosen.alpha.to_dict() == {
+        "before": 0.2,
+        "after": 0.6,
+        "distance": 0.2,
+        "residual": 0.4,
+        "test": 0.6,
+    }
+    assert chosen.delta.tolist() == pytest.approx([-40, -5, -40, -10, -5])
+    assert chosen.order["residual"] == pytest.approx(-0.5)
+    table = beyond.alphas_table(records, frame, "nyuv2", main)
+    assert table.loc["TIES", beyond.RULES["residual"]] == "-10.0 (α 0.4)"
