@@ -242,7 +242,7 @@ def regmean(task_vectors, moments, shrink=0.95):
 
     def merge(changes, grams):
         grams = [gram * shrink + gram.diagonal().diag() * (1 - shrink) for gram in grams]
-        return torch.linalg.lstsq(sum(grams), _weighted(changes, grams)).solution.T
+        return _least_squares(changes, grams)
 
     return _by_moments(task_vectors, moments, merge, scales=False)
 
@@ -268,12 +268,7 @@ def lot(task_vectors, moments):
     SimoError
         For moments as in `regmean`.
     """
-
-    def merge(changes, grams):
-        inverse = torch.linalg.pinv(sum(grams), rtol=1e-10, hermitian=True)
-        return (inverse @ _weighted(changes, grams)).T
-
-    return _by_moments(task_vectors, moments, merge, scales=True)
+    return _by_moments(task_vectors, moments, _least_squares, scales=True)
 
 
 @torch.no_grad()
@@ -359,9 +354,14 @@ def _by_moments(task_vectors, moments, merge, scales):
     return TaskVector(mean, compute)
 
 
-def _weighted(changes, grams):
-    """Σ G_t τ_tᵀ `(inputs, outputs)`."""
-    return sum(gram @ change.T for gram, change in zip(grams, changes, strict=True))
+def _least_squares(changes, grams):
+    """(Σ G_t)⁺ Σ G_t τ_tᵀ, transposed back to `(outputs, inputs)`.
+
+    By eigenvalues, because `lstsq` gives another solution each time where an input never varies: its choice
+    depends on where in memory a matrix lies.
+    """
+    weighted = sum(gram @ change.T for gram, change in zip(grams, changes, strict=True))
+    return (torch.linalg.pinv(sum(grams), rtol=1e-10, hermitian=True) @ weighted).T
 
 
 METHODS = methods.METHODS | {

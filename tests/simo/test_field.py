@@ -48,7 +48,7 @@ W = "blocks.0.fc.weight"
 
 
 def matrices(*values):
-    return [vector(blocks__0__fc__weight=torch.tensor(value)) for value in values]
+    return [vector(blocks__0__fc__weight=torch.as_tensor(value)) for value in values]
 
 
 @pytest.mark.parametrize("method", DATA_FREE)
@@ -245,6 +245,28 @@ def test_regmean_by_hand():
     vectors, moments = matrices([[1.0]], [[5.0]]), moments_of([[3.0]], [[1.0]])
     assert regmean(vectors, moments)[W].item() == pytest.approx(2)
     assert lot(vectors, moments)[W].item() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("method", [regmean, lot])
+def test_an_input_that_never_varies_takes_no_part(method):
+    """The solution is that without this input, and the same bit by bit wherever in memory matrices lie."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, 60, 16, generator=generator, dtype=torch.float64)
+    rows[:, :, 5] = 0
+    changes = [torch.randn(4, 16, generator=generator) for _ in rows]
+    moments = [{W: own.T @ own / len(own)} for own in rows]
+    found = []
+    for offset in range(4):
+        for own in moments:
+            memory = torch.empty(16 * 16 + 8, dtype=torch.float64)
+            own[W] = memory[offset : offset + 256].view(16, 16).copy_(own[W])
+        found.append(method(matrices(*changes), moments)[W])
+    assert all(torch.equal(own, found[0]) for own in found)
+    assert found[0][:, 5].abs().max() < 1e-12
+    used = [number for number in range(16) if number != 5]
+    without = [{W: own[W][used][:, used]} for own in moments]
+    reduced = method(matrices(*(change[:, used] for change in changes)), without)[W]
+    torch.testing.assert_close(found[0][:, used], reduced)
 
 
 @pytest.mark.parametrize("method", [regmean, lot])
