@@ -145,10 +145,14 @@ class Encoder(nn.Module):
         classes = [prefix[:, 0] for prefix in prefixes]  # a class token comes first
         return Features(patches, torch.stack(classes, dim=1) if classes else patches[:, :, :0, 0, 0])
 
+    def padding(self, size):
+        """Rows and columns of zeros that images of a size `(H, W)` are given, see `forward`."""
+        stride = 1 if self.size else max(self.strides)
+        return tuple(-length % stride for length in size)
+
     def pad(self, image):
         """Scale images, and pad them with zeros, see `forward`."""
-        stride = 1 if self.size else max(self.strides)
-        bottom, right = (-image.shape[-2]) % stride, (-image.shape[-1]) % stride
+        bottom, right = self.padding(image.shape[-2:])
         padding = (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2)
         return F.pad((image - self.mean) / self.deviation, padding)
 

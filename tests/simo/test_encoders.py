@@ -212,6 +212,15 @@ def test_levels_are_those_of_timms_feature_extractor():
     assert found.patches.shape == (1, 1, 40 + 112 + 320, 18, 24)
 
 
+@pytest.mark.parametrize("size", [(32, 64), (33, 64), (48, 95)])
+def test_padding_is_what_images_are_given(size):
+    """What a notebook says of it is what the encoder does."""
+    encoder, image = create_encoder(LITE0, {}, [3, 4, 5]), torch.ones(1, 3, *size)
+    rows, columns = encoder.padding(size)
+    assert encoder.pad(image).shape[-2:] == (size[0] + rows, size[1] + columns)
+    assert encoder.pad(image).count_nonzero() == image.numel()
+
+
 @pytest.mark.parametrize("name", ["DINOv2 with registers", "DINOv3", "SigLIP"])
 def test_tokens_are_timms(name):
     """At the size of the positions patches and class token are timm's, bit for bit, without registers."""
