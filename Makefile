@@ -11,6 +11,7 @@ SET =
 FURTHER =
 BUILD = build/$(PROFILE)
 CORES =
+RECORD =
 
 # a user's settings that would keep Python from starting, or put other modules before ours
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONSAFEPATH PYTHONPLATLIBDIR PYTHONIOENCODING
@@ -26,7 +27,7 @@ settings = --config $(call quoted,profile=$(PROFILE)) $(call quoted,seeds=$(SEED
 	$(call quoted,build=$(BUILD)) $(if $(CORES),--cores $(call quoted,$(CORES)))
 page = $(BUILD)/book/_build/html/index.html
 
-.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw data records rehearsal backbone links test lint environment clean distclean
+.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw data records verify rehearsal backbone links test lint environment clean distclean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [STUDIES=all] [DATA=folder] [WEIGHTS=timm] [SET=values]"
@@ -46,6 +47,7 @@ help: ## this list
 	@echo "               no: draw these from records/PROFILE, the default where that exists"
 	@echo "  BUILD        the folder of this build; default: build/PROFILE"
 	@echo "  CORES        how many threads to use at once; without it, all"
+	@echo "  RECORD       what make verify computes again, for example records/miniature/nyuv2/seed0/joint.json"
 
 doctor: ## say what is there, what stands in the way, and what to do next
 	@$(if $(wildcard .venv/bin/python),.venv/bin/python,$(call quoted,$(PYTHON))) tools/doctor.py $(settings)
@@ -77,6 +79,10 @@ records: SEEDS = 0 1 2
 records: FURTHER = all
 records: environment ## recompute all three seeds and copy their results to records/
 	@$(pipeline) records $(settings)
+
+verify: environment ## compute one committed record again, and say whether it is the same: RECORD=records/...
+	@.venv/bin/python tools/verify.py $(call quoted,$(RECORD)) $(if $(CORES),--cores $(call quoted,$(CORES))) \
+		--config $(if $(DATA),$(call quoted,data=$(DATA))) $(if $(WEIGHTS),$(call quoted,weights=$(WEIGHTS)))
 
 # so few images, steps and values that a CPU gets through in minutes
 rehearsal_values = {batch_size: 2, realign_batch_size: 2, probe_steps: 1, finetune_steps: 1, joint_steps: 1, realign_steps: 1, \
