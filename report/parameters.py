@@ -211,7 +211,7 @@ _PlainYaml.add_implicit_resolver(
 def parse_yaml(text, where):
     """Value of a YAML text; SimoError that names the place, `where` and the line, if it is not plain YAML."""
     try:
-        return yaml.load(text, Loader=_PlainYaml)
+        return yaml.load(text, Loader=_PlainYaml)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from simo.errors import SimoError
-from simo.files import atomic_path, decoding, read_json, write_json
+from simo.files import atomic_path, decoding, read_object, write_json
 
 PACKAGES = ("simo", "torch", "timm", "torchvision", "numpy", "safetensors")
 # floats of 8 bits and fewer need a scale that stands elsewhere; quantised and complex numbers are others, too
@@ -79,14 +79,10 @@ class _Recipe(dict):
 
     def __init__(self, path):
         self.path = path.with_suffix(".json")
-        entries = read_json(self.path)
-        if not isinstance(entries, dict):
-            raise SimoError(
-                f"{self.path}: expected an object with the entries of a recipe, found {entries!r:.60}"
-            )
-        super().__init__(entries)
+        super().__init__(read_object(self.path))
 
     def __missing__(self, key):
+        """Refuse."""
         raise SimoError(f"{self.path} lacks the entry {key!r}: it is damaged, or no recipe; make it again")
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from simo.checkpoints import check_tensor
 from simo.errors import SimoError
-from simo.files import decoding, read_json
+from simo.files import decoding, read_object
 from simo.tasks import IGNORED_CLASS, tasks_of
 
 SPLITS = ("train", "val", "test")
@@ -191,7 +191,7 @@ def read_prepared(root):
         raise SimoError(
             f"{path} does not exist: {root} was not prepared to the end; `make data` continues it"
         )
-    return read_json(path)
+    return read_object(path)
 
 
 def augment(sample, tasks, scales, crop, generator):

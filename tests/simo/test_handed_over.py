@@ -228,7 +228,7 @@ def test_tensors_with_gradients():
 
 
 RECIPES = {
-    "list": ([], "expected an object with the entries of a recipe, found \\[\\]"),
+    "list": ([], "expected an object with named entries, found \\[\\]"),
     "text": ("recipe", "expected an object"),
     "number": (3, "expected an object"),
     "null": (None, "expected an object"),
