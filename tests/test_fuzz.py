@@ -206,7 +206,7 @@ CHANGES = st.lists(
 
 
 def changed(content, changes):
-    """Bytes after changes: of a byte, a run, a number of four or eight bytes, a hole, an early end, a copy."""
+    """Bytes after changes: of a byte, a run, a number of 4 or 8 bytes, a hole, an early end, a copy."""
     content = bytearray(content)
     for kind, where, what in changes:
         at = where % (len(content) or 1)

@@ -2,8 +2,8 @@
 
     python tools/torture.py --seed 7 --kills 20 --fuzz 1000
 
-Everything happens in copies of the project in a temporary folder. What was found goes, with date, commit
-and seed, into `book/torture.json`, which the status page shows. A line a trial; the exit status is 1 if any failed.
+Everything happens in copies of the project in a temporary folder. What was found goes, with date, commit and
+seed, into `book/torture.json`. A line a trial; the exit status is 1 if any failed.
 """
 
 import argparse
