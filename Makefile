@@ -26,7 +26,7 @@ settings = --config $(call quoted,profile=$(PROFILE)) $(call quoted,seeds=$(SEED
 	$(call quoted,build=$(BUILD)) $(if $(CORES),--cores $(call quoted,$(CORES)))
 page = $(BUILD)/book/_build/html/index.html
 
-.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw data records rehearsal backbone links test test-all torture lint environment clean distclean
+.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw data records rehearsal backbone links audit test test-all torture lint environment clean distclean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [STUDIES=all] [DATA=folder] [WEIGHTS=timm] [SET=values]"
@@ -102,15 +102,18 @@ backbone: environment ## pretrain the miniature's encoder again, into build/back
 links: redraw ## check that every link of the book leads somewhere; needs the network
 	@.venv/bin/jupyter-book build build/$(PROFILE)/redraw/source --path-output build/$(PROFILE)/redraw --builder linkcheck
 
+audit: environment ## check that no package of constraints.txt has a known hole; needs the network
+	@.venv/bin/python -m uv tool run pip-audit==2.10.1 --requirement constraints.txt --no-deps --disable-pip
+
 test: lint ## check style, then run every test; says what of simo none of them reached
 	@.venv/bin/python -m pytest tests $(addprefix notebooks/pages/,nyuv2.ipynb cityscapes.ipynb taskonomy.ipynb) \
 		--nbval-lax --nbval-current-env --cov
 
 # each in a copy of the project with a .venv of its own
-PYTHONS = $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version)))
+PYTHONS = $(foreach version,3.11 3.12 3.13,$(shell python$(version) -c "print('python$(version)')" 2>&1 | grep -x python$(version)))
 test-all: ## run every test in each Python from 3.11 to 3.13 that is installed
 	@for python in $(PYTHONS); do \
-		folder=build/test-all/$$(basename $$python) && mkdir -p $$folder && \
+		folder=build/test-all/$$python && mkdir -p $$folder && \
 		git ls-files -z --cached --others --exclude-standard | xargs -0 tar -cf - | tar -xf - -C $$folder && \
 		$(MAKE) -C $$folder test PYTHON=$$python || exit 1; \
 	done
