@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pictures
 from scipy.io import savemat
 
-from data_scripts import cityscapes, five_tasks, nyuv2_official, nyuv2_parquet, nyuv2_pictures
+from data_scripts import cityscapes, five_tasks, nyuv2, nyuv2_official, nyuv2_parquet, nyuv2_pictures
 from data_scripts.archives import ZipReader, extract
 from data_scripts.converting import read_onnx, read_pth
 from data_scripts.layouts import Image
@@ -51,7 +51,8 @@ ROOM = 3 << 30  # bytes of addresses that a reader may take: threads of librarie
 def picture(kind, **options):
     """Bytes of a picture of that format."""
     out = io.BytesIO()
-    Pictures.fromarray(np.arange(64 * 48, dtype=np.uint8).reshape(48, 64)).save(out, kind, **options)
+    grey = np.arange(480 * 640).reshape(480, 640) // 640
+    Pictures.fromarray(grey.astype(np.uint8)).save(out, kind, **options)
     return out.getvalue()
 
 
@@ -139,12 +140,25 @@ def onnx_file(folder):
     return helper.make_model(graph).SerializeToString()
 
 
-def read_npy(path):
-    """Read an array where the conversion of five tasks looks for it."""
-    place = path.parent / "train/image"
-    place.mkdir(parents=True, exist_ok=True)
-    path.replace(place / "0.npy")
-    return five_tasks.convert(Image("train", 0, "train/0", str(path.parent)))
+def array(name):
+    """How to make an array of the prepared NYUv2, beside all others, and how two conversions read it."""
+    height, width = nyuv2.LAYOUT.size
+    shapes = {"image": (height, width, 3), "label": (height, width), "depth": (height, width, 1)}
+    shapes["normal"] = shapes["image"]
+
+    def make(folder):
+        for field, shape in shapes.items():
+            (folder / "train" / field).mkdir(parents=True, exist_ok=True)
+            np.save(folder / "train" / field / "0.npy", np.zeros(shape, np.float32))
+        return (folder / "train" / name / "0.npy").read_bytes()
+
+    def read(path):
+        path.replace(path.parent / "train" / name / "0.npy")
+        image = Image("train", 0, "train/0", str(path.parent))
+        nyuv2.convert_npy(image)
+        five_tasks.convert(image)
+
+    return make, read
 
 
 def as_record(path):
@@ -166,16 +180,17 @@ READERS = {
     "record": (lambda _: json.dumps(RECORD).encode(), as_record),
     "yaml": (lambda _: YAML.encode(), read_yaml),
     "notebook": (lambda _: json.dumps(NOTEBOOK).encode(), notebook_code),
-    "npy": (written(lambda path: np.save(path.open("wb"), np.zeros((4, 4, 3), np.float32))), read_npy),
+    "npy of values": array("normal"),
+    "npy of classes": array("label"),
     "npz": (written(lambda path: np.savez_compressed(path.open("wb"), a=np.arange(9))), load_pictures),
     "png": (lambda _: picture("PNG"), lambda path: nyuv2_pictures._picture(path, "L")),
     "png of Cityscapes": (
         lambda _: picture("PNG"),
-        lambda path: cityscapes._decode((None, str(path)), cityscapes.PACKAGES["leftImg8bit"]),
+        lambda path: cityscapes._decode((None, str(path)), cityscapes.PACKAGES["gtFine"]),
     ),
     "tiff": (
         lambda _: picture("TIFF"),
-        lambda path: cityscapes._decode((None, str(path)), cityscapes.PACKAGES["leftImg8bit"]),
+        lambda path: cityscapes._decode((None, str(path)), cityscapes.PACKAGES["gtFine"]),
     ),
     "mat": (
         written(lambda path: savemat(path, {"mapClass": np.arange(40)}, do_compression=True)),
@@ -190,7 +205,8 @@ READERS = {
     "onnx": (onnx_file, lambda path: read_onnx(path.read_bytes(), path)),
 }
 
-place = st.integers(0, 2**31)
+# formats say what they hold at the beginning or the end
+place = st.one_of(st.integers(0, 255), st.integers(-128, -1), st.integers(0, 2**31))
 CHANGES = st.lists(
     st.one_of(
         st.tuples(st.just("byte"), place, st.integers(1, 255)),
