@@ -268,13 +268,14 @@ def block_number(name):
 
 def _is_plain(model):
     """Whether a model is what `PlainViT` computes."""
-    embed = getattr(model, "patch_embed", None)
     return (
         isinstance(model, timm.models.VisionTransformer)
         and model.cls_token is not None
         and model.num_prefix_tokens == 1
         and not (model.pos_embed is None or model.no_embed_class)
-        and (type(embed) is PatchEmbed and embed.proj.in_channels == 3 and len(set(embed.patch_size)) == 1)
+        and type(model.patch_embed) is PatchEmbed
+        and model.patch_embed.proj.in_channels == 3
+        and len(set(model.patch_embed.patch_size)) == 1
     )
 
 

@@ -4,6 +4,8 @@ Pooled means that sums and counts of all valid pixels are accumulated and divide
 average of batch averages, which the released code reports, depends on how images fall into batches.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from simo.errors import SimoError
@@ -63,6 +65,7 @@ class PooledMean:
     """
 
     of_classes = False
+    error_map: Callable  # from prediction and target to the errors `(B, H, W)`
 
     def __init__(self, channels):
         self.total, self.count = torch.zeros((), dtype=torch.float64), 0

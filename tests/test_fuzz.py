@@ -287,11 +287,11 @@ def test_changed_file(kind, tmp_path, bounded):
 @pytest.mark.parametrize("kind", READERS)
 def test_file_of_something_else(kind, tmp_path, bounded):
     """Random bytes, nothing at all, another program's text, and every other kind's good file."""
-    read, path = READERS[kind][1], tmp_path / "other.bin"
-    others = []
-    for number, (make, _) in enumerate(READERS.values()):
+    (make, read), path, others = READERS[kind], tmp_path / "other.bin", []
+    make(tmp_path)
+    for number, (make_other, _) in enumerate(READERS.values()):
         (tmp_path / str(number)).mkdir()
-        others.append(make(tmp_path / str(number)))
+        others.append(make_other(tmp_path / str(number)))
     for content in [b"", b"\0" * 100, b"<html>not found</html>", b"\xff\xfe" * 20, *others]:
         attempt(read, path, content)
 
