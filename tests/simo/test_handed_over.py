@@ -312,6 +312,31 @@ def test_damaged_state_of_a_training(tmp_path, metadata):
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone": 3}, "timm cannot create 3"),
+        ({"backbone": ""}, "timm cannot create ''"),
+        ({"backbone_args": [1]}, "timm cannot create"),
+        ({"backbone_args": {"num_heads": 0}}, "timm cannot create"),
+        ({"backbone_args": {"depth": "two"}}, "timm cannot create"),
+        ({"backbone_args": {"img_size": -1}}, "timm cannot create|takes"),
+        ({"blocks": "12"}, "blocks 12: expected increasing numbers"),
+        ({"blocks": ["1", "2"]}, "expected increasing numbers"),
+        ({"blocks": [1.0, 2.0]}, "expected increasing numbers"),
+        ({"blocks": 2}, "expected increasing numbers"),
+        ({"blocks": None}, "expected increasing numbers"),
+        ({"head": "liner"}, "unknown head 'liner'"),
+        ({"head_options": {"expand": "two"}}, "expand"),
+        ({"input_scale": "Signed"}, "unknown input_scale 'Signed'"),
+    ],
+)
+def test_settings_that_make_no_model(tasks, settings, change, message):
+    """Whatever timm raises at an argument, the message says what was given."""
+    with pytest.raises(SimoError, match=message):
+        create_model(tasks[1:2], 0, **settings | change)
+
+
 def test_experts_as_a_list(tmp_path, model, settings):
     """Names are needed to find their heads."""
     save_tensors(tmp_path / "base.safetensors", model.encoder.backbone.state_dict())
