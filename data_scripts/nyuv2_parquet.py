@@ -47,8 +47,8 @@ def download(raw, revision=REVISION):
         )
     except Exception as error:  # the Hub's, its HTTP library's and the system's errors have no common base
         raise SimoError(
-            f"cannot fetch {REPOSITORY} at revision {revision} ({reason(error)}): give the same command again to "
-            "continue; `--revision` takes another commit, listed at "
+            f"cannot fetch {REPOSITORY} at revision {revision} ({reason(error)}): give the same command "
+            "again to continue; `--revision` takes another commit, listed at "
             f"https://huggingface.co/datasets/{REPOSITORY}/commits/main"
         ) from error
     write_json(raw / "revision.json", {"repository": REPOSITORY, "revision": revision})
