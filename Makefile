@@ -110,9 +110,9 @@ test: lint ## check style, then run every test; says what of simo none of them r
 		--nbval-lax --nbval-current-env --cov
 
 # each in a copy of the project with a .venv of its own
-PYTHONS = $(foreach version,3.11 3.12 3.13,$(shell python$(version) -c "print('python$(version)')" 2>&1 | grep -x python$(version)))
+pythons = $(foreach version,3.11 3.12 3.13,$(shell python$(version) -c "print('python$(version)')" 2>&1 | grep -x python$(version)))
 test-all: ## run every test in each Python from 3.11 to 3.13 that is installed
-	@for python in $(PYTHONS); do \
+	@for python in $(pythons); do \
 		folder=build/test-all/$$python && mkdir -p $$folder && \
 		git ls-files -z --cached --others --exclude-standard | xargs -0 tar -cf - | tar -xf - -C $$folder && \
 		$(MAKE) -C $$folder test PYTHON=$$python || exit 1; \

@@ -195,7 +195,7 @@ def test_make_help_lists_every_target(tmp_path):
     assert shown == make(folder, "help")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE).group(1).split()
-    assert re.findall(r"^  ([a-z0-9]+) +\S", shown, re.MULTILINE) == targets
+    assert re.findall(r"^  ([a-z0-9-]+) +\S", shown, re.MULTILINE) == targets
     variables = re.findall(r"^([A-Z]+) =", makefile, re.MULTILINE)
     assert all(f"{variable}=" in shown for variable in variables)
 
