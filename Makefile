@@ -27,13 +27,13 @@ settings = --config $(call quoted,profile=$(PROFILE)) $(call quoted,seeds=$(SEED
 	$(call quoted,build=$(BUILD)) $(if $(CORES),--cores $(call quoted,$(CORES)))
 page = $(BUILD)/book/_build/html/index.html
 
-.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw data records verify rehearsal backbone links test lint environment clean distclean
+.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw data records verify rehearsal backbone links audit test test-all torture lint environment clean distclean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [STUDIES=all] [DATA=folder] [WEIGHTS=timm] [SET=values]"
 	@echo "            [DOWNLOAD=yes] [FURTHER=no] [BUILD=folder] [CORES=all] [PYTHON=python3]"
 	@echo
-	@sed -n 's/^\([a-z0-9]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-13s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-13s%s\n", $$1, $$2 }'
 	@echo
 	@echo "  PROFILE      smoke (seconds), miniature (minutes on a CPU), photos (hours on a CPU) or paper (days on a GPU)"
 	@echo "  SEEDS        the seeds to run, for example SEEDS=\"0 1 2\""
@@ -108,14 +108,30 @@ backbone: environment ## pretrain the miniature's encoder again, into build/back
 links: redraw ## check that every link of the book leads somewhere; needs the network
 	@.venv/bin/jupyter-book build build/$(PROFILE)/redraw/source --path-output build/$(PROFILE)/redraw --builder linkcheck
 
-test: lint ## check style, then run every test
-	@.venv/bin/python -m pytest tests $(addprefix notebooks/pages/,nyuv2.ipynb cityscapes.ipynb taskonomy.ipynb) \
-		--nbval-lax --nbval-current-env
+audit: environment ## check that no package of constraints.txt has a known hole; needs the network
+	@.venv/bin/python -m uv tool run pip-audit==2.10.1 --requirement constraints.txt --no-deps --disable-pip
 
-lint: environment ## check style, and which house enters which
+test: lint ## check style, then run every test; says what of simo none of them reached
+	@.venv/bin/python -m pytest tests $(addprefix notebooks/pages/,nyuv2.ipynb cityscapes.ipynb taskonomy.ipynb) \
+		--nbval-lax --nbval-current-env --cov
+
+# each in a copy of the project with a .venv of its own
+pythons = $(foreach version,3.11 3.12 3.13,$(shell python$(version) -c "print('python$(version)')" 2>&1 | grep -x python$(version)))
+test-all: ## run every test in each Python from 3.11 to 3.13 that is installed
+	@for python in $(pythons); do \
+		folder=build/test-all/$$python && mkdir -p $$folder && \
+		git ls-files -z --cached --others --exclude-standard | xargs -0 tar -cf - | tar -xf - -C $$folder && \
+		$(MAKE) -C $$folder test PYTHON=$$python || exit 1; \
+	done
+
+torture: environment ## kill, starve and disturb the smoke run, and fuzz every reader: hours; SEED=repeats one
+	@.venv/bin/python tools/torture.py $(if $(SEED),--seed $(call quoted,$(SEED)))
+
+lint: environment ## check style and types, and which house enters which
 	@.venv/bin/python -m ruff check .
 	@.venv/bin/lint-imports --no-cache
 	@.venv/bin/python -m ruff format --check .
+	@.venv/bin/python -m mypy
 
 environment: ## make .venv with all packages, or bring it up to date; the other targets do so, too
 	@$(call quoted,$(PYTHON)) tools/bootstrap.py

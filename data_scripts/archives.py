@@ -217,7 +217,7 @@ class _TarHeader(tarfile.TarInfo):
             if offset == 0:
                 raise  # perhaps another compression, which tarfile tries next
             raise SimoError(
-                f"{tar.name} is truncated or corrupt after byte {offset} ({error}): download it again"
+                f"{tar.name} is truncated or corrupt after byte {offset} ({reason(error)}): download it again"
             ) from error
 
 
@@ -243,7 +243,7 @@ def _extract_tar(archive, folder, limits):
             try:
                 tarfile.data_filter(member, str(folder))
             except tarfile.FilterError as error:
-                rules.refuse(name, f"is refused by Python's data filter ({error})")
+                rules.refuse(name, f"is refused by Python's data filter ({reason(error)})")
             if is_litter(path):
                 continue
             if member.isdir():

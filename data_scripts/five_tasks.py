@@ -72,7 +72,8 @@ def convert(image):
         path = Path(image.source) / image.folder / name / f"{image.index}.npy"
         with decoding(path, "prepare NYUv2 again", Broken):
             scene[name] = np.load(path, allow_pickle=False)
-    return as_taskonomy(scene)
+    with decoding(image.name, "prepare NYUv2 again", Broken):
+        return as_taskonomy(scene)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from data_scripts.layouts import Image, RawData
 from data_scripts.preparing import prepare, random_parts
 from data_scripts.render import RENDERER, render_room, render_street
 from simo.errors import SimoError
-from simo.files import atomic_path, read_json
+from simo.files import atomic_path, read_json, reason
 
 LAYOUTS = {
     layout.dataset: changed(layout, fields=tuple(f for f in layout.fields if not f.optional))
@@ -200,7 +200,9 @@ def draw_preview(dataset, out, count=8, size=None, seed=0):
         with atomic_path(out) as temporary:
             sheet.save(temporary)
     except ValueError as error:
-        raise SimoError(f"cannot draw {out}: {error}; a name that ends in .png always works") from error
+        raise SimoError(
+            f"cannot draw {out}: {reason(error)}; a name that ends in .png always works"
+        ) from error
 
 
 def _coloured(field, array):

@@ -194,20 +194,21 @@ def tidy(name, image, label, depth, normal):
     Raises
     ------
     Broken
-        If a label is not a whole number in the range of int8.
+        If a label is not a whole number in the range of int8, or an array is none of numbers or of its form.
     """
-    whole = label.astype(np.int8)
-    if not np.array_equal(whole, label):
-        raise Broken(f"{name}: expected whole numbers from -1 to 12 as labels, found others")
-    normal = normal.astype(np.float64)
-    length = np.linalg.norm(normal, axis=-1, keepdims=True)
-    normal = np.divide(normal, length, out=np.zeros_like(normal), where=length > 1e-6)
-    return {
-        "image": image.astype(np.float32),
-        "label": whole,
-        "depth": depth.astype(np.float32).reshape(*depth.shape[:2], 1),
-        "normal": normal.astype(np.float32),
-    }
+    with decoding(name, kind=Broken):
+        whole = label.astype(np.int8)
+        if not np.array_equal(whole, label):
+            raise Broken(f"{name}: expected whole numbers from -1 to 12 as labels, found others")
+        normal = normal.astype(np.float64)
+        length = np.linalg.norm(normal, axis=-1, keepdims=True)
+        normal = np.divide(normal, length, out=np.zeros_like(normal), where=length > 1e-6)
+        return {
+            "image": image.astype(np.float32),
+            "label": whole,
+            "depth": depth.astype(np.float32).reshape(*depth.shape[:2], 1),
+            "normal": normal.astype(np.float32),
+        }
 
 
 def resized(name, arrays, size):

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_scripts.layouts import Broken
 from simo.errors import SimoError
-from simo.files import decoding, listed, write_json
+from simo.files import decoding, listed, reason, write_json
 
 REPOSITORY = "tanganke/nyuv2"
 REVISION = "b367b8b53c4dcefbcb4d9310b74976a63cc7f306"  # the one that public code pins, found in two places
@@ -47,8 +47,8 @@ def download(raw, revision=REVISION):
         )
     except Exception as error:  # the Hub's, its HTTP library's and the system's errors have no common base
         raise SimoError(
-            f"cannot fetch {REPOSITORY} at revision {revision} ({error}): give the same command again to "
-            "continue; `--revision` takes another commit, listed at "
+            f"cannot fetch {REPOSITORY} at revision {revision} ({reason(error)}): give the same command "
+            "again to continue; `--revision` takes another commit, listed at "
             f"https://huggingface.co/datasets/{REPOSITORY}/commits/main"
         ) from error
     write_json(raw / "revision.json", {"repository": REPOSITORY, "revision": revision})

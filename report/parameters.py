@@ -83,8 +83,8 @@ def parse_declarations(source, where):
 
     try:
         tree = ast.parse(source)
-    except SyntaxError as error:
-        refuse(error.lineno, f"what is no Python ({error.msg})")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # as far as Python's parser says
+        refuse(getattr(error, "lineno", 1), f"what is no Python ({reason(error)})")
     declared = {}
     for node in tree.body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -95,10 +95,10 @@ def parse_declarations(source, where):
             refuse(node.lineno, f"`{ast.unparse(node)}`")
         try:
             default = ast.literal_eval(node.value)
-        except (ValueError, TypeError, RecursionError):
+            annotation = getattr(node, "annotation", None)
+            types = _types(annotation) if annotation else {type(default).__name__} - {"NoneType"}
+        except (SyntaxError, ValueError, TypeError, RecursionError):
             refuse(node.lineno, f"`{ast.unparse(node)}`")
-        annotation = getattr(node, "annotation", None)
-        types = _types(annotation) if annotation else {type(default).__name__} - {"NoneType"}
         declared[target.id] = Declared(default, frozenset(types if types <= TYPES else ()))
     return declared
 
@@ -211,7 +211,7 @@ _PlainYaml.add_implicit_resolver(
 def parse_yaml(text, where):
     """Value of a YAML text; SimoError that names the place, `where` and the line, if it is not plain YAML."""
     try:
-        return yaml.load(text, Loader=_PlainYaml)
+        return yaml.load(text, Loader=_PlainYaml)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))

@@ -29,7 +29,7 @@ from report.parameters import check_injected, check_parameters, declared_paramet
 from simo.checkpoints import load_recipe, versions
 from simo.datasets import read_prepared
 from simo.errors import SimoError
-from simo.files import atomic_path, listed, read_json, write_json
+from simo.files import atomic_path, decoding, listed, read_json, read_object, write_json
 from simo.models import MODEL
 from simo.training import Optimisation, device_name, pick_device
 
@@ -193,7 +193,7 @@ class Run:
         return path
 
 
-def check_shared_memory(workers, batch_size, fields, folder="/dev/shm"):
+def check_shared_memory(workers, batch_size, fields, folder="/dev/shm"):  # noqa: S108 - nothing is written there
     """Refuse more workers than the shared memory has room for, which would be a bus error in a training.
 
     Each holds two batches of float32 values and int64 classes there.
@@ -239,7 +239,8 @@ def repository():
         return {"commit": None, "clean": None}
 
     def git(*arguments):
-        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False)
+        command = ["git", "-C", ROOT, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
     changes = git("status", "--porcelain", "--", *HOUSES, "notebooks", "tools", "Snakefile")
@@ -285,7 +286,7 @@ def save_pictures(path, images, rows, tasks):
 
 def load_pictures(path):
     """Read what `save_pictures` stored: arrays by name."""
-    with np.load(path, allow_pickle=False) as file:
+    with decoding(path, "draw it again"), np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
@@ -304,7 +305,7 @@ def load_records(folder):
     """
     check_injected()
     paths = listed(folder, "**/*.json")
-    records = [read_json(path) for path in paths]
+    records = [read_object(path) for path in paths]
     for path, record in zip(paths, records, strict=True):
         record["study"] = path.parent.parent.name  # a data set, or one with another head or other images
         missing = {

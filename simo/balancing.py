@@ -69,7 +69,9 @@ def pcgrad(gradients):
 def cagrad(gradients, radius=0.4):
     """The step near the mean gradient that helps the worst task most (CAGrad; Liu et al., 2021).
 
-    Variant: without the factor 1 / (1 + c²) that libraries have as an option.
+    Variants: without the factor 1 / (1 + c²) that libraries have as an option. A task without gradient is
+    none to help: it would be the worst whatever the step, and the others would lose their protection. Where
+    nothing within reach helps the worst task more, the shortest such step is taken.
 
     Parameters
     ----------
@@ -83,22 +85,41 @@ def cagrad(gradients, radius=0.4):
     Tensor
         `(P,)`.
     """
-    from scipy.optimize import minimize  # slow to import
-
     products = (gradients @ gradients.T).double().cpu().numpy()
-    products = products / max(products.trace(), 1e-300)  # the solver's tolerance is absolute
-    count = len(products)
-    mean = np.full(count, 1 / count)
-    reach = radius * np.sqrt(max(mean @ products @ mean, 0))
+    weights = torch.as_tensor(_cagrad_weights(products, radius), dtype=gradients.dtype)
+    return gradients.mean(dim=0) + weights.to(gradients.device) @ gradients
 
-    def worst(weights):
-        return weights @ products @ mean + reach * np.sqrt(max(weights @ products @ weights, 1e-24))
 
-    simplex = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
-    found = minimize(worst, mean, method="SLSQP", bounds=[(0, 1)] * count, constraints=simplex)
-    weights = torch.as_tensor(found.x if found.success else mean, dtype=gradients.dtype)
-    combined, middle = weights.to(gradients.device) @ gradients, gradients.mean(dim=0)
-    return middle + radius * middle.norm() / combined.norm().clamp(min=1e-12) * combined
+def _cagrad_weights(products, radius):
+    """How much of each gradient CAGrad adds to their mean, `(T,)`, from their inner products `(T, T)`.
+
+    The shortest step that gives every task the gain t solves least distances under inequalities, which
+    non-negative least squares do exactly (Lawson and Hanson, 1974, chapter 23); the largest t whose step is
+    within reach is found by bisection. Gradients have the length 1 here, so that short ones count as exactly.
+    """
+    from scipy.optimize import nnls  # slow to import
+
+    weights, lengths = np.zeros(len(products)), np.sqrt(products.diagonal())
+    reach = radius * np.sqrt(max(products.mean(), 0))  # of the mean gradient's length
+    own = np.flatnonzero(lengths)
+    if not reach > 0 or not np.isfinite(products).all():
+        return weights
+    gains, lengths = products.mean(axis=1)[own], lengths[own]  # of the mean gradient
+    sizes, basis = np.linalg.eigh(products[np.ix_(own, own)] / np.outer(lengths, lengths))
+    unit = (basis * np.sqrt(sizes.clip(min=0))).T  # columns with the gradients' angles
+
+    def shortest(gain):
+        system = np.vstack([unit, (gain - gains) / lengths / reach])
+        parts, _ = nnls(system, np.eye(len(system))[-1], maxiter=100 * len(system))
+        rest = 1 - system[-1] @ parts  # 1 / (1 + ℓ²), ℓ the step's length in parts of the reach
+        return parts / lengths * reach / max(rest, 0.5), rest >= 0.5
+
+    low, high = gains.min(), (gains + reach * lengths).min()
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if shortest(middle)[1] else (low, middle)
+    weights[own] = shortest(low)[0]
+    return weights
 
 
 BY_LOSS = {"equal": equal, "uncertainty": uncertainty, "dwa": dwa}

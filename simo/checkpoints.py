@@ -15,9 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from simo.errors import SimoError
-from simo.files import atomic_path, read_json, write_json
+from simo.files import atomic_path, decoding, read_object, write_json
 
 PACKAGES = ("simo", "torch", "timm", "torchvision", "numpy", "safetensors")
+# floats of 8 bits and fewer need a scale that stands elsewhere; quantised and complex numbers are others, too
+PLAIN = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
+PLAIN |= {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8}
 
 
 def save_checkpoint(path, tensors, recipe):
@@ -52,7 +55,8 @@ def load_recipe(path, **expected):
     Raises
     ------
     SimoError
-        If the checkpoint is missing, unfinished, changed since it was written, or of another kind.
+        If the checkpoint is missing, unfinished, changed since it was written, or of another kind. Asking
+        the recipe for an entry that it lacks is a SimoError, too.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,13 +65,25 @@ def load_recipe(path, **expected):
         raise SimoError(
             f"checkpoint {path} has no recipe {path.stem}.json beside it: it is unfinished; make it again"
         )
-    recipe = read_json(path.with_suffix(".json"))
+    recipe = _Recipe(path)
     for key, value in expected.items():
         if recipe.get(key) != value:
             raise SimoError(f"checkpoint {path} has {key} = {recipe.get(key)!r}, expected {value!r}")
     if _sha256(path) != recipe.get("sha256"):
         raise SimoError(f"checkpoint {path} is not what its recipe describes (sha256 differs): make it again")
     return recipe
+
+
+class _Recipe(dict):
+    """The entries of a recipe; one that is missing is named."""
+
+    def __init__(self, path):
+        self.path = path.with_suffix(".json")
+        super().__init__(read_object(self.path))
+
+    def __missing__(self, key):
+        """Refuse."""
+        raise SimoError(f"{self.path} lacks the entry {key!r}: it is damaged, or no recipe; make it again")
 
 
 class TensorFile(Mapping):
@@ -83,18 +99,22 @@ class TensorFile(Mapping):
 
     def __init__(self, path, prefix=""):
         self.path, self.prefix = Path(path), prefix
-        try:
+        if self.path.is_dir():
+            raise SimoError(f"{self.path} is a folder: expected a file in the format safetensors")
+        with self._decoding():
             self._file = safe_open(self.path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise SimoError(f"{self.path} cannot be read as safetensors: {error}") from error
-        self.metadata = self._file.metadata() or {}
-        self._names = [name[len(prefix) :] for name in self._file.keys() if name.startswith(prefix)]
+            self.metadata = self._file.metadata() or {}
+            self._names = [name[len(prefix) :] for name in self._file.keys() if name.startswith(prefix)]
+
+    def _decoding(self):
+        return decoding(f"{self.path}, in the format safetensors,", "make it, or fetch it, again")
 
     def __getitem__(self, name):
         """Read one tensor."""
         if name not in self._names:
             raise KeyError(name)
-        return self._file.get_tensor(self.prefix + name)
+        with self._decoding():
+            return self._file.get_tensor(self.prefix + name)
 
     def __iter__(self):
         """Iterate over names, sorted."""
@@ -106,21 +126,22 @@ class TensorFile(Mapping):
 
 
 def load_into(module, tensors, source):
-    """Copy tensors into a module; every name and shape must match.
+    """Copy tensors into a module; every name and shape must match, or else nothing is copied.
 
     Parameters
     ----------
     module : nn.Module
         Changed in place.
     tensors : mapping of str to Tensor
-        Its state, of any floating type.
+        Its state, of any floating type of 16 bits or more, on any device.
     source : str or Path
         Where they come from, for the message.
 
     Raises
     ------
     SimoError
-        Naming the first tensor that is missing, unexpected, of another shape, or not finite.
+        Naming the first tensor that is missing, unexpected, of another shape or kind, or not finite in the
+        module's type.
     """
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -134,29 +155,70 @@ def load_into(module, tensors, source):
             f"({len(missing)} missing, {len(unexpected)} unexpected)"
         )
     with torch.no_grad():
+        fitting = {name: _fitting(tensor, tensors[name], source, name) for name, tensor in own.items()}
         for name, tensor in own.items():
-            found = tensors[name]
-            if tensor.shape != found.shape:
-                raise SimoError(
-                    f"{source} is of another architecture: {name} has shape {tuple(found.shape)}, "
-                    f"expected {tuple(tensor.shape)}"
-                )
-            if tensor.is_floating_point() != found.is_floating_point():
-                raise SimoError(f"{source}: {name} is of {found.dtype}, expected {tensor.dtype}")
-            if not torch.isfinite(found).all():
-                count = (~torch.isfinite(found)).sum().item()
-                raise SimoError(f"{source}: {name} has {count} values that are NaN or infinite")
-            tensor.copy_(found)
+            tensor.copy_(fitting[name])
+
+
+def _fitting(tensor, found, source, name):
+    """What is to be copied into a tensor, checked, and of its type."""
+    what = f"{source}: {name}"
+    check_tensor(found, what)
+    if tensor.shape != found.shape:
+        raise SimoError(
+            f"{source} is of another architecture: {name} has shape {tuple(found.shape)}, "
+            f"expected {tuple(tensor.shape)}"
+        )
+    if tensor.is_floating_point() != found.is_floating_point():
+        raise SimoError(f"{what} is of {found.dtype}, expected {tensor.dtype}")
+    found = found.to(tensor.dtype)
+    if not torch.isfinite(found).all():
+        count = (~torch.isfinite(found)).sum().item()
+        raise SimoError(
+            f"{what} has {count} values that are NaN or infinite, or too large for {tensor.dtype}"
+        )
+    return found
+
+
+def check_tensor(tensor, what):
+    """Refuse what is no dense tensor of plain numbers.
+
+    Parameters
+    ----------
+    tensor : object
+        Expected: a tensor with values (not on the device `meta`), not sparse, not quantised, of real numbers
+        of 16 bits or more, or whole ones.
+    what : str
+        What it is called in the message.
+
+    Raises
+    ------
+    SimoError
+        Saying what was found.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise SimoError(f"{what}: expected a tensor, found {type(tensor).__name__}")
+    if tensor.is_meta:
+        raise SimoError(
+            f"{what} is on the device meta: expected a tensor with values; load its weights first"
+        )
+    if tensor.layout != torch.strided:
+        raise SimoError(f"{what} is {tensor.layout}: expected a dense tensor, such as to_dense() gives")
+    if tensor.dtype not in PLAIN:
+        raise SimoError(
+            f"{what} is of {tensor.dtype}: expected plain numbers; convert it, with its scale if it has one"
+        )
 
 
 def save_tensors(path, tensors, metadata=None):
     """Write a safetensors file: contiguous copies on the CPU, so that shared memory does not matter."""
+    for name, tensor in tensors.items():
+        check_tensor(tensor, f"{path}: {name}")
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
         save_file(copies, path, metadata=metadata)
     except SafetensorError as error:  # a full disk arrives as this, not as OSError
         raise OSError(None, str(error)) from error
-    Path(path).chmod(0o644)  # safetensors lets nobody else read it
 
 
 def versions():

@@ -11,6 +11,7 @@ parted into train and val, and its `val` is the test split; Taskonomy is split b
 """
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from simo.checkpoints import check_tensor
 from simo.errors import SimoError
-from simo.files import read_json
+from simo.files import decoding, read_object
 from simo.tasks import IGNORED_CLASS, tasks_of
 
 SPLITS = ("train", "val", "test")
@@ -140,17 +142,14 @@ class PreparedDataset(Dataset):
 
     def _load(self, modality, name):
         path = self._path(modality, name)
-        try:
-            return np.load(path, allow_pickle=False)
-        except FileNotFoundError as error:
-            raise SimoError(
-                f"{path} is missing although {self.root}/splits lists it: the data set is incomplete; "
-                "prepare it again (an interrupted preparation resumes)"
-            ) from error
-        except (ValueError, EOFError, OSError) as error:
-            raise SimoError(
-                f"{path} cannot be read as an array ({error}): delete it and prepare again"
-            ) from error
+        advice = (
+            f"delete it if it is there, and prepare {self.root} again (an interrupted preparation resumes)"
+        )
+        with decoding(path, advice):
+            array = np.load(path, allow_pickle=False)
+            if array.dtype.kind not in "biuf" or array.ndim not in (2, 3):
+                raise ValueError(f"{array.ndim} dimensions of {array.dtype}; expected 2 or 3 of numbers")
+            return array
 
 
 def _as_values(array):
@@ -192,7 +191,7 @@ def read_prepared(root):
         raise SimoError(
             f"{path} does not exist: {root} was not prepared to the end; `make data` continues it"
         )
-    return read_json(path)
+    return read_object(path)
 
 
 def augment(sample, tasks, scales, crop, generator):
@@ -302,25 +301,41 @@ def check_batch(batch, tasks=()):
     SimoError
         For what is missing, or of another shape, type or range.
     """
+    check_keys(batch, ["image", *(task.name for task in tasks)])
     image = batch["image"]
-    fits = image.ndim == 4 and image.shape[1] == 3 and image.is_floating_point()
+    fits = image.ndim == 4 and image.shape[1] == 3 and image.dtype == torch.float32 and image.numel()
     if not (fits and image.min() >= 0 and image.max() <= 1):  # also refuses NaN
+        values = f" in [{image.min().item():.3g}, {image.max().item():.3g}]" if image.numel() else ""
         raise SimoError(
-            f"expected images (B, 3, H, W) of floats in [0, 1], found {tuple(image.shape)} of {image.dtype} "
-            f"in [{image.min().item():.3g}, {image.max().item():.3g}]"
+            "expected images (B, 3, H, W) of float32 in [0, 1] (bytes are divided by 255), "
+            f"found {tuple(image.shape)} of {image.dtype}{values}"
         )
     for task in tasks:
-        if task.name not in batch:
-            raise SimoError(f"expected a target {task.name!r} in every batch, found {sorted(batch)}")
         target = batch[task.name]
         channels = () if task.is_segmentation else (task.channels,)
         expected = (len(image), *channels, *image.shape[-2:])
-        if tuple(target.shape) != expected or target.is_floating_point() == task.is_segmentation:
+        # of smaller whole numbers, products that the metric computes would overflow
+        typed = target.dtype == torch.int64 if task.is_segmentation else target.is_floating_point()
+        if tuple(target.shape) != expected or not typed:
             raise SimoError(
                 f"task {task.name}: expected targets {expected} of {'int64' if not channels else 'float32'}, "
                 f"found {tuple(target.shape)} of {target.dtype}"
             )
         task.check_target(target.movedim(1, 0), "batch")
+
+
+def check_keys(batch, names):
+    """Refuse a batch that is no mapping with a tensor of plain numbers for each name."""
+    if not isinstance(batch, Mapping):
+        raise SimoError(
+            f"expected every batch to be a dict of tensors, found a {type(batch).__name__}: "
+            f"give each tensor its name, of {list(names)}"
+        )
+    for name in names:
+        if name not in batch:
+            what = "" if name == "image" else "a target "
+            raise SimoError(f"expected {what}{name!r} in every batch, found {sorted(map(str, batch))}")
+        check_tensor(batch[name], f"{name!r} of a batch")
 
 
 def training_batches(dataset, batch_size, start, stop, seed, workers=0):

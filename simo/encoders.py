@@ -13,6 +13,7 @@ from torch import nn
 
 from simo.checkpoints import TensorFile, load_into
 from simo.errors import SimoError
+from simo.files import reason
 
 # how timm's models number their blocks: blocks.3, layers.1.blocks.2, stages.0.blocks.1, blocks.4.0, layer2.1
 BLOCK = re.compile(
@@ -82,10 +83,9 @@ class Encoder(nn.Module):
     def __init__(self, backbone, blocks, input_scale="signed"):
         super().__init__()
         depth = len(backbone.feature_info)
-        if not blocks or list(blocks) != sorted({block for block in blocks if 1 <= block <= depth}):
-            raise SimoError(
-                f"blocks {list(blocks)}: expected increasing numbers from 1 to {depth}, the depth"
-            )
+        whole = isinstance(blocks, list | tuple) and all(type(block) is int for block in blocks)
+        if not (whole and blocks and list(blocks) == sorted({b for b in blocks if 1 <= b <= depth})):
+            raise SimoError(f"blocks {blocks}: expected increasing numbers from 1 to {depth}, the depth")
         if input_scale not in INPUT_SCALES:
             raise SimoError(f"unknown input_scale {input_scale!r}: expected one of {sorted(INPUT_SCALES)}")
         self.backbone, self.taps, self.size = backbone, [block - 1 for block in blocks], None
@@ -241,8 +241,8 @@ def create_encoder(backbone, backbone_args, blocks, weights=None, input_scale="s
     """
     try:
         model = timm.create_model(backbone, num_classes=0, **backbone_args)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise SimoError(f"timm cannot create {backbone!r} with {backbone_args}: {error}") from error
+    except Exception as error:  # its models check little of what they are given
+        raise SimoError(f"timm cannot create {backbone!r} with {backbone_args}: {reason(error)}") from error
     plain = _is_plain(model)
     if plain and model.dynamic_img_size:
         raise SimoError(
@@ -272,13 +272,14 @@ def block_number(name):
 
 def _is_plain(model):
     """Whether a model is what `PlainViT` computes."""
-    embed = getattr(model, "patch_embed", None)
     return (
         isinstance(model, timm.models.VisionTransformer)
         and model.cls_token is not None
         and model.num_prefix_tokens == 1
         and not (model.pos_embed is None or model.no_embed_class)
-        and (type(embed) is PatchEmbed and embed.proj.in_channels == 3 and len(set(embed.patch_size)) == 1)
+        and type(model.patch_embed) is PatchEmbed
+        and model.patch_embed.proj.in_channels == 3
+        and len(set(model.patch_embed.patch_size)) == 1
     )
 
 

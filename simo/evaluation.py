@@ -45,6 +45,11 @@ def evaluate(model, batches, tasks, device="cpu", precision="float32"):
             check_batch(batch, tasks)
         with autocast(device, precision):
             predictions = model(batch["image"].to(device, non_blocking=True))
+        missing = [task.name for task in tasks if task.name not in predictions]
+        if missing:
+            raise SimoError(
+                f"the model has no head for {missing[0]!r}: expected one of {sorted(predictions)}"
+            )
         for task in tasks:
             prediction, target = predictions[task.name], batch[task.name]
             task.check_prediction(prediction, target)

@@ -169,3 +169,11 @@ def read_json(path):
         raise SimoError(f"the system cannot read {path}: {reason(error)}") from error
     except (ValueError, RecursionError) as error:
         raise SimoError(f"{path} is not JSON: {reason(error)}") from error
+
+
+def read_object(path):
+    """Read a JSON file that holds an object, as a dict; SimoError as `read_json`, or for another value."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise SimoError(f"{path}: expected an object with named entries, found {value!r:.60}")
+    return value

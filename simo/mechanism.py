@@ -79,13 +79,14 @@ def compare_features(encoder, experts, val, test, device="cpu", precision="float
     read = partial(Features.maps, dims=encoder.dims)
     for name, expert in experts.items():  # each by itself, so that the matrices stay small
         own = {name: _tap_all(expert)}
-        found = [
+        fitted, tested = (
             stream_grams(encoder, own, batches, read, lambda task, number, y: y, device, precision)
             for batches in (val, test)
-        ]
-        for block, (pair, tested, dim) in enumerate(zip(*found, encoder.dims, strict=True), start=1):
-            shares = explained(*pair, sum(tested), dim)
-            rows.append({"task": name, "block": block, "cka": linear_cka(sum(tested), dim), **shares})
+        )
+        levels = zip(fitted, tested, encoder.dims, strict=True)
+        for block, ((fit, held_out), parts, dim) in enumerate(levels, start=1):
+            shares = explained(fit, held_out, sum(parts), dim)
+            rows.append({"task": name, "block": block, "cka": linear_cka(sum(parts), dim), **shares})
     return rows
 
 

@@ -4,6 +4,8 @@ Pooled means that sums and counts of all valid pixels are accumulated and divide
 average of batch averages, which the released code reports, depends on how images fall into batches.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from simo.errors import SimoError
@@ -29,6 +31,8 @@ class MeanIoU:
     channels : int
         C, the number of classes.
     """
+
+    of_classes = True
 
     def __init__(self, channels):
         self.matrix = torch.zeros(channels, channels, dtype=torch.long)  # (true, predicted), pixels
@@ -59,6 +63,9 @@ class PooledMean:
     channels : int
         Of the prediction; the error map has none.
     """
+
+    of_classes = False
+    error_map: Callable  # from prediction and target to the errors `(B, H, W)`
 
     def __init__(self, channels):
         self.total, self.count = torch.zeros((), dtype=torch.float64), 0
@@ -101,5 +108,20 @@ METRICS = {"mIoU": MeanIoU, "aErr": AbsoluteError, "mDist": AngularError}
 
 
 def create_metric(task):
-    """A fresh accumulator for the task's metric; `update(prediction, target)`, then `compute()`."""
+    """A fresh accumulator for the task's metric; `update(prediction, target)`, then `compute()`.
+
+    Raises
+    ------
+    SimoError
+        For an unknown metric, or one of classes for values or the other way round.
+    """
+    if task.metric not in METRICS:
+        raise SimoError(
+            f"task {task.name}: unknown metric {task.metric!r}: expected one of {sorted(METRICS)}"
+        )
+    if getattr(METRICS[task.metric], "of_classes", task.is_segmentation) != task.is_segmentation:
+        kind = "classes" if task.is_segmentation else "values"
+        raise SimoError(
+            f"task {task.name}: {task.metric} does not measure {kind}, which its loss {task.loss} is for"
+        )
     return METRICS[task.metric](task.channels)

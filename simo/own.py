@@ -12,8 +12,10 @@ export(realigned, "exported", settings, tasks, (224, 224), scores, {"method": "t
 import copy
 import importlib.util
 import json
+import math
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,17 +26,19 @@ from simo.adapters import ADAPTERS, AdaptedBlock, add_adapters
 from simo.checkpoints import TensorFile, load_into, load_recipe, save_checkpoint
 from simo.encoders import create_encoder
 from simo.errors import SimoError
-from simo.files import atomic_path
+from simo.files import decoding, reason
 from simo.heads import create_head
 from simo.merging.field import METHODS
 from simo.merging.methods import merge
 from simo.merging.task_vectors import TaskVector
+from simo.metrics import create_metric
 from simo.models import MODEL, MultiTaskModel, create_model
 from simo.tasks import Task
 
 TOLERANCE = 1e-3  # largest difference between ONNX and eager outputs, relative to the outputs' largest value
 # put in place in this order: an export that was cut short is known by the first, and does not load
-FILES = ("model.json", "README.md", "model.onnx", "model.safetensors")
+FILES = ("model.json", "README.md", "model.onnx.data", "model.onnx", "model.safetensors")
+ONNX_DATA = ".data"  # what torch adds to the name of an ONNX file for the weights, if these exceed 1.5 GiB
 
 
 def load_expert(encoder_file, head_file, task, settings):
@@ -58,8 +62,9 @@ def load_expert(encoder_file, head_file, task, settings):
     Raises
     ------
     SimoError
-        For settings with other keys, or a file that does not fit them, naming the tensor.
+        For settings with other keys, a file that does not fit them, naming the tensor, or an unknown metric.
     """
+    create_metric(task)
     encoder = _encoder(encoder_file, settings)
     options = settings["head_options"]
     head = create_head(settings["head"], task, encoder.dims, encoder.classes, options)
@@ -97,13 +102,14 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, **options):
     """
     encoder = _encoder(pretrained_file, settings)
     base = encoder.state_dict()
+    if not isinstance(experts, Mapping):
+        raise SimoError(f"expected experts as a dict by their tasks' names, found a {type(experts).__name__}")
     vectors = []
-    for name, expert in experts.items():  # on the CPU, wherever they were used before
+    for name, expert in experts.items():
         if name not in expert.heads:
             raise SimoError(f"expert {name!r}: expected a head of that name, found {list(expert.heads)}")
-        state = {tensor: value.cpu() for tensor, value in expert.encoder.state_dict().items()}
-        vectors.append(TaskVector.between(base, state, name))
-    merged = merge(method, vectors, METHODS, **options).apply(base, alpha)
+        vectors.append(TaskVector.between(base, expert.encoder.state_dict(), name))
+    merged = merge(method, vectors, METHODS, **options).apply(base, _number(alpha, "alpha"))
     load_into(encoder, merged, f"encoder merged by {method}")
     heads = {name: copy.deepcopy(expert.heads[name]).cpu() for name, expert in experts.items()}
     return MultiTaskModel(encoder, heads).eval()
@@ -118,7 +124,8 @@ def export(model, folder, settings, tasks, size, scores, made):
         Not changed.
     folder : str or Path
         Gets `FILES`, all or none: new, or with an earlier export, which is replaced. If moving them there is
-        cut short, `load_exported` refuses the folder, and exporting again completes it.
+        cut short, `load_exported` refuses the folder, and exporting again completes it. `model.onnx.data`
+        is only there for more than 1.5 GiB of weights, which `model.onnx` then reads from it.
     settings : dict
         As for `load_expert`.
     tasks : sequence of Task
@@ -126,7 +133,7 @@ def export(model, folder, settings, tasks, size, scores, made):
     size : (int, int)
         Height and width of the images that the ONNX model takes; any number of them at a time.
     scores : dict of str to float
-        By task name, as `evaluate` returns them.
+        By task name, as `evaluate` returns them; NumPy's and torch's scalars are numbers, too.
     made : dict
         How, from what, α and whatever else a user should know, as JSON can hold it.
 
@@ -143,27 +150,38 @@ def export(model, folder, settings, tasks, size, scores, made):
         installed, or the folder holds other files of these names. Nothing is written then.
     """
     names = [task.name for task in tasks]
-    if set(names) != set(model.heads):
+    if sorted(names) != sorted(model.heads):
         raise SimoError(f"tasks {names}: expected those of the model's heads, {list(model.heads)}")
-    missing = [name for name in names if not isinstance(scores.get(name), int | float)]
-    if missing:
-        raise SimoError(f"scores of {', '.join(missing)} are missing or no numbers: the card shows them all")
+    scores = {name: _number(scores.get(name), f"the score of {name}, which the card shows") for name in names}
+    size = _checked_size(size)
     folder, recipe = Path(folder), Path(folder) / FILES[0]
     found = [name for name in FILES if (folder / name).exists()]
     if found and not (recipe.is_file() and b'"kind": "exported"' in recipe.read_bytes()):
         raise SimoError(f"{folder} has a {found[0]} that is of no export: choose another folder")
-    model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    model, fresh = copy.deepcopy(model).cpu().eval().requires_grad_(False), not folder.exists()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}") as new:
+        folder.mkdir(parents=True, exist_ok=True)
+        # within: the folder may be a link, or another disk
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export") as new:
             difference = _write(model, Path(new), settings, tasks, size, scores, made)
-            folder.mkdir(exist_ok=True)
-            for name in FILES:
-                os.replace(Path(new) / name, folder / name)
+            _move(FILES, Path(new), folder)
     except OSError as error:
-        raise SimoError(f"cannot write {folder}: {error}") from error
+        raise SimoError(f"cannot write {folder}: {reason(error)}") from error
+    finally:
+        if fresh and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    _check_onnx(_Outputs(model, names), size, folder / "model.onnx")
     print(f"{folder.name}: ONNX differs from PyTorch by {difference:.1e} at most, relatively")
     return difference
+
+
+def _move(names, source, folder):
+    """Move files in their order; what is not there, but was in the folder, goes."""
+    for name in names:
+        if (source / name).exists():
+            os.replace(source / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _write(model, folder, settings, tasks, size, scores, made):
@@ -209,11 +227,11 @@ def load_exported(folder):
     """
     path = Path(folder) / "model.safetensors"
     recipe = load_recipe(path, kind="exported")
-    tasks = [Task(**task | {"classes": tuple(task["classes"])}) for task in recipe["tasks"]]
-    with torch.random.fork_rng():  # fresh heads are drawn, and then overwritten
-        model = create_model(tasks, seed=0, **_checked(recipe["model"]))
-    if recipe["adapter_rank"]:
-        add_adapters(model.encoder, recipe["adapter_rank"], recipe.get("adapter", "paper"))
+    with decoding(path.with_suffix(".json"), "export the model again"), torch.random.fork_rng():
+        tasks = [Task(**task | {"classes": tuple(task["classes"])}) for task in recipe["tasks"]]
+        model = create_model(tasks, seed=0, **_checked(recipe["model"]))  # heads are drawn, then overwritten
+        if recipe["adapter_rank"]:
+            add_adapters(model.encoder, recipe["adapter_rank"], recipe.get("adapter", "paper"))
     load_into(model, TensorFile(path), path)
     return model.eval(), tasks
 
@@ -230,7 +248,8 @@ def export_onnx(model, names, size, path):
     size : (int, int)
         Height and width of the images.
     path : str or Path
-        The file, which is replaced. A model that is refused leaves what was there.
+        The file, which is replaced, with one of the same name and `.data` beside it for more than 1.5 GiB of
+        weights. A model that is refused leaves what was there.
 
     Returns
     -------
@@ -248,8 +267,7 @@ def export_onnx(model, names, size, path):
         raise SimoError(
             f"exporting to ONNX needs {', '.join(missing)}: pip install '.[onnx]' in simo's folder"
         )
-    import onnxruntime
-
+    path, size = Path(path), _checked_size(size)
     outputs = _Outputs(copy.deepcopy(model).cpu(), names).eval().requires_grad_(False)
     try:
         program = torch.onnx.export(
@@ -259,14 +277,32 @@ def export_onnx(model, names, size, path):
     except torch.onnx.OnnxExporterError as error:  # its text is a report of many lines
         kind = type(model.encoder.backbone).__name__
         raise SimoError(f"torch cannot export this {kind} to ONNX: {error.__cause__ or error}") from error
-    with atomic_path(path) as temporary:
-        program.save(temporary)
-        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        image = torch.rand(3, 3, *size)  # another number of images
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}") as new:
+            program.save(Path(new) / path.name)  # under its name: it holds that of the file of its weights
+            difference = _check_onnx(outputs, size, Path(new) / path.name)
+            _move((path.name + ONNX_DATA, path.name), Path(new), path.parent)
+    except OSError as error:
+        raise SimoError(f"cannot write {path}: {reason(error)}") from error
+    _check_onnx(outputs, size, path)
+    return difference
+
+
+def _check_onnx(outputs, size, path):
+    """How far an ONNX file's outputs, where it lies, are from a module's, relatively; refuse a difference."""
+    import onnxruntime
+
+    image = torch.rand(3, 3, *size)  # another number of images than it was traced with
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         found = session.run(None, {"image": image.numpy()})
+    except Exception as error:  # onnxruntime has a dozen kinds
+        raise SimoError(f"onnxruntime cannot run {path}: {reason(error)}") from error
+    with torch.no_grad():
         difference = _difference(map(torch.from_numpy, found), outputs(image))
-        if not difference <= TOLERANCE:
-            raise SimoError(f"the ONNX model's outputs differ by {difference:.1e}, more than {TOLERANCE:g}")
+    if not difference <= TOLERANCE:
+        raise SimoError(f"the ONNX model's outputs differ by {difference:.1e}, more than {TOLERANCE:g}")
     return difference
 
 
@@ -305,6 +341,25 @@ def _encoder(path, settings):
 
 def _checked(settings):
     """Settings, if they have all keys and no others."""
-    if settings.keys() != set(MODEL):
-        raise SimoError(f"settings: expected the keys {sorted(MODEL)}, found {sorted(settings)}")
+    if not isinstance(settings, Mapping) or settings.keys() != set(MODEL):
+        found = sorted(map(str, settings)) if isinstance(settings, Mapping) else type(settings).__name__
+        raise SimoError(f"settings: expected the keys {sorted(MODEL)}, found {found}")
     return settings
+
+
+def _checked_size(size):
+    """A size as two whole numbers above 0."""
+    try:
+        height, width = (int(length) for length in size if length == int(length) > 0)
+    except (TypeError, ValueError) as error:
+        raise SimoError(f"size {size!r}: expected height and width in pixels, such as (224, 224)") from error
+    return height, width
+
+
+def _number(value, what):
+    """A finite number as a float, also of NumPy's or torch's scalars."""
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise SimoError(f"{what}: expected a finite number, found {value!r}")
+    return float(value)

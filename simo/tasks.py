@@ -5,14 +5,19 @@ A prediction is always `(B, C, H, W)` float. Pixels without ground truth carry a
 take part in neither loss nor metric: -1 for classes, 0 (in all channels) for values.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from simo.errors import SimoError
 
 IGNORED_CLASS = -1
+# what stands beside tasks' names: attributes of the module that holds heads, and other keys of batches,
+# histories and scans
+RESERVED = {*dir(nn.ModuleDict()), "image", "step", "learning_rate", "alpha", "score"}
 
 
 def cross_entropy(prediction, target):
@@ -69,7 +74,8 @@ class Task:
     Attributes
     ----------
     name : str
-        The field's name for it, also the key in batches, heads and records.
+        The field's name for it, also the key in batches, heads and records, and an output in ONNX: letters,
+        digits and underscores.
     folder : str
         The folder of its targets in the prepared data set.
     channels : int
@@ -93,6 +99,11 @@ class Task:
         Whether channel 0 changes its sign when the image is mirrored (normals).
     classes : tuple of str
         Names of the classes of a segmentation.
+
+    Raises
+    ------
+    SimoError
+        For a name that cannot be a key everywhere, an unknown loss, or other numbers of channels than fit.
     """
 
     name: str
@@ -107,6 +118,28 @@ class Task:
     zoom: int = 0
     flips_x: bool = False
     classes: tuple = ()
+
+    def __post_init__(self):
+        """Refuse what would fail, or pass in silence, only later."""
+        name, channels = self.name, self.channels
+        if not (isinstance(name, str) and re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name)):
+            raise SimoError(
+                f"task {name!r}: expected a name of letters, digits and _, such as surface_normals"
+            )
+        if name in RESERVED:
+            raise SimoError(
+                f"task {name!r}: the name is taken by something else; choose another, such as my_{name}"
+            )
+        if self.loss not in LOSSES:
+            raise SimoError(f"task {name}: unknown loss {self.loss!r}: expected one of {sorted(LOSSES)}")
+        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+            raise SimoError(f"task {name}: expected a whole number of channels above 0, found {channels!r}")
+        if self.classes and len(self.classes) != channels:
+            raise SimoError(
+                f"task {name}: expected a name for each of {channels} channels, found {self.classes}"
+            )
+        if self.flips_x and channels != 3:
+            raise SimoError(f"task {name}: flips_x is for normals of 3 channels, found {channels}")
 
     @property
     def is_segmentation(self):

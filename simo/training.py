@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from simo.balancing import BY_GRADIENT, balancing, equal
 from simo.checkpoints import TensorFile, load_into, save_tensors
-from simo.datasets import training_batches
+from simo.datasets import check_keys, training_batches
 from simo.errors import SimoError
-from simo.files import atomic_path
+from simo.files import atomic_path, decoding
 
 
 @dataclass(frozen=True)
@@ -299,9 +299,11 @@ def progress(iterable, start=0, total=None, label=None):
 
 def _losses(predict, batch, tasks, settings):
     """Losses of a batch by task, `(T,)`, computed on the device."""
+    check_keys(batch, [])
     batch = {name: value.to(settings.device, non_blocking=True) for name, value in batch.items()}
     with autocast(settings.device, settings.precision):
         predictions = predict(batch)
+    check_keys(batch, [task.name for task in tasks])  # only now: `predict` may add targets that it makes up
     return torch.stack([task.compute_loss(predictions[task.name], batch[task.name]) for task in tasks])
 
 
@@ -358,12 +360,14 @@ def _load_state(path, model, optimiser, trained):
     saved = TensorFile(path, "model.")
     if own.keys() != saved.keys():
         raise SimoError(f"{path} is the state of another training: delete it to start afresh")
-    load_into(model, {**model.state_dict(), **saved}, path)
     state = {}
-    for key in TensorFile(path, "optimiser."):
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = file[f"optimiser.{key}"]
+    with decoding(f"{path}, the state of a training,", "delete it to start afresh"):
+        for key in TensorFile(path, "optimiser."):
+            number, name = key.split(".", 1)
+            state.setdefault(int(number), {})[name] = file[f"optimiser.{key}"]
+        step, history = int(file.metadata["step"]), list(json.loads(file.metadata["history"]))
     if not state.keys() <= set(range(len(trained))):  # a parameter without gradient has no state
         raise SimoError(f"{path} is the state of another training: delete it to start afresh")
+    load_into(model, {**model.state_dict(), **saved}, path)
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    return int(file.metadata["step"]), json.loads(file.metadata["history"])
+    return step, history

@@ -85,6 +85,7 @@ class LogHandler(LogHandlerBase):
     interrupted = False  # then steps fail because they were asked to stop
 
     def __post_init__(self):
+        """Begin with nothing done."""
         self.done = []  # (expected, measured core-seconds)
         self.running = {}  # job id: (name, expected seconds, threads, start)
 

@@ -37,9 +37,11 @@ def load_experts(folder, dataset, tasks, settings, weights):
     for task in tasks:
         path = folder / f"expert_{task.name}.safetensors"
         recipe = load_recipe(path, kind="expert", dataset=dataset, tasks=[task.name], model=settings)
-        if recipe["hashes"]["backbone"] != start:
+        hashes = recipe["hashes"]
+        found = str(hashes.get("backbone") if isinstance(hashes, dict) else None)
+        if found != start:
             raise SimoError(
-                f"{path} started from other weights (sha256 {recipe['hashes']['backbone'][:12]}...) than "
+                f"{path} started from other weights (sha256 {found[:12]}...) than "
                 f"{weights} ({start[:12]}...): expected experts of one θ_0; train this one from it"
             )
         load_into(model.heads[task.name], TensorFile(path, f"heads.{task.name}."), path)

@@ -34,9 +34,9 @@ def task_arithmetic(task_vectors):
 def ties(task_vectors, density=0.2):
     """Trim, elect sign, disjoint mean (Yadav et al., 2023).
 
-    Variant: as in the official code, trimming ranks the entries of a whole task vector, not of each
-    tensor. The `density` largest magnitudes are kept, and all that equal the smallest kept one (the official
-    code's threshold, the value of rank d − k of d, keeps one entry more). The sign
+    Trimming ranks the entries of a whole task vector, not of each tensor, as the official code does. Variant:
+    the `density` largest magnitudes are kept, k of d, and all that equal the smallest kept one; the official
+    code's threshold, the value of rank d − k, keeps one entry more. The sign
     of an entry is the sign of the sum of the trimmed task vectors; where that is 0, the majority of the
     elected signs over all entries (minus if that is a tie, too). The result is the mean of the trimmed,
     non-zero entries that agree with the sign, and 0 if none does. `density=1` does not trim, which is

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import torch
 
+from simo.checkpoints import PLAIN, check_tensor
 from simo.errors import SimoError
 
 
@@ -47,23 +48,27 @@ class TaskVector(Mapping):
 
         def subtract(name):
             a, b = expert[name], base[name]
+            for tensor, where in ((a, label), (b, "base")):
+                check_tensor(tensor, f"tensor {name!r} of {where}")
             if a.shape != b.shape or not (a.is_floating_point() and b.is_floating_point()):
                 raise SimoError(
                     f"tensor {name!r}: {label} has {tuple(a.shape)} {a.dtype}, "
                     f"base has {tuple(b.shape)} {b.dtype}; "
                     "expected the same shape and floating-point types"
                 )
-            change = a.float() - b.float()
+            change = a.detach().float().to(b.device) - b.detach().float()
             # one sum is cheap; only where it is not finite, each entry is looked at
             if not math.isfinite(change.sum()) and not torch.isfinite(change).all():
                 count = (~torch.isfinite(change)).sum().item()
                 raise SimoError(
                     f"tensor {name!r}: {label} differs from the base by {count} values that are NaN or "
-                    "infinite: its training diverged, or its file is damaged; train or fetch it again"
+                    "infinite in float32: its training diverged, or its file is damaged; make it again"
                 )
             return change
 
-        return cls([name for name, tensor in base.items() if tensor.is_floating_point()], subtract)
+        plain = {name for name, x in base.items() if torch.is_tensor(x) and x.dtype in PLAIN}
+        whole = {name for name in plain if not base[name].is_floating_point()}
+        return cls(base.keys() - whole, subtract)
 
     def __getitem__(self, name):
         """Compute one tensor."""
@@ -112,7 +117,7 @@ class TaskVector(Mapping):
         """
         state = {name: tensor.clone() for name, tensor in base.items() if name not in self._names}
         for name in self:
-            moved = (base[name].float() + alpha * self[name]).to(base[name].dtype)
+            moved = (base[name].detach().float() + alpha * self[name]).to(base[name].dtype)
             state[name] = bounded(name, moved)
         return state
 

@@ -212,8 +212,8 @@ def realign_representation(
 def _scratch_folder(resume):
     """Yield a folder for large files that is deleted in the end, or, after a kill, by the next run."""
     if resume is None:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
         return
     folder = Path(resume) / "features"
     shutil.rmtree(folder, ignore_errors=True)

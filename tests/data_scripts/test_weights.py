@@ -318,7 +318,7 @@ class Harmful:
         ("a.pth", [1, 2], "a.pth holds no state of a model: expected names with a tensor each"),
         ("a.pth", {"model": {"cls_token": torch.ones(1)}}, "a.pth holds no state of a model"),
         ("a.pth", {"cls_token": torch.ones(1, 1, 32)}, "a.pth is of another architecture: it lacks "),
-        ("a.safetensors", b"no weights", "a.safetensors cannot be read as safetensors"),
+        ("a.safetensors", b"no weights", "a.safetensors, in the format safetensors, cannot be decoded"),
     ],
 )
 @pytest.mark.usefixtures("tiny")

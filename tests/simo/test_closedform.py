@@ -366,7 +366,7 @@ def test_images_out_of_range_are_refused(model, tasks, change):
     """In [0, 255], normalised, not finite or whole numbers: solved layers would fit nothing."""
     experts = {task.name: copy.deepcopy(model.encoder) for task in tasks}
     batches = [{"image": change(batch["image"])} for batch in batches_of(4)]
-    with pytest.raises(SimoError, match=r"expected images \(B, 3, H, W\) of floats in \[0, 1\], found"):
+    with pytest.raises(SimoError, match=r"expected images \(B, 3, H, W\) of float32 in \[0, 1\] "):
         realign_closed_form(model, experts, batches)
 
 

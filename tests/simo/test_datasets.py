@@ -240,12 +240,15 @@ BAD = {
     "missing file": (lambda root: (root / "val/depth/1.npy").unlink(), r"depth.1.npy is missing"),
     "truncated": (
         lambda root: (root / "val/depth/1.npy").write_bytes((root / "val/depth/1.npy").read_bytes()[:300]),
-        r"depth.1.npy cannot be read",
+        r"depth.1.npy cannot be decoded",
     ),
-    "empty file": (lambda root: (root / "val/image/1.npy").write_bytes(b""), r"image.1.npy cannot be read"),
+    "empty file": (
+        lambda root: (root / "val/image/1.npy").write_bytes(b""),
+        r"image.1.npy cannot be decoded",
+    ),
     "pickled": (
         lambda root: np.save(root / "val/label/1.npy", np.array([{}]), allow_pickle=True),
-        r"label.1.npy cannot be read",
+        r"label.1.npy cannot be decoded",
     ),
     "label": (
         lambda root: save(root / "val/label/1.npy", out_of_range),

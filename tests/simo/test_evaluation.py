@@ -93,7 +93,7 @@ BAD = {
     ),
     "image out of range": (
         lambda batch: batch.update(image=255 * batch["image"]),
-        r"expected images \(B, 3, H, W\) of floats in \[0, 1\]",
+        r"expected images \(B, 3, H, W\) of float32 in \[0, 1\]",
     ),
 }
 

@@ -13,7 +13,16 @@ from simo.checkpoints import TensorFile, save_tensors
 from simo.errors import SimoError
 from simo.merging.field import input_moments
 from simo.models import create_model
-from simo.own import FILES, TOLERANCE, export, export_onnx, load_expert, load_exported, merge_experts
+from simo.own import (
+    FILES,
+    TOLERANCE,
+    _check_onnx,
+    export,
+    export_onnx,
+    load_expert,
+    load_exported,
+    merge_experts,
+)
 
 SETTINGS = {
     "backbone": "vit_tiny_patch16_224",
@@ -127,6 +136,44 @@ def test_onnx_computes_what_the_model_does(tmp_path, tasks, head, size):
         np.testing.assert_allclose(found, wanted, atol=TOLERANCE * np.abs(wanted).max())
 
 
+LARGE = "torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD"
+
+
+def test_weights_beside_an_onnx_file(merged, tasks, tmp_path, monkeypatch):
+    """Above 1.5 GiB torch writes them to a second file: it is moved along, loads, and goes when stale."""
+    import onnx
+    import onnxruntime
+
+    folder, plan = tmp_path / "out", (SETTINGS, tasks, (16, 16), SCORES, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(LARGE, 0)
+        export(merged, folder, *plan)
+    assert contents(folder).keys() == set(FILES)
+    stored = onnx.load(folder / "model.onnx", load_external_data=False)
+    assert {entry.value for each in stored.graph.initializer for entry in each.external_data} >= {
+        "model.onnx.data"
+    }
+    image = torch.rand(3, 3, 16, 16)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    for found, task in zip(session.run(None, {"image": image.numpy()}), tasks, strict=True):
+        np.testing.assert_allclose(found, merged(image)[task.name].detach(), atol=1e-3)
+    (folder / "model.onnx.data").rename(tmp_path / "away")
+    with pytest.raises(SimoError, match=r"onnxruntime cannot run .*model\.onnx: .*model\.onnx\.data"):
+        _check_onnx(lambda image: tuple(merged(image).values()), (16, 16), folder / "model.onnx")
+    (tmp_path / "away").rename(folder / "model.onnx.data")
+    export(merged, folder, *plan)
+    assert contents(folder).keys() == set(FILES) - {"model.onnx.data"}
+
+
+def test_an_export_into_a_link(merged, tasks, tmp_path, no_onnx):
+    """The files are where the link leads, with nothing hidden beside them."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    export(merged, tmp_path / "link", SETTINGS, tasks, (16, 16), SCORES, {})
+    assert contents(tmp_path / "real").keys() == set(FILES) - {"model.onnx.data"}
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_a_refused_onnx_file_is_not_kept(tmp_path, tasks, monkeypatch):
     """What was there before stays, nothing lies beside it, and the model is still in training."""
     model = create_model(tasks, 0, **SETTINGS).train()
@@ -194,7 +241,9 @@ def test_adapters_are_exported_too(merged, tasks, tmp_path, same, adapter):
 def test_a_card_without_scores_is_not_begun(merged, tasks, tmp_path, scores):
     """The message names the tasks, and nothing is written."""
     scores = {"segmentation": 1.0, "depth": 1.0} | scores
-    with pytest.raises(SimoError, match="scores of normals are missing or no numbers"):
+    with pytest.raises(
+        SimoError, match="the score of normals, which the card shows: expected a finite number"
+    ):
         export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), scores, {})
     assert not (tmp_path / "out").exists()
 
@@ -219,6 +268,7 @@ def merged(files, tasks):
 def no_onnx(monkeypatch):
     """Exports write an empty ONNX file, in seconds less, where a test is about the other files."""
     monkeypatch.setattr("simo.own.export_onnx", lambda model, names, size, path: path.write_bytes(b"") or 0.0)
+    monkeypatch.setattr("simo.own._check_onnx", lambda outputs, size, path: 0.0)
 
 
 def contents(folder):
@@ -292,7 +342,7 @@ def test_an_export_that_was_cut_short_is_completed(
         load_exported(tmp_path / "out")
     export(merged, *plan)
     assert same(load_exported(tmp_path / "out")[0].state_dict(), merged.state_dict())
-    assert contents(tmp_path / "out").keys() == set(FILES)
+    assert contents(tmp_path / "out").keys() == set(FILES) - {"model.onnx.data"}
 
 
 def test_an_export_is_replaced(merged, tasks, tmp_path, no_onnx):

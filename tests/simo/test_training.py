@@ -294,7 +294,7 @@ def test_damaged_state_is_refused(tmp_path):
     path = tmp_path / "state.safetensors"
     train(path)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(SimoError, match="state.safetensors cannot be read"):
+    with pytest.raises(SimoError, match="state.safetensors, in the format safetensors, cannot be decoded"):
         train(path)
 
 

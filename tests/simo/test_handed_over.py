@@ -1,0 +1,361 @@
+"""What users hand over: one SimoError that names it, and nothing is changed by what was refused."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from simo.checkpoints import TensorFile, load_into, load_recipe, save_checkpoint, save_tensors
+from simo.datasets import check_batch
+from simo.errors import SimoError
+from simo.evaluation import evaluate
+from simo.files import reason
+from simo.merging.experts import load_experts
+from simo.merging.task_vectors import TaskVector
+from simo.metrics import create_metric
+from simo.models import create_model, load_model
+from simo.own import _checked_size, _number, export, load_exported, merge_experts
+from simo.tasks import RESERVED, Task
+from simo.training import Optimisation, _load_state, fit
+
+VALUES = {"folder": "", "channels": 1, "loss": "l1", "metric": "aErr", "unit": "m"}
+NAMES = ["", "a.b", "surface normals", "surface-normals", "1st", "_x", "größe", "a/b", "../a", "a\n", None, 3]
+TAKEN = ["type", "keys", "items", "pop", "forward", "training", "half", "image", "step", "alpha", "score"]
+
+
+@pytest.mark.parametrize("name", NAMES + TAKEN)
+def test_name_of_a_task(name):
+    """It is a key of a module, of batches and of rows, and a name in ONNX; each of these failed elsewhere."""
+    with pytest.raises(SimoError, match=r"task .*: (expected a name of letters|the name is taken)"):
+        Task(name, **VALUES)
+
+
+def test_names_that_no_module_takes():
+    """What torch's own container refuses is refused as a task, whatever torch will add to it."""
+    refused = []
+    for name in sorted(RESERVED | {"depth", "surface_normals", "x1"}):
+        try:
+            torch.nn.ModuleDict()[name] = torch.nn.Identity()
+        except KeyError:
+            refused.append(name)
+    assert len(refused) > 50
+    assert set(refused) <= RESERVED
+    assert Task("surface_normals", **VALUES).name not in RESERVED
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": "l2"}, r"task a: unknown loss 'l2': expected one of \['cosine', "),
+        ({"loss": None}, "unknown loss None"),
+        ({"metric": "miou"}, r"task a: unknown metric 'miou': expected one of \['aErr', "),
+        ({"metric": "mIoU"}, "mIoU does not measure values, which its loss l1 is for"),
+        ({"loss": "cross_entropy", "metric": "mDist"}, "mDist does not measure classes"),
+        ({"channels": 0}, "whole number of channels above 0, found 0"),
+        ({"channels": 1.0}, "found 1.0"),
+        ({"channels": True}, "found True"),
+        ({"channels": "3"}, "found '3'"),
+        ({"classes": ("a", "b")}, "a name for each of 1 channels"),
+        ({"flips_x": True}, "flips_x is for normals of 3 channels, found 1"),
+    ],
+)
+def test_what_a_task_is(change, message):
+    """What would give a KeyError in training, or a wrong number in silence, is told at once."""
+    with pytest.raises(SimoError, match=message):
+        create_metric(Task("a", **VALUES | change))
+
+
+def batch(**change):
+    """A batch as it should be, of classes and of depth, but for what is changed."""
+    right = {"image": torch.rand(2, 3, 4, 4), "depth": torch.rand(2, 1, 4, 4)}
+    right["segmentation"] = torch.zeros(2, 4, 4, dtype=torch.int64)
+    return right | change
+
+
+IMAGE = torch.rand(2, 3, 4, 4)
+BATCHES = {
+    "tuple": ((IMAGE, IMAGE), "expected every batch to be a dict of tensors, found a tuple"),
+    "list": ([IMAGE], "found a list"),
+    "tensor": (IMAGE, "found a Tensor"),
+    "none": (None, "found a NoneType"),
+    "no image": ({"depth": IMAGE}, r"expected 'image' in every batch, found \['depth'\]"),
+    "no target": ({"image": IMAGE}, r"expected a target 'segmentation' in every batch, found \['image'\]"),
+    "numbers as names": ({0: IMAGE}, r"expected 'image' in every batch, found \['0'\]"),
+    "numpy": (batch(image=IMAGE.numpy()), "'image' of a batch: expected a tensor, found ndarray"),
+    "numpy target": (batch(depth=IMAGE[:, :1].numpy()), "'depth' of a batch: expected a tensor"),
+    "list of images": (batch(image=list(IMAGE)), "expected a tensor, found list"),
+    "float64": (batch(image=IMAGE.double()), "expected images .* of float32 .* found .* of torch.float64"),
+    "float16": (batch(image=IMAGE.half()), "found .* of torch.float16"),
+    "uint8": (batch(image=(255 * IMAGE).byte()), r"bytes are divided by 255.* found .* of torch.uint8"),
+    "0 to 255": (batch(image=255 * IMAGE), "expected images"),
+    "not a number": (batch(image=IMAGE * math.nan), r"found .* in \[nan"),
+    "channels last": (batch(image=IMAGE.movedim(1, -1)), r"found \(2, 4, 4, 3\)"),
+    "one image": (batch(image=IMAGE[0]), r"found \(3, 4, 4\)"),
+    "no images": (batch(image=IMAGE[:0]), r"found \(0, 3, 4, 4\)"),
+    "sparse": (batch(image=IMAGE.to_sparse()), "'image' of a batch is torch.sparse_coo"),
+    "meta": (batch(image=IMAGE.to("meta")), "'image' of a batch is on the device meta"),
+    "complex": (batch(image=IMAGE.to(torch.complex64)), "is of torch.complex64"),
+    "classes of bytes": (batch(segmentation=torch.zeros(2, 4, 4).byte()), "of int64, found .* torch.uint8"),
+    "classes of int32": (batch(segmentation=torch.zeros(2, 4, 4).int()), "of int64, found .* torch.int32"),
+    "fractions": (batch(segmentation=torch.zeros(2, 4, 4)), "of int64, found .* torch.float32"),
+    "whole depth": (batch(depth=torch.zeros(2, 1, 4, 4).long()), "of float32, found .* torch.int64"),
+    "depth without channel": (batch(depth=torch.rand(2, 4, 4)), r"expected targets \(2, 1, 4, 4\)"),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_batch_of_a_users_loader(tasks, name):
+    """Small whole numbers, say, would overflow in the metric and give a wrong mIoU in silence."""
+    given, message = BATCHES[name]
+    with pytest.raises(SimoError, match=message):
+        check_batch(given, tasks[:2])
+
+
+def test_a_right_batch_passes(tasks):
+    """Targets of other floating types are no fault."""
+    check_batch(batch(depth=torch.rand(2, 1, 4, 4).double()), tasks[:2])
+
+
+def test_head_that_is_missing(model, tasks):
+    """The message names the task and the heads that are there."""
+    with pytest.raises(
+        SimoError, match=r"the model has no head for 'depth': expected one of \['segmentation'\]"
+    ):
+        evaluate(model.only(["segmentation"]), [{"image": torch.rand(1, 3, 16, 16)} | batch()], [tasks[1]])
+
+
+class OfTuples(torch.utils.data.Dataset):
+    """A dataset as torchvision has them."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.rand(3, 16, 16), torch.rand(1, 16, 16)
+
+
+def test_dataset_of_tuples_is_not_trained_on(model, tasks):
+    """The training loop says what it expects, in place of an AttributeError of a list."""
+    parameters = list(model.heads["depth"].parameters())
+    plan = Optimisation(steps=1, batch_size=2, seed=0)
+    with pytest.raises(SimoError, match="expected every batch to be a dict of tensors, found a list"):
+        fit(model, lambda batch: model(batch["image"]), [(parameters, 0.1)], OfTuples(), tasks[1:2], plan)
+
+
+NUMBERS = [0.3, 3, np.float32(0.3), np.float64(0.3), np.int64(3), torch.tensor(0.3), np.array(0.3)]
+NUMBERS += [torch.tensor(0.3, requires_grad=True), torch.tensor(3)]
+
+
+@pytest.mark.parametrize("value", NUMBERS, ids=repr)
+def test_number_of_any_library(value):
+    """Scalars of NumPy and torch are numbers, and are written as such."""
+    number = json.loads(json.dumps(_number(value, "a")))
+    assert min(abs(number - 0.3), abs(number - 3)) < 1e-6
+
+
+NONE = [None, "0.3", True, math.nan, math.inf, 1j, [0.3], torch.rand(2), torch.rand(1), np.array([0.3])]
+NONE += [np.bool_(1), torch.tensor(True), torch.tensor(math.nan), np.array("x"), {}]
+
+
+@pytest.mark.parametrize("value", NONE, ids=repr)
+def test_no_number(value):
+    """The message says whose number it should be, and what was found."""
+    with pytest.raises(SimoError, match="alpha: expected a finite number, found "):
+        _number(value, "alpha")
+
+
+@pytest.mark.parametrize(
+    "size", [224, (224,), (224, 224, 3), (0, 4), (-1, 4), (1.5, 4), ("a", "b"), "22", None]
+)
+def test_no_size(size):
+    """Height and width are two whole numbers."""
+    with pytest.raises(SimoError, match="expected height and width in pixels"):
+        _checked_size(size)
+    assert _checked_size(np.array([16, 24])) == (16, 24)
+
+
+PLAIN = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.0, -1.0]])
+UNUSABLE = {
+    "float8": (PLAIN.to(torch.float8_e4m3fn), "is of torch.float8_e4m3fn: expected plain numbers"),
+    "float8 of scales": (PLAIN.abs().to(torch.float8_e8m0fnu), "is of torch.float8_e8m0fnu"),
+    "float4": (torch.zeros(2, 3, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), "is of torch.float4"),
+    "complex": (PLAIN.to(torch.complex64), "is of torch.complex64"),
+    "quantised": (lambda: torch.quantize_per_tensor(PLAIN, 0.1, 0, torch.qint8), "is of torch.qint8"),
+    "sparse": (PLAIN.to_sparse(), "is torch.sparse_coo: expected a dense tensor"),
+    "sparse rows": (PLAIN.to_sparse_csr, "is torch.sparse_csr"),
+    "meta": (PLAIN.to("meta"), "is on the device meta: expected a tensor with values"),
+    "float64 that overflows": (PLAIN.double() * 1e300, "values that are NaN"),
+    "NaN": (PLAIN * math.nan, "6 values that are NaN"),
+    "infinity": (PLAIN / 0, "values that are NaN"),
+    "numpy": (PLAIN.numpy(), "expected a tensor, found ndarray"),
+    "list": (PLAIN.tolist(), "expected a tensor, found list"),
+    "none": (None, "expected a tensor, found NoneType"),
+    "whole numbers": (PLAIN.long(), "torch.int64"),
+    "another shape": (PLAIN.T, r"\(3, 2\)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(quantiz|CSR).*")
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_tensor_that_is_none(tmp_path, name):
+    """Loading leaves the module as it was, also what came before; merging and saving refuse it, too."""
+    value, message = UNUSABLE[name]
+    value = value() if callable(value) else value
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(3, 2))
+    state = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    theirs = {key: tensor + 1 for key, tensor in state.items()} | {"1.weight": value}
+    with pytest.raises(SimoError, match=f"theirs.*1.weight.*{message}"):
+        load_into(module, theirs, "theirs")
+    assert all(torch.equal(tensor, state[key]) for key, tensor in module.state_dict().items())
+    with pytest.raises(SimoError, match=message):
+        TaskVector.between({"1.weight": state["1.weight"]}, {"1.weight": value}, "expert")["1.weight"]
+    if "expected" in message or "is of" in message or "sparse" in name:
+        with pytest.raises(SimoError, match=message):
+            save_tensors(tmp_path / "a.safetensors", {"1.weight": value})
+        with pytest.raises(SimoError, match=message):
+            TaskVector.between({"1.weight": value}, {"1.weight": state["1.weight"]}, "expert")["1.weight"]
+
+
+def test_tensors_with_gradients():
+    """States of a model in training are merged like others, and the result knows no gradient."""
+    base = {"a": torch.ones(2, requires_grad=True)}
+    vector = TaskVector.between(base, {"a": torch.full((2,), 3.0, requires_grad=True)})
+    merged = vector.apply(base, 0.5)["a"]
+    assert merged.tolist() == [2, 2]
+    assert not merged.requires_grad
+
+
+RECIPES = {
+    "list": ([], "expected an object with named entries, found \\[\\]"),
+    "text": ("recipe", "expected an object"),
+    "number": (3, "expected an object"),
+    "null": (None, "expected an object"),
+    "empty": ({}, "has kind = None, expected 'exported'"),
+    "no hash": ({"kind": "exported"}, "sha256 differs"),
+    "no tasks": ({"tasks": ...}, "model.json lacks the entry 'tasks'"),
+    "no model": ({"model": ...}, "model.json lacks the entry 'model'"),
+    "no rank": ({"adapter_rank": ...}, "model.json lacks the entry 'adapter_rank'"),
+    "tasks no list": ({"tasks": 3}, "model.json cannot be decoded"),
+    "task no object": ({"tasks": ["depth"]}, "model.json cannot be decoded"),
+    "task without a name": ({"tasks": [{"classes": []}]}, "model.json cannot be decoded"),
+    "task with more": ({"tasks": [{"classes": [], "x": 1}]}, "model.json cannot be decoded"),
+    "task with another loss": (
+        {"tasks": [{"name": "a", **VALUES, "classes": [], "loss": "l2"}]},
+        "unknown loss 'l2'",
+    ),
+    "no tasks at all": ({"tasks": []}, "is of another architecture"),
+    "settings no object": ({"model": [1]}, "settings: expected the keys"),
+    "settings of a text": ({"model": {"backbone": 3}}, "settings: expected the keys"),
+    "rank of a text": ({"adapter_rank": "four"}, "model.json"),
+    "unknown adapter": ({"adapter_rank": 2, "adapter": "none"}, "model.json|adapter"),
+}
+
+
+@pytest.fixture
+def exported(tmp_path, model, tasks, settings, monkeypatch):
+    """A folder with an exported model, without ONNX."""
+    monkeypatch.setattr("simo.own.export_onnx", lambda *_: 0.0)
+    monkeypatch.setattr("simo.own._check_onnx", lambda *_: 0.0)
+    export(model, tmp_path / "out", settings, tasks, (16, 16), dict.fromkeys(model.heads, 1.0), {})
+    return tmp_path / "out"
+
+
+def test_damaged_recipe(exported):
+    """Valid JSON that is no recipe, or lacks or mistakes an entry, is named; one table over one export."""
+    path = exported / "model.json"
+    good = json.loads(path.read_text())
+    for name, (change, message) in RECIPES.items():
+        recipe = change
+        if isinstance(change, dict) and name not in ("empty", "no hash"):
+            recipe = {key: value for key, value in (good | change).items() if value is not ...}
+        path.write_text(json.dumps(recipe))
+        with pytest.raises(SimoError, match=message) as found:
+            load_exported(exported)
+        assert reason(found.value), name
+    path.write_text(json.dumps(good))
+    load_exported(exported)
+
+
+def test_recipes_of_checkpoints_that_lack_what_is_read(tmp_path, tasks, settings, model):
+    """An expert's recipe without the hash of its base, and one without its data set."""
+    save_checkpoint(tmp_path / "base.safetensors", model.encoder.backbone.state_dict(), {})
+    recipe = {"kind": "expert", "dataset": "nyuv2", "tasks": ["depth"], "model": settings}
+    path = tmp_path / "expert_depth.safetensors"
+    for entries in (recipe, recipe | {"hashes": {}}, recipe | {"hashes": 3}):
+        save_checkpoint(path, model.state_dict(), entries)
+        with pytest.raises(
+            SimoError, match="expert_depth.*(lacks the entry 'hashes'|started from other weights)"
+        ):
+            load_experts(tmp_path, "nyuv2", tasks[1:2], settings, tmp_path / "base.safetensors")
+    save_checkpoint(path, model.state_dict(), {"model": settings})
+    with pytest.raises(SimoError, match="expert_depth.json lacks the entry 'dataset'"):
+        load_model(path, settings)
+    assert load_recipe(path)["model"] == settings
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {"step": "1"}, {"step": "x", "history": "[]"}, {"step": "1", "history": "3"}]
+)
+def test_damaged_state_of_a_training(tmp_path, metadata):
+    """It is named, with what to do, and the model is not half restored."""
+    module = torch.nn.Linear(2, 2)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state = {f"model.{name}": tensor + 1 for name, tensor in before.items()}
+    save_tensors(tmp_path / "a.safetensors", state, metadata)
+    optimiser = torch.optim.AdamW(module.parameters())
+    with pytest.raises(
+        SimoError, match=r"a.safetensors, the state of a training, .*: delete it to start afresh"
+    ):
+        _load_state(tmp_path / "a.safetensors", module, optimiser, list(module.parameters()))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone": 3}, "timm cannot create 3"),
+        ({"backbone": ""}, "timm cannot create ''"),
+        ({"backbone_args": [1]}, "timm cannot create"),
+        ({"backbone_args": {"num_heads": 0}}, "timm cannot create"),
+        ({"backbone_args": {"depth": "two"}}, "timm cannot create"),
+        ({"backbone_args": {"img_size": -1}}, "timm cannot create|takes"),
+        ({"blocks": "12"}, "blocks 12: expected increasing numbers"),
+        ({"blocks": ["1", "2"]}, "expected increasing numbers"),
+        ({"blocks": [1.0, 2.0]}, "expected increasing numbers"),
+        ({"blocks": 2}, "expected increasing numbers"),
+        ({"blocks": None}, "expected increasing numbers"),
+        ({"head": "liner"}, "unknown head 'liner'"),
+        ({"head_options": {"expand": "two"}}, "expand"),
+        ({"input_scale": "Signed"}, "unknown input_scale 'Signed'"),
+    ],
+)
+def test_settings_that_make_no_model(tasks, settings, change, message):
+    """Whatever timm raises at an argument, the message says what was given."""
+    with pytest.raises(SimoError, match=message):
+        create_model(tasks[1:2], 0, **settings | change)
+
+
+def test_experts_as_a_list(tmp_path, model, settings):
+    """Names are needed to find their heads."""
+    save_tensors(tmp_path / "base.safetensors", model.encoder.backbone.state_dict())
+    with pytest.raises(SimoError, match="expected experts as a dict by their tasks' names, found a list"):
+        merge_experts(tmp_path / "base.safetensors", [model], settings, "average", 1.0)
+    with pytest.raises(SimoError, match="alpha: expected a finite number, found 'x'"):
+        merge_experts(tmp_path / "base.safetensors", {"depth": model}, settings, "average", "x")
+
+
+def test_one_task_twice(tmp_path, model, tasks, settings):
+    """Two outputs of one name would be written."""
+    scores = dict.fromkeys(model.heads, 1.0)
+    with pytest.raises(SimoError, match="expected those of the model's heads"):
+        export(model, tmp_path / "out", settings, [*tasks, tasks[0]], (16, 16), scores, {})
+    with pytest.raises(SimoError, match="expected a new name for each task"):
+        create_model([*tasks, tasks[0]], 0, **settings)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    """Not "No such device (os error 19)"."""
+    with pytest.raises(SimoError, match="is a folder: expected a file in the format safetensors"):
+        TensorFile(tmp_path)
