@@ -85,8 +85,8 @@ def subsets(page):
 
 def coefficients(*pages):
     """How many of AdaMerging's coefficients are 0, and which blocks they take (Figure 2)."""
-    learned = {page: page.derive("adamerging", _learned) for page in pages}
-    return "\n\n".join(_coefficients(page, tables) for page, tables in learned.items() if tables)
+    learned = [(page, page.derive("adamerging", _learned)) for page in pages]
+    return "\n\n".join(_coefficients(page, found) for page, found in learned if found)
 
 
 def _learned(records, *_):
