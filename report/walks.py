@@ -95,7 +95,8 @@ def slider(frames, start=0.3):
     options = {"mode": "vega-lite", "actions": False, "renderer": "svg"}
     call = f'vegaEmbed("#walk", {json.dumps(spec, ensure_ascii=False)}, {json.dumps(options)});'
     script = vl_convert.javascript_bundle(call).replace("</script", "<\\/script")
-    return f'<div id="walk" style="width:100%"></div>\n<script type="module">{script}</script>'
+    style = "<style>#walk { width: 100% } #walk select { max-width: 100% }</style>"  # long names, on a phone
+    return f'{style}\n<div id="walk"></div>\n<script type="module">{script}</script>'
 
 
 def specification(shown, names, start):
@@ -110,7 +111,7 @@ def specification(shown, names, start):
         "description": "How well each head does, in per cent of its expert, at a point on the way from the "
         "pretrained encoder along task vectors; the line is at the expert's 100 per cent.",
         "width": "container",
-        "height": {"step": 34},
+        "height": 190,
         "autosize": {"type": "fit-x", "contains": "padding"},
         "background": None,
         "data": {"values": shown},

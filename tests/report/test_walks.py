@@ -60,7 +60,7 @@ def test_the_html_brings_its_script_along(page):
     html = slider({"A": walks(page)})
     assert html.count("</script>") == 1
     assert not re.search(r"""(?:from|import|importScripts)\s*\(?["'](?:https?:)?//""", html)
-    assert html.startswith('<div id="walk" style="width:100%"></div>\n<script type="module">')
+    assert '<div id="walk"></div>\n<script type="module">' in html
 
 
 def test_pages_without_records_have_no_walk():
