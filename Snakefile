@@ -265,7 +265,8 @@ for each in EXPERIMENTS:
 
 def drawn_from(wildcards):
     """What a page reads: itself, printed numbers, and records of its data set, of all, or none."""
-    about = {"model": (), "deviations": (), "evidence": ("nyuv2",)}.get(wildcards.page, TASKS)
+    without = dict.fromkeys(("model", "deviations", "own_models"), ())
+    about = (without | {"evidence": ("nyuv2",)}).get(wildcards.page, TASKS)
     dataset = wildcards.page.split("_")[0]
     about = [dataset] if dataset in TASKS else about
     # the paper's scale, photographs and, where another profile is drawn beside it, the miniature stand beside
@@ -307,7 +308,7 @@ rule page:
 rule html:
     input:
         pages=expand(rules.page.output.notebook, page=PAGES, allow_missing=True),
-        sources=["_config.yml", "_toc.yml", "tools/book.py", *map(str, listed("book", "**/*.*"))],
+        sources=["_config.yml", "_toc.yml", "CONTRIBUTING.md", "tools/book.py", "tools/supplements.py", *map(str, listed("book", "**/*.*"))],
         notebooks=list(map(str, listed("notebooks", "*/*.ipynb"))),
     output: BUILD + "/{kind}/_build/html/index.html"
     log: BUILD + "/logs/{kind}/html.log"

@@ -8,16 +8,14 @@ Every claim is also decided on the paper's own printed numbers and digitised cur
 tells what carries over from what the paper's own tables do not show on every data set either.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import pairwise
 from statistics import fmean, stdev
 
 import pandas as pd
 from scipy import stats
 
 from report import tables
-from report.paper import paper_costs, paper_curves, paper_deltas
+from report.evidence import EFFECT, Claim, gather, gather_paper
+from report.figure_claims import FIGURE_CLAIMS
 
 # A seed recomputed on another machine may differ from the committed one by this many points of the printed Δ,
 # or by three standard deviations of the committed seeds where that is more: sums of floating-point numbers in
@@ -25,70 +23,6 @@ from report.paper import paper_costs, paper_curves, paper_deltas
 TOLERANCE = 2.0
 COLLAPSE = tables.LOSS
 FINISHED = tables.FINISHED
-EFFECT = 1  # points, of Δ or of performance, that count as an effect
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What one seed, or the paper, has to say.
-
-    Attributes
-    ----------
-    delta : Series
-        Printed Δ_MTL by model name.
-    curves : dict
-        Performance relative to the expert, `[primary task][evaluated task][λ]`; see
-        `report.tables.relative_curves`.
-    sizes : dict of int to float
-        Mean performance of merged subsets by number of tasks.
-    costs : dict of str to dict
-        `steps`, `samples` and perhaps `seconds` by model name.
-    clip : dict of int to float
-        The paper's curve of CLIP encoders, as `sizes`.
-    """
-
-    delta: pd.Series
-    curves: dict = field(default_factory=dict)
-    sizes: dict = field(default_factory=dict)
-    costs: dict = field(default_factory=dict)
-    clip: dict = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim, decided on each seed by one number.
-
-    Attributes
-    ----------
-    name : str
-        Short and stable, for links and tests.
-    sentence : str
-        What is claimed, with the criterion.
-    measure : callable
-        From Evidence to the deciding number; KeyError or NaN if something was not run.
-    holds : callable
-        From that number to whether the claim holds.
-    unit : str
-        Of the number.
-    source : str
-        Where the paper says so; "ours" for controls of this book.
-    datasets : tuple of str
-        Which data sets it is about; all if empty.
-    premise : callable
-        From Evidence to whether the claim applies.
-    settled : bool
-        Whether our own parameter files decide it: its number is shown, and no verdict.
-    """
-
-    name: str
-    sentence: str
-    measure: Callable[[Evidence], float]
-    holds: Callable[[float], bool]
-    unit: str = "points of Δ"
-    source: str = "abstract, Tables 1 to 3"
-    datasets: tuple = ()
-    premise: Callable[[Evidence], bool] = lambda seed: True
-    settled: bool = False
 
 
 def repairable(seed, method, kind):
@@ -218,22 +152,6 @@ def faster(kind):
     )
 
 
-def moved(seed, along, head):
-    """What a whole task vector, λ = 1 against 0, does to another task's head, in points of performance."""
-    curve = seed.curves[along][head]
-    return 100 * (curve[1.0] - curve[0.0])
-
-
-def others(seed):
-    """Performance in per cent of every head at the end of every other task's vector, λ = 1."""
-    return [
-        100 * curve[1.0]
-        for primary, heads in seed.curves.items()
-        for evaluated, curve in heads.items()
-        if evaluated != primary
-    ]
-
-
 CLAIMS = [
     *claims_of("task_arithmetic", "task arithmetic"),
     *claims_of("ties", "TIES"),
@@ -241,73 +159,7 @@ CLAIMS = [
     cheaper("representation"),
     faster("heads"),
     faster("representation"),
-    Claim(
-        "collapses-more-than-clip",
-        "Merging tasks that share their input loses more than merging CLIP encoders of as many tasks: below "
-        f"the paper's CLIP curve at every number of tasks, by more than {EFFECT} point (the least distance).",
-        lambda seed: max(100 * (value - seed.clip[size]) for size, value in seed.sizes.items() if size > 1),
-        lambda value: value < -EFFECT,
-        "points of performance",
-        source="Figure 1",
-        datasets=("taskonomy",),
-    ),
-    Claim(
-        "each-task-costs",
-        "Every further merged task costs performance: the mean falls from each number of tasks to the next, "
-        f"by more than {EFFECT} point (the least fall, negative).",
-        lambda seed: max(100 * (after - before) for before, after in pairwise(seed.sizes.values())),
-        lambda value: value < -EFFECT,
-        "points of performance",
-        source="Figure 1",
-        datasets=("taskonomy",),
-    ),
-    Claim(
-        "segmentation-helps-parts",
-        "Moving along the segmentation's task vector helps the parts' head: λ = 1 against λ = 0, more than "
-        f"{EFFECT} point.",
-        lambda seed: moved(seed, "segmentation", "parts"),
-        lambda value: value > EFFECT,
-        "points of performance",
-        source="Figure 3",
-        datasets=("cityscapes",),
-    ),
-    Claim(
-        "parts-hurt-segmentation",
-        "Moving along the parts' task vector hurts the segmentation's head: λ = 1 against λ = 0, more than "
-        f"{EFFECT} point.",
-        lambda seed: moved(seed, "parts", "segmentation"),
-        lambda value: value < -EFFECT,
-        "points of performance",
-        source="Figure 3",
-        datasets=("cityscapes",),
-    ),
-    Claim(
-        "disparity-needs-its-whole-vector",
-        "Disparity needs λ close to 1: half of its own task vector gives less than half of the performance.",
-        lambda seed: 100 * seed.curves["disparity"]["disparity"][0.5],
-        lambda value: value < 50,
-        "% of the expert",
-        source="Figure 3",
-        datasets=("cityscapes",),
-    ),
-    Claim(
-        "no-vector-serves-another-head",
-        "No single task vector makes another task's head work: at λ = 1 the best of them stays below 90 %.",
-        lambda seed: max(others(seed)),
-        lambda value: value < 90,
-        "% of the expert",
-        source="ours, from Figures 3, 5 and 6",
-    ),
-    Claim(
-        "tasks-hardly-overlap",
-        "Taskonomy's tasks hardly overlap: along another task's vector, heads keep less than half of their "
-        "performance (mean at λ = 1).",
-        lambda seed: fmean(others(seed)),
-        lambda value: value < 50,
-        "% of the expert",
-        source="Figure 6",
-        datasets=("taskonomy",),
-    ),
+    *FIGURE_CLAIMS,
     *(
         Claim(
             f"experts-converged-{kind}",
@@ -319,52 +171,6 @@ CLAIMS = [
         for kind, label in (("heads", "head"), ("representation", "representation"))
     ),
 ]
-
-
-def gather(frame, dataset, records, paper):
-    """Evidence of every seed of a study.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        See `report.tables.scores`.
-    dataset : str
-    records : list of dict
-        All of the study; claims about what is not among them are not run.
-    paper : dict
-        The content of `paper_numbers.json`.
-
-    Returns
-    -------
-    dict of str to Evidence
-        By "seed 0" and so on.
-    """
-    found = {}
-    for seed in frame.index.unique("seed"):
-        own = {record["experiment"]: record for record in records if record["seed"] == seed}
-        curves, sizes = {}, {}
-        if "relationships" in own:
-            curves = tables.relative_curves(own["relationships"]["details"]["curves"], dataset)
-        if "subsets" in own:
-            points = tables.subset_scores([own["subsets"]], frame, dataset)
-            sizes = {1: 1.0, **points.groupby("size").performance.mean()}
-        costs = {model: cost for _, model, cost in tables.costs_of(own.values())}
-        delta = frame.xs(seed, level="seed").printed
-        found[f"seed {seed}"] = Evidence(delta, curves, sizes, costs, _by_size(paper["fig1"]["clip_8"]))
-    return found
-
-
-def gather_paper(dataset, paper):
-    """Evidence of the paper itself: printed numbers and digitised curves."""
-    about = dataset == "taskonomy"  # Figure 1 and Table 4
-    sizes = _by_size(paper["fig1"]["taskonomy_mean"]) if about else {}
-    costs = paper_costs(paper) if about else {}
-    delta, curves = paper_deltas(dataset, paper), paper_curves(dataset, paper)
-    return Evidence(delta, curves, sizes, costs, _by_size(paper["fig1"]["clip_8"]))
-
-
-def _by_size(values):
-    return {int(size): value for size, value in values.items()}
 
 
 def judge(frame, dataset, records, paper):

@@ -109,7 +109,6 @@ EXPERIMENTS = (
         seconds=60,
     ),
     Experiment("frozen_decoder", "experts under one frozen decoder", ALSO_MERGED, seconds=400),
-    Experiment("own_models", "one's own models", ("expert",), seconds=40),
 )
 
 

@@ -131,3 +131,16 @@ def paper_curves(dataset, paper):
         }
         for primary, theirs in tasks.items()
     }
+
+
+def paper_performance(dataset, paper):
+    """Performance in per cent of the experts' by our name of the model and task, from the printed metrics."""
+    tasks, printed = tasks_of(dataset), paper[PAPER_TABLES[dataset]]
+    return {
+        model: {
+            task.name: 100 * normalised_performance(task, value, own)
+            for task, value, own in zip(tasks, printed[row][:-1], printed["TS"][:-1], strict=True)
+        }
+        for model, row in PAPER_ROWS.items()
+        if row in printed
+    }

@@ -19,21 +19,17 @@ from report.notebooks import ROOT, run_notebook
 from simo.datasets import read_prepared
 from simo.errors import SimoError
 from simo.files import atomic_path, listed, read_json, write_json
+from tools.supplements import data_cell, markdown_cell, not_run_cell
 
 # the run that stands for a computing notebook's page, where several exist
 SHOWN = ("segmentation", "task_arithmetic")
 
-FIXTURE_CELL = {
-    "cell_type": "markdown",
-    "id": "fixture",
-    "metadata": {},
-    "source": [
-        "```{warning}\n",
-        "Executed on a fixture: made-up data that only show that all parts work together. No number below "
-        "is a result.\n",
-        "```",
-    ],
-}
+FIXTURE_CELL = markdown_cell(
+    "fixture",
+    "```{warning}\nExecuted on a fixture: made-up data that only show that all parts work together. No "
+    "number below is a result.\n```",
+)
+OWN = ("_config.yml", "_toc.yml", "CONTRIBUTING.md")  # of which book/add.md includes a section
 DATASET_PAGES = ("nyuv2", "cityscapes", "taskonomy")  # notebooks with a cell that the tests check
 
 
@@ -65,7 +61,7 @@ def assemble(source, pages, executed):
     """
     shutil.rmtree(source, ignore_errors=True)
     copied = [*listed(ROOT / "book", "**/*"), *listed(ROOT / "notebooks" / "params", "**/*")]
-    for path in [path for path in copied if path.is_file()] + [ROOT / "_config.yml", ROOT / "_toc.yml"]:
+    for path in [path for path in copied if path.is_file()] + [ROOT / name for name in OWN]:
         target = source / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)  # not its permissions: some file systems refuse them
@@ -77,18 +73,30 @@ def assemble(source, pages, executed):
         runs = [executed / f"{run}.ipynb" for run in (name, *(f"{name}_{v}" for v in SHOWN)) if executed]
         found = [run for run in runs if run.exists()]
         notebook = read_json(pages / f"{name}.ipynb" if drawn else [*found, ROOT / f"{page}.ipynb"][0])
-        if not drawn and made_up(notebook):
+        given = notebook["metadata"].get("papermill", {}).get("parameters", {})
+        if drawn:
+            notebook["cells"].append(data_cell(name, given, source))
+        elif not found:
+            notebook["cells"].insert(1, not_run_cell(name))
+        elif made_up(given):
             notebook["cells"].insert(1, FIXTURE_CELL)
-        for cell in notebook["cells"]:
-            if "injected-parameters" in cell["metadata"].get("tags", ()):
-                cell["metadata"]["tags"].append("remove-cell" if drawn else "hide-input")
+        show_parameters_once(notebook["cells"], drawn)
         write_json(source / f"{page}.ipynb", notebook)
 
 
-def made_up(notebook):
-    """Whether a computing notebook was executed on a fixture; False if it was not executed."""
-    parameters = notebook["metadata"].get("papermill", {}).get("parameters", {})
-    return "data" in parameters and read_prepared(ROOT / parameters["data"])["fixture"]
+def show_parameters_once(cells, drawn):
+    """Fold away the parameters of a run, and hide those of its source, which they replace, or a page's."""
+    tags = [cell["metadata"].get("tags", []) for cell in cells]
+    if injected := [own for own in tags if "injected-parameters" in own]:
+        for own in tags:
+            if "parameters" in own:
+                own.append("remove-cell")
+        injected[0].append("remove-cell" if drawn else "hide-input")
+
+
+def made_up(given):
+    """Whether a computing notebook was executed on a fixture, by its parameters."""
+    return "data" in given and read_prepared(ROOT / given["data"])["fixture"]
 
 
 def build(folder, executed):

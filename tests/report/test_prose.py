@@ -58,3 +58,28 @@ def test_inserted_numbers_exist(name):
     assert asked
     provided = Page(name, "records/miniature").numbers().keys()
     assert asked <= provided | {f"photos {key}" for key in provided if name == "nyuv2"}
+
+
+GLOSSARY = re.findall(
+    r"^(\S.*)\n  ", (ROOT / "book" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE
+)
+# names that nobody can guess; headings, links, roles, code, formulas and tables hold no links to terms
+JARGON = ("TA", "TIES", "DPT", "AdaMerging", "TALL-mask", "task vector", "Δ printed", "closed form")
+UNLINKED = re.compile(
+    r"```.*?```|^[ \t]*\|.*?$|^#.*?$|\[[^\]]*\]\([^)]*\)|\{[\w:]+\}`[^`]*`|`[^`\n]*`|\$[^$\n]*\$|<[^>\n]*>",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@pytest.mark.parametrize("name", [*PAGES, "which_method", "reproduce", "miniature", "photographs", "data"])
+def test_terms_are_linked_where_first_used(name):
+    """Each link leads to a term of the glossary, none stands twice, and jargon is linked at its first use."""
+    prose = prose_of(name)
+    linked = re.findall(r"\{term\}`(?:[^`<]*<)?([^`>]+)>?`", prose)
+    assert set(linked) <= set(GLOSSARY)
+    assert len(linked) == len(set(linked))
+    plain = UNLINKED.sub(lambda found: " " * len(found.group()), prose)
+    for term in JARGON:
+        used = re.search(rf"(?<![\w’'+/-]){term}s?(?![\w-])", plain)
+        link = re.search(rf"\{{term\}}`(?:[^`<]*<)?{term}>?`", prose)
+        assert not used or (link and link.start() < used.start()), term

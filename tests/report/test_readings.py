@@ -395,6 +395,13 @@ def test_dpt_experts_move_nearly_as_far_and_their_heads_read_what_is_strange(dpt
     assert dpt["pretrained"] > linear.frame.printed.groupby("model").mean()["pretrained"] + 10
 
 
+def test_every_vector_helps_every_dpt_head():
+    """Figure 3 with DPT heads, on every seed: the paper's lines fall, ours rise."""
+    for curves in Page("cityscapes_dpt", "records/miniature").curves():
+        for heads in curves.values():
+            assert all(head[1.0] > head[0.0] for head in heads.values())
+
+
 def test_realigned_dpt_heads_are_above_the_experts_as_experts_with_that_budget_are(dpt):
     """So that they are above joint training, too."""
     for kind in ("heads", "representation"):

@@ -1,12 +1,15 @@
 """Assembling the book, and moving records."""
 
 import json
+import zipfile
 
+import pandas as pd
 import pytest
 
-from report.notebooks import ROOT
+from report.notebooks import ROOT, notebook_code
+from report.pages import Page
 from simo.errors import SimoError
-from tools import book
+from tools import book, supplements
 
 
 @pytest.fixture
@@ -36,11 +39,64 @@ def test_pages_of_lists_root_and_chapters():
 
 
 def test_computing_notebook_that_was_not_run_appears_as_written(tmp_path, pages):
-    """The book of `make redraw` shows the code of computing notebooks, and never half of a page."""
+    """The book of `make redraw` shows the code of computing notebooks, says so, and never half of a page."""
     book.assemble(tmp_path / "source", pages, executed=None)
     shown = json.loads((tmp_path / "source/notebooks/compute/expert.ipynb").read_text())
     written = json.loads((ROOT / "notebooks/compute/expert.ipynb").read_text())
+    note = shown["cells"].pop(1)
     assert shown == written
+    assert "Not run in this build" in "".join(note["source"])
+    assert "[NYUv2](../pages/nyuv2.ipynb), [Cityscapes](../pages/cityscapes.ipynb)" in "".join(note["source"])
+
+
+@pytest.mark.parametrize(("notebook", "pages"), supplements.SHOWN_ON.items())
+def test_results_of_a_notebook_are_where_its_note_leads(notebook, pages):
+    """The page named reads the notebook's record, or, for Figure 1, draws it."""
+    for page in pages:
+        code = "\n".join(notebook_code(ROOT / "notebooks/pages" / f"{page}.ipynb"))
+        assert f'"{notebook}"' in code or f".{notebook}()" in code
+
+
+def test_parameters_of_a_run_are_shown_once(tmp_path, pages):
+    """The values of the source, which a run replaced, do not stand beside its own."""
+    run = json.loads((ROOT / "notebooks/compute/expert.ipynb").read_text())
+    injected = {"cell_type": "code", "id": "i", "metadata": {"tags": ["injected-parameters"]}, "source": []}
+    run["cells"].insert(2, injected | {"outputs": [], "execution_count": 1})
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/expert_segmentation.ipynb").write_text(json.dumps(run))
+    book.assemble(tmp_path / "source", pages, tmp_path / "runs")
+    cells = json.loads((tmp_path / "source/notebooks/compute/expert.ipynb").read_text())["cells"]
+    tags = [cell["metadata"].get("tags", []) for cell in cells]
+    assert [own for own in tags if any("parameters" in tag for tag in own)] == [
+        ["parameters", "hide-input", "remove-cell"],
+        ["injected-parameters", "hide-input"],
+    ]
+
+
+def test_the_data_of_a_page_are_one_click_away(tmp_path, pages):
+    """Under a data set's page: its own scores, all seeds, and the records; under others those of all."""
+    book.assemble(tmp_path / "source", pages, executed=None)
+    source = tmp_path / "source"
+    text = "".join(
+        json.loads((source / "notebooks/pages/cityscapes.ipynb").read_text())["cells"][-1]["source"]
+    )
+    assert "{download}`scores <../../data/miniature-cityscapes.csv>`" in text
+    assert "{download}`records <../../data/miniature-cityscapes.zip>`" in text
+    assert text.count("{download}") == 2
+    table = pd.read_csv(source / "data/miniature-cityscapes.csv", index_col=["model", "seed"])
+    page = Page("cityscapes", "records/miniature")
+    assert table.printed.to_dict() == pytest.approx(page.frame.printed.to_dict())
+    with zipfile.ZipFile(source / "data/miniature-cityscapes.zip") as archive:
+        names = archive.namelist()
+    assert len(names) == len(page.records)
+    assert all(name.startswith("cityscapes/seed") and name.endswith(".json") for name in names)
+    claims = "".join(json.loads((source / "notebooks/pages/claims.ipynb").read_text())["cells"][-1]["source"])
+    assert {"miniature-nyuv2.csv", "miniature-taskonomy.csv", "photos-nyuv2.csv"} <= {
+        word.strip("<>`,").split("/")[-1] for word in claims.split()
+    }
+    model = "".join(json.loads((source / "notebooks/pages/model.ipynb").read_text())["cells"][-1]["source"])
+    assert "{download}" not in model
+    assert "_sources/notebooks/pages/model.ipynb" in model
 
 
 def test_executed_notebook_is_shown_where_there_is_one(tmp_path, pages):

@@ -1,0 +1,142 @@
+"""One sentence of reading for each of the paper's figures that is drawn again, computed from what it shows.
+
+Where ours and the paper's disagree, the sentence says so. Means over seeds; empty where nothing was run.
+"""
+
+from itertools import permutations
+from statistics import fmean
+
+import numpy as np
+import pandas as pd
+
+from report import tables
+from report.evidence import EFFECT, block_coefficients
+from report.paper import paper_curves
+from report.records import load_pictures
+from simo.tasks import tasks_of
+
+NAMED = 3  # of the curves that disagree, those that are named
+FLAT = 5  # points: a mean that falls by less hardly depends on the number of tasks
+
+
+def relationships(*pages):
+    """Which curves of another task's head move against the paper's, and where they start (Figures 3, 5, 6).
+
+    Parameters
+    ----------
+    *pages : Page
+        Of one data set.
+
+    Returns
+    -------
+    str
+        Markdown, a paragraph a page. Curves move against each other if one gains and one loses by more than
+        `EFFECT` points from λ = 0 to 1.
+    """
+    return "\n\n".join(_relationships(page) for page in pages if page.curves())
+
+
+def _relationships(page):
+    paper = paper_curves(page.dataset, page.paper)
+    names, seeds = [task.name for task in tasks_of(page.dataset)], page.curves()
+
+    def ends(along, head):
+        theirs = [paper[along][head][x] for x in (0.0, 1.0)]
+        return theirs, [fmean(curves[along][head][x] for curves in seeds) for x in (0.0, 1.0)]
+
+    pairs = list(permutations(names, 2))
+    change = {pair: [100 * (b - a) for a, b in ends(*pair)] for pair in pairs}
+    against = [p for p in pairs if change[p][0] * change[p][1] < 0 and min(map(abs, change[p])) > EFFECT]
+    against.sort(key=lambda pair: -abs(change[pair][0] - change[pair][1]))
+    listed = "; ".join(
+        f"{head} along the vector of {along}, {_walk(ours)} (paper {_walk(theirs)})"
+        for along, head in against[:NAMED]
+        for theirs, ours in [ends(along, head)]
+    )
+    verb = "moves" if len(against) == 1 else "move"
+    text = f"Of the {len(pairs)} curves of another task's head, {len(against)} {verb} against the paper's"
+    text += f", most of all {listed}." if len(against) > NAMED else f": {listed}." if against else "."
+    starts = {name: [end[0] for end in ends(name, name)] for name in names}
+    far = max(names, key=lambda name: abs(starts[name][0] - starts[name][1]))
+    text += (
+        f" Starting points differ most for {far}, whose head keeps {_short(starts[far][1])} of its expert on "
+        f"the pretrained encoder (paper {_short(starts[far][0])})."
+    )
+    return _where(page) + text
+
+
+def subsets(page):
+    """Whether performance goes on falling from two merged tasks to all of them (Figure 1)."""
+    points = page.derive("subsets", tables.subset_scores)
+    if points.empty:
+        return ""
+    theirs = {int(size): value for size, value in page.paper["fig1"]["taskonomy_mean"].items()}
+    ours = {1: 1.0, **points.groupby("size").performance.mean()}
+    last = max(ours)
+    falls = 100 * (ours[2] - ours[last])
+    most = "most, as in the paper" if 100 * (1 - ours[2]) > falls else "less than the others together"
+    word = "hardly falls any further" if falls < FLAT else "goes on falling"
+    return (
+        f"{_where(page)}The second task costs {most}: two merged tasks keep {_short(ours[2])} "
+        f"(paper {_short(theirs[2])}). From there to {last} tasks the mean {word}, to {_short(ours[last])}; "
+        f"the paper's falls to {_short(theirs[last])}."
+    )
+
+
+def coefficients(*pages):
+    """How many of AdaMerging's coefficients are 0, and which blocks they take (Figure 2)."""
+    learned = [(page, page.derive("adamerging", _learned)) for page in pages]
+    return "\n\n".join(_coefficients(page, found) for page, found in learned if found)
+
+
+def _learned(records, *_):
+    return [block_coefficients(record["details"]["coefficients"]) for record in records]
+
+
+def _coefficients(page, learned):
+    means = pd.concat([table.groupby(level=0).mean() for table in learned]).groupby(level=0).mean()
+    zero = fmean(100 * table.eq(0).to_numpy().mean() for table in learned)
+    middles = (means.mul(means.index + 1, axis=0).sum() / means.sum()).sort_values()
+    listed = ", ".join(f"{task} at {middle:.1f}" for task, middle in middles.items())
+    word = "most are 0, as in the paper" if zero > 50 else "not most are 0, as in the paper's"
+    return (
+        f"{_where(page)}Inside the blocks {zero:.0f} % are exactly 0: {word}. Each task's middle, counted in "
+        f"blocks from 1 to {means.index.max() + 1}: {listed}."
+    )
+
+
+def pictures(page):
+    """How far the pictured predictions are from the truth, beside the experts' (Figure 4)."""
+    path = page.folder / "seed0" / "qualitative.npz"
+    if not path.exists():
+        return ""
+    shown = load_pictures(path)
+    rows = {"joint": "joint training", "merged": "the merged model"}
+    rows |= {"heads": "with realigned heads", "representation": "with realigned representation"}
+    text = []
+    for row, name in rows.items():
+        times = [_error(shown, row, task) / _error(shown, "expert", task) for task in tasks_of(page.dataset)]
+        text.append(f"{name} {min(times):.1f} to {max(times):.1f}")
+    return (
+        f"{_where(page)}Mean absolute error on these images in multiples of the expert's, least to most over "
+        f"the tasks: {'; '.join(text)}."
+    )
+
+
+def _error(shown, row, task):
+    """Mean absolute error of a row's pictures `(N, H, W, C)`, where there is truth."""
+    truth, prediction = (shown[f"{each}/{task.name}"].astype(float) for each in ("truth", row))
+    return float(np.abs(truth - prediction)[(truth != 0).any(axis=-1)].mean())
+
+
+def _where(page):
+    return f"*{page.name[0].upper()}{page.name[1:]}*: "
+
+
+def _walk(values):
+    return " to ".join(_short(value) for value in values)
+
+
+def _short(value):
+    """Two decimals, as figures have them: .65."""
+    return f"{value:.2f}".removeprefix("0")

@@ -1,0 +1,86 @@
+"""report.readings: a sentence says where a figure of ours disagrees with the paper's, and only there."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from report import readings
+from report.pages import Page
+from report.paper import paper_curves, read_paper
+
+PAPER = read_paper()
+
+
+def stub(curves=None, coefficients=None, points=None):
+    """A page of NYUv2 with the paper's curves unless changed, AdaMerging's coefficients, or subsets."""
+    records = [{"details": {"coefficients": each}} for each in coefficients or []]
+    found = {"adamerging": lambda function: function(records), "subsets": lambda function: points}
+    return SimpleNamespace(
+        dataset="nyuv2",
+        paper=PAPER,
+        name="miniature",
+        curves=lambda: [paper_curves("nyuv2", PAPER) if curves is None else curves],
+        derive=lambda experiment, function: found[experiment](function),
+    )
+
+
+def test_the_papers_own_curves_disagree_with_nothing():
+    """Curves that are the paper's are said to be so, and none is listed."""
+    text = readings.relationships(SimpleNamespace(**vars(stub())))
+    assert "Of the 6 curves of another task's head, 0 move against the paper's." in text
+
+
+def test_a_curve_that_moves_the_other_way_is_named():
+    """Depth's vector hurts the segmentation's head instead of helping it: both walks are given."""
+    curves = paper_curves("nyuv2", PAPER)
+    curves["depth"]["segmentation"] = {0.0: 0.44, 1.0: 0.17}
+    text = readings.relationships(stub(curves))
+    assert "1 moves against the paper's: segmentation along the vector of depth, .44 to .17" in text
+    assert "(paper .65 to .81)" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((0.35, 0.33, 0.32), "costs most, as in the paper: two merged tasks keep .35 (paper .39)"),
+        ((0.35, 0.33, 0.32), "hardly falls any further, to .32; the paper's falls to .18"),
+        ((0.39, 0.23, 0.15), "goes on falling, to .15"),
+        ((0.9, 0.5, 0.4), "costs less than the others together"),
+    ],
+)
+def test_figure_1_is_read(values, words):
+    """Whether performance goes on falling after two tasks is decided by the numbers."""
+    points = pd.DataFrame({"size": [2, 3, 4], "performance": values})
+    assert words in readings.subsets(stub(points=points))
+
+
+def test_figure_2_is_read():
+    """Zeros are counted inside blocks, and few zeros are said to be unlike the paper's."""
+    few = {"depth": {"blocks.0.a": 0.5, "blocks.1.a": 0.5}, "normals": {"blocks.0.a": 0.0, "blocks.1.a": 1.0}}
+    text = readings.coefficients(stub(coefficients=[few]))
+    assert "25 % are exactly 0: not most are 0, as in the paper's" in text
+    assert "depth at 1.5, normals at 2.0" in text
+    most = {"depth": {"blocks.0.a": 0.0, "blocks.1.a": 0.0}, "normals": few["normals"]}
+    assert "75 % are exactly 0: most are 0, as in the paper." in readings.coefficients(
+        stub(coefficients=[most])
+    )
+
+
+def test_pictures_of_taskonomy_are_read():
+    """Beside the experts, realigned predictions are nearer to the truth than merged ones, task by task."""
+    page = Page("taskonomy", "records/miniature")
+    shown = readings.load_pictures(page.folder / "seed0" / "qualitative.npz")
+    for task in page.tasks:
+        merged, realigned = (readings._error(shown, row, task) for row in ("merged", "representation"))
+        assert realigned < merged
+    assert "with realigned representation" in readings.pictures(page)
+
+
+def test_nothing_run_is_nothing_read():
+    """A page without records has no sentence."""
+    page = Page("nyuv2", "records/none")
+    assert [read(page) for read in (readings.relationships, readings.coefficients, readings.pictures)] == [
+        ""
+    ] * 3
+    assert readings.subsets(page) == ""

@@ -1,0 +1,91 @@
+"""What assembling adds to a page of the book: where its data lie, and that a notebook was not run."""
+
+import zipfile
+
+from report.notebooks import ROOT
+from report.overview import TITLES
+from report.parameters import declared_parameters
+from report.records import load_records, results_table
+from report.tables import scores
+from simo.files import listed, read_json
+from simo.tasks import TASKS
+
+# pages that show what a computing notebook found; those of the data sets if not named here
+SHOWN_ON = {
+    "closed_form": ("beyond",),
+    "closed_form_control": ("beyond",),
+    "unlabelled_alpha": ("beyond",),
+    "field": ("wider_field",),
+    "joint_variants": ("fair_joint",),
+    "variations": ("what_varies",),
+    "mechanism": ("why_it_breaks",),
+    "frozen_decoder": ("why_it_breaks",),
+    "subsets": ("taskonomy",),
+}
+
+
+def markdown_cell(name, text):
+    """A cell of a notebook file."""
+    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": text.splitlines(keepends=True)}
+
+
+def not_run_cell(notebook):
+    """The note on top of a computing notebook that was not run in this build, with links to its results."""
+    pages = SHOWN_ON.get(notebook, tuple(TASKS))
+    links = ", ".join(f"[{_title(page)}](../pages/{page}.ipynb)" for page in pages)
+    text = (
+        "```{note}\nNot run in this build: below is the code, without outputs. What it found, on all seeds, "
+        f"is shown on {links}.\n```\n"
+    )
+    return markdown_cell("not-run", text)
+
+
+def data_cell(page, given, source):
+    """The links under a drawn page: scores of all seeds, the records behind its figures, the page itself.
+
+    Parameters
+    ----------
+    page : str
+        Of a notebook in `notebooks/pages/`.
+    given : dict
+        The parameters that it was drawn with, where they are not its defaults.
+    source : Path
+        Of the book: gets `data/<profile>-<study>.csv` and `.zip`, if they are not there yet.
+    """
+    folders = [v for name, v in (declared_parameters(page) | given).items() if name.endswith("_folder") and v]
+    studies = [study for folder in folders for study in listed(ROOT / folder, "*") if study.name in TITLES]
+    text = "## The data of this page\n\n"
+    if links := [_links(study, source / "data") for study in studies if _about(page, study.name)]:
+        text += "Scores of every model and seed, and the records that figures are drawn from:\n\n"
+        text += "".join(f"- {link}\n" for link in links) + "\n"
+    here = f"../../_sources/notebooks/pages/{page}.ipynb"
+    return markdown_cell("data", f'{text}<a href="{here}" download>This page as an executed notebook</a>\n')
+
+
+def _about(page, study):
+    """Whether a page shows a study: a data set's page its own, every other page all."""
+    return page.split("_")[0] not in TASKS or study in (page, f"{page}_photos")
+
+
+def _links(study, folder):
+    """Markdown links to a study's scores and records, which are written if they are not there yet."""
+    name = f"{study.parent.name}-{study.name}"
+    table, archive = folder / f"{name}.csv", folder / f"{name}.zip"
+    if not table.exists():
+        folder.mkdir(exist_ok=True)
+        dataset = study.name.split("_")[0]
+        scores(results_table(load_records(study)), dataset).to_csv(table)
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            for path in listed(study, "**/*.json"):  # no pictures: those of data sets are not passed on
+                file.write(path, path.relative_to(study.parent))
+    parts = [
+        f"{{download}}`{kind} <../../data/{path.name}>`"
+        for kind, path in (("scores", table), ("records", archive))
+    ]
+    return f"{TITLES[study.name]}, {study.parent.name}: {', '.join(parts)}"
+
+
+def _title(page):
+    """The first line of a page, without what follows a colon."""
+    title = "".join(read_json(ROOT / "notebooks" / "pages" / f"{page}.ipynb")["cells"][0]["source"])
+    return title.splitlines()[0].removeprefix("# ").split(":")[0]
