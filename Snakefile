@@ -308,6 +308,7 @@ rule html:
     input:
         pages=expand(rules.page.output.notebook, page=PAGES, allow_missing=True),
         sources=["_config.yml", "_toc.yml", "tools/book.py", *map(str, listed("book", "**/*.*"))],
+        documented=list(map(str, listed("simo", "**/*.py"))),  # in the API's pages
         notebooks=list(map(str, listed("notebooks", "*/*.ipynb"))),
     output: BUILD + "/{kind}/_build/html/index.html"
     log: BUILD + "/logs/{kind}/html.log"
