@@ -4,6 +4,7 @@ import os
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
@@ -159,19 +160,38 @@ def test_formulas_are_drawn_where_there_are_some(page):
     assert page.locator(".math").count() == page.locator(".math mjx-container").count()
 
 
-def test_every_link_leads_somewhere(redrawn):
+@pytest.fixture(scope="module")
+def parsed(redrawn):
+    """Every page of the book, by its path."""
+    paths = [path for path in redrawn.rglob("*.html") if "_static" not in path.relative_to(redrawn).parts]
+    return {path: BeautifulSoup(path.read_bytes(), "html.parser") for path in paths}
+
+
+def test_every_page_introduces_itself(parsed):
+    """A page has one viewport, an icon, and what is shown where a link to it is shared: words and a picture."""
+    for path, soup in parsed.items():
+        if soup.article is None:  # the file that leads from / to the first page
+            continue
+        assert len(soup.select("meta[name=viewport]")) == 1, path.name
+        assert len(soup.select("link[rel=icon]")) == 1, path.name
+        (description,) = soup.select("meta[name=description]")
+        assert 40 < len(description["content"]) <= 200, path.name
+        (picture,) = soup.select("meta[property='og:image']")
+        assert (path.parent / picture["content"]).is_file(), path.name
+
+
+def test_every_link_leads_somewhere(parsed):
     """Every link, picture, style and script inside of the book exists, with the anchor that is asked for."""
-    pages = {path: BeautifulSoup(path.read_bytes(), "html.parser") for path in redrawn.rglob("*.html")}
-    pages = {path: soup for path, soup in pages.items() if "_static" not in path.relative_to(redrawn).parts}
-    anchors = {path: {tag["id"] for tag in soup.select("[id]")} for path, soup in pages.items()}
+    anchors = {path: {tag["id"] for tag in soup.select("[id]")} for path, soup in parsed.items()}
     broken, followed = [], 0
-    for path, soup in pages.items():
+    for path, soup in parsed.items():
         for tag in soup.select("[href], [src]"):
             address, anchor = urldefrag(tag.get("href") or tag.get("src"))
             if urlsplit(address).scheme or address.startswith("//"):
                 continue
             followed += 1
-            target = (path.parent / unquote(address.split("?")[0])).resolve() if address else path
+            where = unquote(address.split("?")[0])
+            target = Path(os.path.normpath(path.parent / where)) if where else path
             if not target.is_file() or (target in anchors and anchor and anchor not in anchors[target]):
                 broken.append((path.name, tag.get("href") or tag["src"]))
     assert broken == []
