@@ -118,7 +118,9 @@ def run_sphinx(folder, builder):
 def print_book(folder):
     """Print a book that was built as one PDF; return its path."""
     run_sphinx(folder, "singlehtml")
-    page = folder / "_build" / "singlehtml" / f"{read_toc()['root']}.html"
+    pages = folder / "_build" / "singlehtml"
+    # Sphinx writes addresses as from this folder, and the page two folders down
+    page = shutil.copyfile(pages / f"{read_toc()['root']}.html", pages / "book.html")
     print_page(page, folder / "book.pdf")
     return folder / "book.pdf"
 

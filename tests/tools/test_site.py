@@ -100,7 +100,7 @@ def looked(browser, site):
         return route.abort()
 
     context.route("**/*", judge)
-    for name in [*book.pages_of(book.read_toc()), "genindex", "search"]:
+    for name in [*book.pages_of(book.read_toc()), "genindex", "py-modindex", "search"]:
         page, said = context.new_page(), []
         page.on(
             "console", lambda message, said=said: said.append(message) if message.type == "error" else None
