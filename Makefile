@@ -27,7 +27,7 @@ settings = --config $(call quoted,profile=$(PROFILE)) $(call quoted,seeds=$(SEED
 	$(call quoted,build=$(BUILD)) $(if $(CORES),--cores $(call quoted,$(CORES)))
 page = $(BUILD)/book/_build/html/index.html
 
-.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw data records verify rehearsal backbone links audit test test-all torture lint environment clean distclean
+.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw pdf data records verify rehearsal backbone links audit test test-all torture lint environment clean distclean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [STUDIES=all] [DATA=folder] [WEIGHTS=timm] [SET=values]"
@@ -71,6 +71,11 @@ photos: book ## NYUv2's photographs and a DINOv2-born ViT-S: CPU hours; DATA=fol
 redraw: environment ## draw every table and figure again from records/, and build the book; no training
 	@$(pipeline) redraw $(settings)
 	@echo $(call quoted,The book: $(CURDIR)/$(BUILD)/redraw/_build/html/index.html)
+
+pdf: environment ## the same as one PDF, printed by the system's Chromium (or CHROMIUM=program)
+	@.venv/bin/python tools/browser.py > /dev/null
+	@$(pipeline) redraw $(settings)
+	@.venv/bin/python tools/book.py pdf $(call quoted,$(BUILD)/redraw)
 
 data: environment ## prepare the datasets: render the miniature, or check the folder DATA
 	@$(pipeline) data $(settings)

@@ -309,6 +309,7 @@ rule html:
     input:
         pages=expand(rules.page.output.notebook, page=PAGES, allow_missing=True),
         sources=["_config.yml", "_toc.yml", "CONTRIBUTING.md", "tools/book.py", "tools/supplements.py", *map(str, listed("book", "**/*.*"))],
+        documented=list(map(str, listed("simo", "**/*.py"))),  # in the API's pages
         notebooks=list(map(str, listed("notebooks", "*/*.ipynb"))),
     output: BUILD + "/{kind}/_build/html/index.html"
     log: BUILD + "/logs/{kind}/html.log"

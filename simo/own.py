@@ -1,12 +1,14 @@
 """Your own experts: from their files to a merged, realigned model, and from that to files for others.
 
-experts = {t.name: load_expert(f"{t.name}_encoder.safetensors", f"{t.name}_head.safetensors", t, settings)
-           for t in tasks}
-merged = merge_experts("pretrained.safetensors", experts, settings, "task_arithmetic", alpha=0.3)
-encoders = {name: expert.encoder for name, expert in experts.items()}
-realigned = realign_closed_form(merged, encoders, images)
-scores = evaluate(realigned, labelled, tasks)
-export(realigned, "exported", settings, tasks, (224, 224), scores, {"method": "task_arithmetic"})
+Example::
+
+    experts = {t.name: load_expert(f"{t.name}_encoder.safetensors", f"{t.name}_head.safetensors", t, settings)
+               for t in tasks}
+    merged = merge_experts("pretrained.safetensors", experts, settings, "task_arithmetic", alpha=0.3)
+    encoders = {name: expert.encoder for name, expert in experts.items()}
+    realigned = realign_closed_form(merged, encoders, images)
+    scores = evaluate(realigned, labelled, tasks)
+    export(realigned, "exported", settings, tasks, (224, 224), scores, {"method": "task_arithmetic"})
 """
 
 import copy

@@ -1,4 +1,9 @@
-"""Tiny data sets and models that the tests share."""
+"""Tiny data sets and models that the tests share, and a copy of the project."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +12,8 @@ import torch
 from simo.datasets import PreparedDataset, training_batches
 from simo.files import write_json
 from simo.tasks import tasks_of
+
+ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)  # for tensors this small, a second thread only costs
 
@@ -125,3 +132,25 @@ def train_pixelwise():
         return losses
 
     return train
+
+
+@pytest.fixture(scope="session")
+def copy_project():
+    """A function that copies the project, without what was built in it, to a folder that does not exist."""
+    left = (".git", ".venv", "build", ".snakemake", "__pycache__", "*.egg-info", ".explore")
+    return lambda folder: shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left))
+
+
+@pytest.fixture(scope="session")
+def redrawn(tmp_path_factory, copy_project):
+    """The folder of pages that `make redraw` builds from committed records, in a copy of the project."""
+    project = copy_project(tmp_path_factory.mktemp("redrawn") / "a path with spaces")
+    done = subprocess.run(
+        [sys.executable, "tools/pipeline.py", "redraw", "--config", "profile=miniature"],
+        cwd=project,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout
+    return project / "build" / "miniature" / "redraw" / "_build" / "html"

@@ -2,17 +2,14 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 from simo.tasks import TASKS
 
-ROOT = Path(__file__).resolve().parents[1]
 # one data set; the pages of the others are drawn without records. The rehearsal runs all three
 CONFIG = ["--config", "profile=smoke", "studies=nyuv2", "further=all"]
 EXPERIMENTS = {"joint", "relationships", "qualitative"}
@@ -45,13 +42,9 @@ def planned(project):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
+def project(tmp_path_factory, copy_project):
     """A copy of the project, after one `make book` at smoke size."""
-    folder = tmp_path_factory.mktemp("smoke") / "a path with spaces"
-    ignored = shutil.ignore_patterns(
-        ".git", ".venv", "build", ".snakemake", "__pycache__", "*.egg-info", ".explore"
-    )
-    shutil.copytree(ROOT, folder, ignore=ignored)
+    folder = copy_project(tmp_path_factory.mktemp("smoke") / "a path with spaces")
     done = run(folder, "tools/pipeline.py", "book", *CONFIG)
     assert done.returncode == 0, done.stdout
     return folder
@@ -246,10 +239,7 @@ def test_every_number_of_a_rehearsal_is_marked(rehearsal):
         assert "Executed on a fixture" in path.read_text(encoding="utf-8")
 
 
-def test_redraw_needs_committed_records_only(project):
+def test_redraw_needs_committed_records_only(redrawn):
     """`make redraw` builds the whole book from records/, without data, checkpoints or training."""
-    shutil.rmtree(project / "build", ignore_errors=True)
-    done = run(project, "tools/pipeline.py", "redraw", "--config", "profile=miniature")
-    assert done.returncode == 0, done.stdout
-    assert (project / "build/miniature/redraw/_build/html/notebooks/pages/nyuv2.html").is_file()
-    assert not (project / "build/miniature/checkpoints").exists()
+    assert (redrawn / "notebooks/pages/nyuv2.html").is_file()
+    assert not (redrawn.parents[2] / "checkpoints").exists()

@@ -1,11 +1,13 @@
 """Assembles the book's source from prose and notebooks, builds it, and checks that every page exists.
 
 python tools/book.py build build/miniature/book [--executed FOLDER]
+python tools/book.py pdf build/miniature/redraw
 python tools/book.py records build/miniature/records records/miniature
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from report.notebooks import ROOT, run_notebook
 from simo.datasets import read_prepared
 from simo.errors import SimoError
 from simo.files import atomic_path, listed, read_json, write_json
+from tools.browser import print_page
 from tools.supplements import data_cell, markdown_cell, not_run_cell
 
 # the run that stands for a computing notebook's page, where several exist
@@ -101,18 +104,33 @@ def made_up(given):
 
 def build(folder, executed):
     """Build the book with all warnings as errors; SimoError if it fails or a page is missing."""
-    source = folder / "source"
-    assemble(source, folder / "pages", executed)
-    program = Path(sys.executable).with_name("jupyter-book")
-    command = [program, "build", source, "--path-output", folder]
-    if subprocess.run([*command, "-W", "-n", "--keep-going"]).returncode:
-        raise SimoError("jupyter-book reported warnings or errors, see above")
+    assemble(folder / "source", folder / "pages", executed)
+    run_sphinx(folder, "html")
     html = folder / "_build" / "html"
     missing = [page for page in pages_of(read_toc()) if not (html / f"{page}.html").is_file()]
     if missing:
         raise SimoError(
             f"the build lacks {missing[0]}.html although _toc.yml lists it ({len(missing)} missing)"
         )
+
+
+def run_sphinx(folder, builder):
+    """Turn a folder's source into `_build`, with all warnings as errors; SimoError if it fails."""
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [program, "build", folder / "source", "--path-output", folder, "--builder", builder]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # the API's pages import this `simo`
+    if subprocess.run([*command, "-W", "-n", "--keep-going"], env=environment).returncode:
+        raise SimoError("jupyter-book reported warnings or errors, see above")
+
+
+def print_book(folder):
+    """Print a book that was built as one PDF; return its path."""
+    run_sphinx(folder, "singlehtml")
+    pages = folder / "_build" / "singlehtml"
+    # Sphinx writes addresses as from this folder, and the page two folders down
+    page = shutil.copyfile(pages / f"{read_toc()['root']}.html", pages / "book.html")
+    print_page(page, folder / "book.pdf")
+    return folder / "book.pdf"
 
 
 def copy_records(computed, committed):
@@ -165,7 +183,8 @@ def main():
     """Command line: see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, places in {"build": ["folder"], "records": ["computed", "committed"], "figure": []}.items():
+    given = {"build": ["folder"], "pdf": ["folder"], "records": ["computed", "committed"], "figure": []}
+    for name, places in given.items():
         command = commands.add_parser(name)
         for place in places:
             command.add_argument(place, type=Path)
@@ -174,6 +193,8 @@ def main():
     try:
         if options.command == "build":
             build(options.folder, Path(options.executed) if options.executed else None)
+        elif options.command == "pdf":
+            print(f"The book: {print_book(options.folder)}")
         elif options.command == "figure":
             draw_readme_figure()
         else:

@@ -33,6 +33,15 @@ class LayerwiseMerge(nn.Module):
         By task name. All of them are held in memory.
     start : float
         Every coefficient at first; its final value if nothing is learned, which is task arithmetic.
+
+    Examples
+    --------
+    >>> encoder = create_encoder("test_vit", {}, [1])
+    >>> base = encoder.state_dict()
+    >>> expert = {name: tensor + 2 for name, tensor in base.items()}
+    >>> merge = LayerwiseMerge(encoder, base, {"depth": TaskVector.between(base, expert)}, start=0.5)
+    >>> (merge.state()["backbone.cls_token"] - base["backbone.cls_token"]).mean()
+    tensor(1.0000, grad_fn=<MeanBackward0>)
     """
 
     def __init__(self, encoder, base, task_vectors, start):

@@ -42,6 +42,12 @@ def dare(task_vectors, drop=0.5, seed=0):
     ------
     SimoError
         For a `drop` out of range.
+
+    Examples
+    --------
+    >>> x = {"w": torch.ones(8)}
+    >>> sorted({*dare([TaskVector(x, x.get)])["w"].tolist()})
+    [0.0, 2.0]
     """
     _check("drop", drop, 0 <= drop < 1, "a fraction in [0, 1)")
 
@@ -76,6 +82,12 @@ def breadcrumbs(task_vectors, keep=0.15, outliers=0.006):
     ------
     SimoError
         For fractions out of range.
+
+    Examples
+    --------
+    >>> x = {"w": torch.tensor([9.0, 3.0, -2.0, 1.0])}
+    >>> breadcrumbs([TaskVector(x, x.get)], keep=0.5, outliers=0.25)["w"]
+    tensor([ 0.,  3., -2.,  0.])
     """
     fits = keep > 0 and outliers >= 0 and keep + outliers <= 1
     _check("(keep, outliers)", (keep, outliers), fits, "fractions in (0, 1] and [0, 1), together at most 1")
@@ -111,6 +123,12 @@ def lines(task_vectors, slope=1.0):
     ------
     SimoError
         If no tensor's name has a block's number.
+
+    Examples
+    --------
+    >>> x = {f"blocks.{i}.w": torch.tensor(2.0) for i in range(3)}
+    >>> [tensor.item() for tensor in lines([TaskVector(x, x.get)]).values()]
+    [2.0, 3.0, 4.0]
     """
     total = task_arithmetic(task_vectors)
     blocks = sorted({block_number(name) for name in total} - {()})
@@ -136,6 +154,12 @@ def iso_c(task_vectors):
     Returns
     -------
     TaskVector
+
+    Examples
+    --------
+    >>> a, b = ({"x.weight": torch.tensor(w).diag()} for w in ([3.0, 0.0], [0.0, 1.0]))
+    >>> iso_c([TaskVector(x, x.get) for x in (a, b)])["x.weight"].diag()  # 3 and 1 become 2
+    tensor([2., 2.])
     """
 
     def flatten(matrices):
@@ -166,6 +190,13 @@ def iso_cts(task_vectors, common=0.8):
     SimoError
         For a `common` out of range, or, when the tensor is computed, so small that the tasks' own directions
         would be more than there are.
+
+    Examples
+    --------
+    >>> a, b = ({"x.weight": torch.tensor(w).diag()} for w in ([4.0, 0.0, 1.0, 0.0], [0.0, 3.0, 0.0, 2.0]))
+    >>> merged = iso_cts([TaskVector(x, x.get) for x in (a, b)], common=0.5)
+    >>> merged["x.weight"].diag()  # the mean of 4 and 3, in common, and each one's own 1 and 2
+    tensor([2.5000, 2.5000, 2.5000, 2.5000])
     """
     _check("common", common, 0 < common <= 1, "a fraction in (0, 1]")
 
@@ -201,6 +232,12 @@ def tsv_m(task_vectors):
     ------
     SimoError
         If a matrix has fewer directions than there are tasks, when it is computed.
+
+    Examples
+    --------
+    >>> a, b = ({"x.weight": torch.tensor(w).diag()} for w in ([3.0, 1.0], [1.0, 2.0]))
+    >>> tsv_m([TaskVector(x, x.get) for x in (a, b)])["x.weight"].diag()  # the stronger direction of each
+    tensor([3., 2.])
     """
 
     def merge(matrices):
@@ -237,6 +274,13 @@ def regmean(task_vectors, moments, shrink=0.95):
     ------
     SimoError
         For a `shrink` out of range, or moments that are not one dict a task vector, all of the same layers.
+
+    Examples
+    --------
+    >>> a, b = ({"x.weight": torch.tensor(w).diag()} for w in ([4.0], [8.0]))
+    >>> seen = [{"x.weight": torch.tensor([[m]]).double()} for m in (1.0, 3.0)]
+    >>> regmean([TaskVector(x, x.get) for x in (a, b)], seen)["x.weight"]  # (1 · 4 + 3 · 8) / (1 + 3)
+    tensor([[7.]])
     """
     _check("shrink", shrink, 0 <= shrink <= 1, "a factor in [0, 1]")
 
@@ -267,6 +311,13 @@ def lot(task_vectors, moments):
     ------
     SimoError
         For moments as in `regmean`.
+
+    Examples
+    --------
+    >>> a, b = ({"x.weight": torch.tensor(w)} for w in ([4.0, 4.0], [8.0, 8.0]))
+    >>> seen = [{"x.weight": torch.tensor(m)} for m in ([1.0, 1.0], [3.0, 1.0])]
+    >>> lot([TaskVector(x, x.get) for x in (a, b)], seen)["x.weight"]  # scales of a norm
+    tensor([7., 6.])
     """
     return _by_moments(task_vectors, moments, _least_squares, scales=True)
 

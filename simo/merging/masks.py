@@ -5,7 +5,7 @@ from simo.merging.task_vectors import TaskVector
 
 
 def tall_mask(task_vectors, index, scale):
-    """Σ τ where one expert's change outweighs the others': |τ_t| > λ |Σ τ − τ_t| (Wang et al., 2024).
+    """Σ τ where one expert's change outweighs the others': `|τ_t| > λ |Σ τ − τ_t|` (Wang et al., 2024).
 
     Applied with α = 1 it is an encoder for that task alone: all tasks need as many encoder passes as tasks.
 
@@ -16,6 +16,12 @@ def tall_mask(task_vectors, index, scale):
         Which expert is t.
     scale : float
         λ; the larger, the fewer entries are kept.
+
+    Examples
+    --------
+    >>> a, b = ({"w": torch.tensor(w)} for w in ([4.0, 1.0], [1.0, 1.0]))
+    >>> tall_mask([TaskVector(x, x.get) for x in (a, b)], index=0, scale=1.0)["w"]  # 4 > 1, but not 1 > 1
+    tensor([5., 0.])
     """
     return _masked(task_vectors, lambda name, whole: _outweighs(task_vectors[index][name], whole, scale))
 
@@ -30,6 +36,12 @@ def magnitude_mask(task_vectors, index, density):
         Which expert.
     density : float
         Fraction of entries to keep, in (0, 1]; the released code's is 0.1.
+
+    Examples
+    --------
+    >>> a, b = ({"w": torch.tensor(w)} for w in ([4.0, 1.0], [1.0, 1.0]))
+    >>> magnitude_mask([TaskVector(x, x.get) for x in (a, b)], index=0, density=0.5)["w"]
+    tensor([5., 0.])
     """
     own = task_vectors[index]
     least = magnitude_threshold(own, density)
@@ -46,6 +58,12 @@ def consensus(task_vectors, scales, least=2):
         λ of each expert's mask.
     least : int
         0 keeps everything: task arithmetic.
+
+    Examples
+    --------
+    >>> a, b = ({"w": torch.tensor(w)} for w in ([4.0, 1.0], [1.0, 1.0]))
+    >>> consensus([TaskVector(x, x.get) for x in (a, b)], scales=[1.0, 0.2])["w"]  # 4 > 1 and 1 > 0.2 · 4
+    tensor([5., 0.])
     """
     experts = list(zip(task_vectors, scales, strict=True))
     return _masked(

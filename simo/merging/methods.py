@@ -17,17 +17,38 @@ PIECE = 2**18  # entries that are worked on at a time: a megabyte of each expert
 
 
 def pretrained(task_vectors):
-    """No change at all: θ_0 under the experts' heads. The control that merging must beat."""
+    """No change at all: θ_0 under the experts' heads. The control that merging must beat.
+
+    Examples
+    --------
+    >>> a, b = ({"w": torch.tensor(w)} for w in ([4.0, 1.0], [2.0, 3.0]))
+    >>> pretrained([TaskVector(x, x.get) for x in (a, b)])["w"]
+    tensor([0., 0.])
+    """
     return task_vectors[0] * 0.0
 
 
 def average(task_vectors):
-    """Mean of the task vectors: θ_0 + τ is the average of the experts' weights (Wortsman et al., 2022)."""
+    """Mean of the task vectors: θ_0 + τ is the average of the experts' weights (Wortsman et al., 2022).
+
+    Examples
+    --------
+    >>> a, b = ({"w": torch.tensor(w)} for w in ([4.0, 1.0], [2.0, 3.0]))
+    >>> average([TaskVector(x, x.get) for x in (a, b)])["w"]
+    tensor([3., 2.])
+    """
     return (1 / len(task_vectors)) * task_arithmetic(task_vectors)
 
 
 def task_arithmetic(task_vectors):
-    """Sum of the task vectors (Ilharco et al., 2023)."""
+    """Sum of the task vectors (Ilharco et al., 2023).
+
+    Examples
+    --------
+    >>> a, b = ({"w": torch.tensor(w)} for w in ([4.0, 1.0], [2.0, 3.0]))
+    >>> task_arithmetic([TaskVector(x, x.get) for x in (a, b)])["w"]
+    tensor([6., 4.])
+    """
     return sum(task_vectors[1:], task_vectors[0])
 
 
@@ -47,6 +68,14 @@ def ties(task_vectors, density=0.2):
     task_vectors : sequence of TaskVector
     density : float
         Fraction of entries to keep, in (0, 1].
+
+    Examples
+    --------
+    Of three entries two are kept; each has the sign of the larger one, and the mean of those that agree:
+
+    >>> a, b = ({"w": torch.tensor(w)} for w in ([5.0, -4.0, 1.0], [1.0, 2.0, 3.0]))
+    >>> ties([TaskVector(x, x.get) for x in (a, b)], density=2 / 3)["w"]
+    tensor([ 5., -4.,  3.])
     """
     thresholds = [magnitude_threshold(vector, density) for vector in task_vectors]
     merged, ties_of, votes = {}, {}, 0
@@ -125,7 +154,14 @@ def _magnitude_bits(vector):
 
 
 def ties_untrimmed(task_vectors):
-    """TIES without its trimming: the default of the paper's released code."""
+    """TIES without its trimming: the default of the paper's released code.
+
+    Examples
+    --------
+    >>> a, b = ({"w": torch.tensor(w)} for w in ([5.0, -4.0, 1.0], [1.0, 2.0, 3.0]))
+    >>> ties_untrimmed([TaskVector(x, x.get) for x in (a, b)])["w"]
+    tensor([ 3., -4.,  2.])
+    """
     return ties(task_vectors, density=1.0)
 
 
@@ -161,6 +197,13 @@ def merge(method, task_vectors, methods=METHODS, **options):
     ------
     SimoError
         For an unknown method, no task vector, or options that the method does not have or lacks.
+
+    Examples
+    --------
+    >>> a, b = ({"w": torch.tensor(w)} for w in ([4.0, 1.0], [2.0, 3.0]))
+    >>> merged = merge("task_arithmetic", [TaskVector(x, x.get) for x in (a, b)])
+    >>> merged.apply({"w": torch.ones(2)}, alpha=0.5)["w"]  # θ_0 + α τ
+    tensor([4., 3.])
     """
     if method not in methods:
         raise SimoError(f"unknown merging method {method!r}: expected one of {sorted(methods)}")

@@ -113,6 +113,13 @@ def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=Non
     -------
     (MultiTaskModel, dict of str to list)
         A realigned copy, and the loss history by task.
+
+    Examples
+    --------
+    >>> realigned, losses = realign_heads(model, data, tasks, budget, learning_rate=0.01)
+    memory for head depth: ...
+    >>> losses["depth"][-1]["depth"] < losses["depth"][0]["depth"]
+    True
     """
     model = copy.deepcopy(model).to(optimisation.device).requires_grad_(False)
     histories = {}
@@ -195,6 +202,15 @@ def realign_representation(
     -------
     (MultiTaskModel, list of dict)
         A realigned copy with adapted blocks, and the loss history.
+
+    Examples
+    --------
+    >>> realigned, losses = realign_representation(
+    ...     model, data, tasks, budget, rank=2, adapter_rate=0.01, head_rate=0.01
+    ... )
+    memory for representation: ...
+    >>> losses[-1]["depth"] < losses[0]["depth"]
+    True
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     torch.manual_seed(optimisation.seed)  # of the adapters, so that a resumed run begins with the same
