@@ -41,6 +41,7 @@ def show(table, caption, name, corner="", index=True, classes="", escape="html")
     """
     if table.index.nlevels > 1:
         table, index = table.reset_index(), False  # every column has its header then
+        classes = f"pairs {classes}".strip()
     first = [column for column in table if "Δ" in str(column)]
     first = [*table.columns[: not index], *first]
     table = table[first + [column for column in table if column not in first]]
@@ -50,7 +51,7 @@ def show(table, caption, name, corner="", index=True, classes="", escape="html")
     styler = styler.format(_cell, na_rep="–", escape=escape)
     styler = styler.format_index(_header, axis="columns", escape=escape)
     styler = styler.format_index(_cell, axis="index", escape=escape)
-    styler = styler.set_caption(f"<span>{caption} {link}</span>")
+    styler = styler.set_caption(f'<span class="caption-text">{caption} {link}</span>')
     if not index:
         styler = styler.hide(axis="index")
     text = styler.to_html(exclude_styles=True)  # without an identifier for every cell

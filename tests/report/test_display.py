@@ -86,7 +86,7 @@ def test_floats_and_missing_values(shown):
     """Numbers have a sign and one decimal, what is missing is a dash, an index of two levels has headers."""
     index = pd.MultiIndex.from_tuples([("TA", 0), ("TIES", 1)], names=["model", "seed"])
     show(pd.DataFrame({"Δ": [-1.25, float("nan")]}, index), "Two.", "two", classes="words")
-    assert 'class="results words"' in shown[0]
+    assert 'class="results pairs words"' in shown[0]
     cells = re.findall(r"<t[hd] *>(.*?)</t[hd]>", shown[0])
     assert cells[:3] == ["model", "Δ", "seed"]
     assert cells[3:] == ["TA", "−1.2", "0", "TIES", "–", "1"]
