@@ -3,7 +3,8 @@
 import pandas as pd
 import seaborn as sns
 
-from report.plotting import STYLES
+from report.overview import TITLES
+from report.plotting import METHODS
 from report.tables import MODELS, costs_of, spread
 from simo.evaluation import mean_score
 from simo.performance import delta_printed, normalised_performance
@@ -110,7 +111,7 @@ def controls_table(records, frame, dataset):
         "name", sort=False
     )
     beside = frame.printed.loc[["task_arithmetic", *BESIDE_JOINT]].groupby("model", sort=False)
-    timed = own.delta.agg(spread) + own.seconds.mean().map(" in {:.1f} s".format)
+    timed = own.delta.agg(spread) + own.seconds.mean().map(" in about {:.1f} s".format)
     rows = pd.concat([timed, beside.agg(spread).rename(index=MODELS)])
     return rows.rename_axis(None)
 
@@ -148,7 +149,7 @@ def savings(curves, bare, labelled="heads"):
             else:
                 least = enough.iloc[0]
                 fewer, faster = images / least.name, mark.seconds / least.seconds
-                row["closed form needs"] = f"{least.name} images, {least.seconds:.1f} s"
+                row["closed form needs"] = f"{least.name} images, about {least.seconds:.1f} s"
                 row |= {"times fewer images": f"{fewer:.1f}", "times faster": f"{faster:.1f}"}
                 row[f"{FACTOR} times of either"] = "yes" if max(fewer, faster) >= FACTOR else "no"
             rows[f"{dataset}, {images} labelled images"] = row
@@ -329,14 +330,15 @@ def joint_figure(scores):
     Returns
     -------
     Figure
-        Rows are ordered by the mean over data sets; what is not joint training has another colour.
+        Rows are ordered by the mean over data sets; colours are those of joint training and of realignment.
     """
-    rows = pd.concat([own.assign(dataset=dataset) for dataset, own in scores.items()])
-    rows["joint"] = rows.name.str.startswith("Joint")
+    rows = pd.concat([own.assign(dataset=TITLES[dataset]) for dataset, own in scores.items()])
+    rows["kind"] = rows.name.str.extract("(heads|representation)$")[0].fillna("joint")
+    palette = {kind: METHODS[kind][0] for kind in ("joint", *KINDS)}
     means = rows.groupby(["dataset", "name"]).delta.mean().groupby("name").mean()
     grid = sns.catplot(
         rows, kind="point", x="delta", y="name", col="dataset", order=means.sort_values().index[::-1],
-        hue="joint", palette=[STYLES[1][0], STYLES[0][0]], errorbar=("pi", 100), linestyle="none",
+        hue="kind", palette=palette, errorbar=("pi", 100), linestyle="none",
         legend=False, sharex=False, height=3.2, aspect=0.8,
     )  # fmt: skip
     return grid.set_axis_labels("Δ printed, %", "").set_titles("{col_name}").figure

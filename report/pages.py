@@ -7,12 +7,15 @@ data) are marked as such wherever they appear. What was not run says so.
 from pathlib import Path
 
 import pandas as pd
-from IPython.display import HTML, Markdown, display
+from IPython.display import Markdown, display
 
 from report import claims, plotting, tables
+from report.display import SECONDS, real_minus, show
 from report.notebooks import ROOT
+from report.overview import TITLES
 from report.paper import paper_curves, paper_deltas, read_paper
 from report.parameters import check_injected
+from report.pictures import qualitative_figure
 from report.records import load_pictures, load_records, results_table
 from simo.files import listed
 from simo.tasks import tasks_of
@@ -35,6 +38,12 @@ SCALES = {
     "**The numbers mean nothing.**",
     "paper": "The paper's model and settings on the real data set.",
 }
+UNITS = {
+    "nyuv2": "",
+    "cityscapes": "Disparity's error is in units of 256 pixels, at a width of 2,048.",
+    "taskonomy": "Errors are on the targets' scales: −1 to 1, and for depth 0 to 1 of a logarithm.",
+}
+CELLS = "Cells: the metric, ± its standard deviation over seeds, in brackets per cent of the experts'."
 PICTURED = {
     "truth": "truth",
     "expert": "expert",
@@ -65,6 +74,8 @@ class Page:
         Which models have results, experts left out.
     name : str
         Of its column in a table: what the records are of.
+    title : str
+        Study and name, for captions.
     heads : str
         Their kind, as the page calls it: "linear" or "DPT"; "no" without records.
     """
@@ -86,6 +97,7 @@ class Page:
         self.models = [name for name in tables.MODELS if name in known and name != "expert"]
         self.fixture = any(record["provenance"]["fixture"] for record in self.records + fresh)
         self.name = NAMES.get(self.profile, self.profile) + f" [{FIXTURE}]" * self.fixture
+        self.title = f"{TITLES[study]}, {self.name}"
         self.paper = read_paper()
         plotting.set_style()
 
@@ -129,7 +141,8 @@ class Page:
         values["full tolerance"] = f"{tables.FULL_SCALE_TOLERANCE:.0f}"
         for model, delta in paper_deltas(self.dataset, self.paper).items():
             values[f"paper {model}"] = f"{delta:.1f}"
-        return values | self._results() if self.records else values
+        values |= self._results() if self.records else {}
+        return {key: real_minus(value) for key, value in values.items()}
 
     def _results(self):
         """Those of `numbers` that come from records."""
@@ -155,32 +168,36 @@ class Page:
             values["largest spread"] = f"{spread.max():.1f}{mark}"
         return values | {"seeds": str(len(delta))}
 
-    def show(self, table, new_lines=(" (",), **options):
+    def show(self, table, caption, name, corner, **options):
         """Display a table, every row of a fixture marked, in its index or, if hidden, its first column.
 
-        Cells have a line break instead of the space before each of `new_lines`, which saves width.
+        The rest is as in `report.display.show`.
         """
         if self.fixture and options.get("index", True):
-            table = table.rename(index=lambda name: f"{name} [{FIXTURE}]")
+            table = table.rename(index=lambda row: f"{row} [{FIXTURE}]")
         elif self.fixture:
             first = table.columns[0]
             table = table.assign(**{first: table[first] + f" [{FIXTURE}]"})
-        html = table.to_html(**options)
-        for text in new_lines:
-            html = html.replace(text, f"<br>{text[1:]}")
-        display(HTML(html))
+        show(table, caption, name, corner, **options)
+
+    def _show(self, table, caption, kind, corner="model", **options):
+        """Display a table of this page's records alone: its title leads the caption and the address."""
+        name = f"{self.study}-{self.profile}-{kind}".replace("_", "-")
+        self.show(table, f"{self.title}: {caption}", name, corner, **options)
 
     def table(self):
         """Display the paper's kind of table, with the experts and a constant prediction."""
         if self:
             rows = ["expert", *(name for name in self.models if name not in tables.CONTROLS)]
-            self.show(tables.table_of(self.frame, self.dataset, rows))
+            caption = f"every model on the test split. {CELLS} {UNITS[self.dataset]}".strip()
+            self._show(tables.table_of(self.frame, self.dataset, rows), caption, "table")
 
     def controls(self):
         """Display the same table for the controls."""
         if self:
             rows = [name for name in self.models if name in tables.CONTROLS]
-            self.show(tables.table_of(self.frame, self.dataset, rows))
+            caption = f"realignment without merging, and of experts that were not merged. {CELLS}"
+            self._show(tables.table_of(self.frame, self.dataset, rows), caption, "controls")
 
     def paper_beside_ours(self, *others):
         """Display performance relative to the experts, the paper's beside this and other pages'."""
@@ -189,20 +206,25 @@ class Page:
             frames = {page.name: page.frame for page in (self, *others)}
             frames.setdefault(tables.FULL_SCALE, None if full.fixture else full.frame)
             table = tables.paper_beside_ours(frames, self.dataset, self.paper)
-            self.show(table, new_lines=(" (", "\u00a0±"))
+            caption = "the paper's results beside ours, relative to the experts of each."
+            # ± may begin a line: this table is wide
+            self._show(table.map(lambda text: text.replace("\u00a0±", " ±")), caption, "beside-paper")
 
     def pattern(self, *others):
         """Display what is comparable at any size: order, signs, shares recovered; of this and other pages."""
         if self:
             frames = {page.name: page.frame for page in (self, *others) if page.records}
-            self.show(tables.pattern(frames, self.dataset, self.paper))
+            caption = "what can be compared at any size, in the paper and here."
+            table = tables.pattern(frames, self.dataset, self.paper)
+            self._show(table, caption, "pattern", "what is compared")
 
     def claims(self):
         """Display every claim with the number that decides it on each seed."""
         if self:
             table = self.judge()
             table = table[["claim", "verdict", *table.columns.drop(["claim", "verdict", "source"]), "source"]]
-            self.show(table, index=False, classes="claims", float_format="{:+.1f}".format, na_rep="–")
+            caption = "each claim, its verdict, and the number that decides it on each seed and in the paper."
+            self._show(table, caption, "claims", index=False, classes="claims")
 
     def judge(self):
         """Decide every claim about this data set; see `report.claims.judge`."""
@@ -223,7 +245,9 @@ class Page:
                 Markdown("*This build drew these records only; `make book` recomputes a seed beside them.*")
             )
         elif self:
-            self.show(tables.recomputed_beside_committed(self.frame, self.fresh, claims.TOLERANCE))
+            table = tables.recomputed_beside_committed(self.frame, self.fresh, claims.TOLERANCE)
+            table = table.rename_axis(index=["model", "seed"])
+            self._show(table, "Δ printed, as committed and as recomputed here.", "recomputed")
 
     def deltas(self):
         """Draw Δ of every model and seed, the paper's beside."""
@@ -263,10 +287,7 @@ class Page:
                 )
                 return
             pictures = load_pictures(path)
-            self.mark(plotting.qualitative_figure(pictures, self.tasks, PICTURED))
-            for task in self.tasks:
-                if task.is_segmentation:
-                    plotting.class_legend(task)
+            self.mark(qualitative_figure(pictures, self.tasks, PICTURED))
 
     def subsets(self):
         """Draw Figure 1: performance against the number of merged tasks."""
@@ -284,17 +305,18 @@ class Page:
         """Display Table 4: steps, trained parameters, images and time; the paper's is Taskonomy's."""
         if self:
             paper = self.paper if self.dataset == "taskonomy" else None
-            self.show(tables.efficiency(self.records, paper))
+            caption = f"what each model costs, means over seeds. {SECONDS}"
+            self._show(tables.efficiency(self.records, paper), caption, "costs")
 
     def derive(self, experiment, function, **options):
         """What a function of `report.beyond` or `report.variations` makes of an experiment's records."""
         return function(self._all(experiment), self.frame, self.dataset, **options)
 
-    def further(self, experiment, function, **options):
-        """Display the table that such a function makes, under the study's name."""
+    def further(self, experiment, function, caption, corner, **options):
+        """Display the table that such a function makes."""
         if self.has(experiment):
-            display(Markdown(f"**{self.study}**"))
-            self.show(self.derive(experiment, function, **options))
+            table = self.derive(experiment, function, **options)
+            self._show(table, caption, function.__name__, corner)
 
     def has(self, experiment):
         """Whether there are records of an experiment; says so if not."""

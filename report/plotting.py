@@ -1,54 +1,91 @@
 """Each figure of the book as a function of records; nothing is computed here that is not in them.
 
-Colours are Okabe and Ito's, readable with colour blindness; lines and markers differ as well, so that
-figures survive greyscale.
+Figures are SVG without a background. A method has one colour everywhere, and so has a task; all reach a
+contrast of 3 on white and on the dark theme's background. Lines and markers differ as well, so that figures
+survive greyscale and colour blindness. What is ours is drawn in ink: dark or light, as the theme asks.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.colors import ListedColormap
+from IPython import get_ipython
+from IPython.core.pylabtools import print_figure
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib_inline.backend_inline import configure_inline_support
 
+from report.overview import TITLES
 from report.tables import MODELS
-from simo.tasks import CITYSCAPES_CLASSES, CITYSCAPES_PARTS, NYUV2_CLASSES
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
-STYLES = [
-    (BLUE, "-", "o"),
-    (ORANGE, "--", "s"),
-    (GREEN, ":", "^"),
-    ("#CC79A7", "-.", "D"),
-    ("#56B4E9", (0, (5, 1, 1, 1, 1, 1)), "v"),
-]
+BLUE, ORANGE, GREEN, PINK, OCHRE = "#0f72c4", "#d55e00", "#00875f", "#c4509b", "#a37600"
+TEAL, PURPLE, BROWN, GREY = "#1b8a9e", "#8560cc", "#99543a", "#7d7d7d"
+INK, DARK_INK = "#24292f", "#ced6dd"  # of the light theme, and of the dark one
+RED = "#c73e3e"
+PAPER = PURPLE  # what the paper prints, beside ours in ink
+TASKS = {
+    "segmentation": (BLUE, "-", "o"),
+    "depth": (ORANGE, "--", "s"),
+    "normals": (GREEN, ":", "^"),
+    "parts": (PINK, "-.", "D"),
+    "disparity": (OCHRE, "--", "v"),
+    "autoencoder": (BROWN, "-", "o"),
+    "edges": (TEAL, "-.", "D"),
+    "keypoints": (GREY, (0, (5, 1, 1, 1, 1, 1)), "v"),
+}
+METHODS = {
+    "merged": (ORANGE, "--", "s"),
+    "task_arithmetic": (ORANGE, "--", "s"),
+    "own heads": (ORANGE, "--", "s"),
+    "as they are": (ORANGE, "--", "s"),  # merged features
+    "ties": (OCHRE, "-", "D"),
+    "heads": (BLUE, "-", "o"),
+    "representation": (GREEN, ":", "^"),
+    "the paper's adapter": (GREEN, ":", "^"),
+    "merged + adapters": (GREEN, ":", "^"),
+    "LoRA": (OCHRE, "-.", "v"),
+    "closed form": (PINK, "-", "D"),
+    "mapped linearly": (PINK, "-", "D"),
+    "closed form + heads": (TEAL, (0, (5, 1, 1, 1, 1, 1)), "v"),
+    "distillation": (GREY, "-.", "v"),
+    "rotation": (TEAL, "--", "o"),
+    "turned": (TEAL, "--", "o"),
+    "scales": (OCHRE, ":", "s"),
+    "scaled": (OCHRE, ":", "s"),
+    "shift": (GREY, "-.", "^"),
+    "shifted": (GREY, "-.", "^"),
+    "one frozen decoder": (TEAL, "-", "o"),
+    "pretrained": (GREY, ":", "v"),
+    "joint": (GREY, "-", "P"),
+    "experts": (INK, "-", "X"),
+}
+OTHER = (BROWN, "-", "*")  # a method or task that has no colour yet
 LINES = ("-", (0, (4, 1.5)), ":")  # of one quantity from several sources
-CLASS_COLOURS = {
-    # thirteen colours that neighbours in a room tell apart
-    NYUV2_CLASSES: [
-        "#4c72b0", "#c44e52", "#e8e4da", "#dd8452", "#8c6d4f", "#e377c2", "#bcbd22",
-        "#ffd92f", "#8172b3", "#55a868", "#1b1b1b", "#b9c9d6", "#64b5cd",
-    ],
-    # the data set's own
-    CITYSCAPES_CLASSES: [
-        "#804080", "#f423e8", "#464646", "#66669c", "#be9999", "#999999", "#faaa1e", "#dcdc00", "#6b8e23",
-        "#98fb98", "#4682b4", "#dc143c", "#ff0000", "#00008e", "#000046", "#003c64", "#005064", "#0000e6",
-        "#770b20",
-    ],
-    CITYSCAPES_PARTS: [
-        "#e4e4e4", "#0072b2", "#f0e442", "#56b4e9", "#1b4f72", "#9fd8cb", "#333333", "#d55e00", "#cc79a7",
-        "#009e73",
-    ],
-}  # fmt: skip
 
 
 def set_style():
-    """Fonts, grid and resolution of all figures of the book."""
-    sns.set_theme(context="paper", style="ticks", font_scale=1.05)
-    plt.rcParams.update(
-        {"figure.dpi": 110, "savefig.dpi": 160, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False}
-    )
+    """Fonts, grid and colours of all figures of the book; in a notebook they are SVG."""
+    ink = {f"{part}.color": INK for part in ("text", "xtick", "ytick")}
+    ink |= {f"axes.{part}color": INK for part in ("edge", "label", "title")}
+    clear = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none")
+    sns.set_theme(context="paper", style="ticks", font_scale=1.1, rc=ink | clear)
+    plt.rcParams.update({"axes.grid": True, "grid.color": GREY, "grid.alpha": 0.25, "legend.frameon": False})
+    plt.rcParams["svg.hashsalt"] = "simo"  # with no date in it, the same figure is the same file
+    shell = get_ipython()
+    if shell:
+        configure_inline_support(shell, "inline")  # now: when it does so later, it sets its own formats
+        formatters = shell.display_formatter.formatters
+        formatters["image/png"].type_printers.pop(Figure, None)
+        formatters["image/svg+xml"].for_type(Figure, to_svg)
+
+
+def to_svg(figure):
+    """A figure as SVG whose ink follows the reader's theme, which matplotlib has no words for."""
+    rules = "".join(f'[style*="{key}: {INK}"]{{{key}:{DARK_INK}!important}}' for key in ("fill", "stroke"))
+    style = f"@media (prefers-color-scheme: dark){{{rules}}}</style>"
+    text = print_figure(figure, "svg", metadata={"Date": None})
+    return text.replace("</style>", style, 1)
 
 
 def idea_figure():
@@ -74,23 +111,22 @@ def idea_figure():
         axes.add_patch(patch)
         axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9)
 
-    def arrow(start, end, colour="#555555"):
+    def arrow(start, end, colour=GREY):
         axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.2})
 
-    tasks = [("segmentation", BLUE), ("depth", ORANGE), ("normals", GREEN)]
     axes.text(2.4, 8.2, "1  experts", ha="center", fontsize=10, weight="bold")
     axes.text(7.6, 8.2, "2  merged: features no longer fit", ha="center", fontsize=10, weight="bold")
     axes.text(13.6, 8.2, "3  realigned", ha="center", fontsize=10, weight="bold")
-    for row, (name, colour) in enumerate(tasks):
-        y = 6.4 - 2.3 * row
+    for row, name in enumerate(("segmentation", "depth", "normals")):
+        colour, y = TASKS[name][0], 6.4 - 2.3 * row
         box(0.2, y, f"encoder $θ_{row + 1}$", colour)
         box(3.0, y, f"head $φ_{row + 1}$", colour, 1.6)
         arrow((2.2, y + 0.45), (2.95, y + 0.45))
         axes.text(2.4, y - 0.42, name, ha="center", fontsize=8.5, color=colour)
         box(8.6, y, f"head $φ_{row + 1}$", colour, 1.6)
         arrow((4.75, y + 0.45), (5.5, 4.55), GREY)
-        arrow((7.7, 4.55), (8.5, y + 0.45), "#AA3333")
-        axes.text(10.55, y + 0.45, "✗", color="#AA3333", ha="center", va="center", fontsize=13)
+        arrow((7.7, 4.55), (8.5, y + 0.45), RED)
+        axes.text(10.55, y + 0.45, "✗", color=RED, ha="center", va="center", fontsize=13)
         box(14.6, y, f"head $φ_{row + 1}'$", colour, 1.6)
         arrow((13.8, 4.55), (14.55, y + 0.45), colour)
     box(5.6, 4.1, "$θ_0 + α\\,τ$", GREY, 2.0)
@@ -125,27 +161,28 @@ def delta_figure(frame, paper_deltas, models, recomputed=None):
     for row, model in enumerate(models):
         values = frame.loc[model].printed
         axes.plot(
-            [values.min(), values.max()], [row, row], color=BLUE, lw=5, alpha=0.25, solid_capstyle="round"
+            [values.min(), values.max()], [row, row], color=INK, lw=5, alpha=0.25, solid_capstyle="round"
         )
-        axes.plot(values, [row] * len(values), "o", color=BLUE, ms=5, label="ours, one dot a seed")
+        axes.plot(values, [row] * len(values), "o", color=INK, ms=5, label="ours, one dot a seed")
         if model in paper_deltas:
             axes.plot(
                 paper_deltas[model],
                 row,
                 "D",
-                color=ORANGE,
-                mfc="white",
+                color=PAPER,
+                mfc="none",
+                mew=1.5,
                 ms=6,
                 label="paper",
             )
         if recomputed is not None and model in recomputed.index.unique("model"):
             own = recomputed.loc[model].printed
-            axes.plot(own, [row] * len(own), "x", color="black", ms=7, label="recomputed here")
+            axes.plot(own, [row] * len(own), "x", color=RED, ms=7, label="recomputed here")
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
-    axes.axvline(0, color="black", lw=0.8)
-    axes.set(xlabel="Δ_MTL as printed: mean performance relative to the experts, minus 100 %")
+    axes.axvline(0, color=INK, lw=0.8)
+    axes.set(xlabel="Δ printed: mean performance relative to the experts, minus 100 %")
     axes.set_yticks(range(len(models)), [MODELS[model] for model in models])
     axes.invert_yaxis()
     sns.despine(figure)
@@ -168,24 +205,24 @@ def subset_figure(points, paper):
     """
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     dots = points.groupby(["tasks", "size"]).performance.mean().reset_index()
-    axes.plot(dots["size"] - 0.08, dots.performance, "o", color=BLUE, ms=3.5, alpha=0.45, lw=0)
+    axes.plot(dots["size"] - 0.08, dots.performance, "o", color=INK, ms=3.5, alpha=0.45, lw=0)
     mean = points.groupby("size").performance.mean()
     seeds = points.groupby(["size", "seed"]).performance.mean().unstack("seed")
     axes.fill_between(
-        [1, *seeds.index], [1, *seeds.min(axis=1)], [1, *seeds.max(axis=1)], color=BLUE, alpha=0.2, lw=0
+        [1, *seeds.index], [1, *seeds.min(axis=1)], [1, *seeds.max(axis=1)], color=INK, alpha=0.2, lw=0
     )
     axes.plot(
-        [1, *mean.index], [1, *mean], "-o", color=BLUE, lw=1.8, label="ours, mean over subsets and seeds"
+        [1, *mean.index], [1, *mean], "-o", color=INK, lw=1.8, label="ours, mean over subsets and seeds"
     )
     for size, values in paper["taskonomy_points"].items():
-        axes.plot([int(size) + 0.08] * len(values), values, "s", color=ORANGE, ms=3, mfc="white", alpha=0.6)
+        axes.plot([int(size) + 0.08] * len(values), values, "s", color=PAPER, ms=3, mfc="none", alpha=0.6)
     for name, label, style in (
-        ("taskonomy_mean", "paper, Taskonomy", (ORANGE, "--", "s")),
+        ("taskonomy_mean", "paper, Taskonomy", (PAPER, "--", "s")),
         ("clip_8", "paper, CLIP: an input a task", (GREY, ":", "^")),
     ):
         sizes, values = zip(*((int(size), value) for size, value in paper[name].items()), strict=True)
         colour, line, marker = style
-        axes.plot(sizes, values, ls=line, marker=marker, color=colour, mfc="white", lw=1.6, label=label)
+        axes.plot(sizes, values, ls=line, marker=marker, color=colour, mfc="none", lw=1.6, label=label)
     axes.set(xlabel="merged tasks", ylabel="performance relative\nto the experts", ylim=(0, 1.05))
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.72))
     sns.despine(figure)
@@ -247,7 +284,8 @@ def alpha_figure(scans):
     Figure
     """
     figure, axes = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
-    for (method, seeds), (colour, line, marker) in zip(scans.items(), STYLES[: len(scans)], strict=True):
+    for method, seeds in scans.items():
+        colour, line, marker = METHODS.get(method, OTHER)
         for number, (rows, alpha) in enumerate(seeds):
             x, y = [row["alpha"] for row in rows], [100 * row["score"] for row in rows]
             axes.plot(x, y, color=colour, ls=line, label=MODELS[method] if number == 0 else None)
@@ -285,7 +323,8 @@ def relationship_figure(curves, paper, tasks):
     for axes in grid.flat[len(tasks) :]:
         axes.set_visible(False)
     for axes, primary in zip(panels, tasks, strict=True):
-        for task, (colour, _, marker) in zip(tasks, STYLES[: len(tasks)], strict=True):
+        for task in tasks:
+            colour, _, marker = TASKS.get(task.name, OTHER)
             for (title, seeds), line in zip(curves.items(), LINES[: len(curves)], strict=True):
                 x = list(seeds[0][primary.name][task.name])
                 ratios = np.array(
@@ -295,82 +334,15 @@ def relationship_figure(curves, paper, tasks):
                 axes.plot(x, ratios.mean(0), color=colour, ls=line, lw=1.8, label=f"{task.name}, {title}")
             printed = paper[primary.name][task.name]
             axes.plot(
-                list(printed), list(printed.values()), marker, color=colour, ms=3, mfc="white", lw=0,
+                list(printed), list(printed.values()), marker, color=colour, ms=3, mfc="none", lw=0,
                 label=f"{task.name}, paper",
             )  # fmt: skip
-        axes.axvline(1, color="black", lw=0.6)
+        axes.axvline(1, color=INK, lw=0.6)
         axes.set(title=f"along τ of {primary.name}", xlabel="λ", ylim=(0, 1.12))
     for axes in grid[:, 0]:
         axes.set_ylabel("performance relative\nto the expert")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(tasks))
     sns.despine(figure)
-    return figure
-
-
-def qualitative_figure(pictures, tasks, rows):
-    """Images, truth and predictions side by side, for each image and task.
-
-    Parameters
-    ----------
-    pictures : dict of str to ndarray
-        See `report.records.load_pictures`.
-    tasks : sequence of Task
-    rows : dict of str to str
-        Row keys of the pictures and their titles, such as `{"truth": "ground truth"}`.
-
-    Returns
-    -------
-    Figure
-        One line an image and task; one column a row key.
-    """
-    count, height, width, _ = pictures["image"].shape
-    lines = [(index, task) for index in range(count) for task in tasks]
-    columns = len(rows) + 1
-    size = 1.25
-    figure, panels = plt.subplots(
-        len(lines), columns, figsize=(size * columns, size * height / width * len(lines) + 0.3),
-        gridspec_kw={"wspace": 0.03, "hspace": 0.03, "left": 0.04, "right": 1, "bottom": 0, "top": 0.97},
-    )  # fmt: skip
-    for line, (index, task) in enumerate(lines):
-        panels[line, 0].imshow(pictures["image"][index])
-        panels[line, 0].set_ylabel(task.name, fontsize=8)
-        truth = pictures[f"truth/{task.name}"][index]
-        for axes, key in zip(panels[line, 1:], rows, strict=True):
-            _show(axes, pictures[f"{key}/{task.name}"][index], task, truth)
-    for axes in panels.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        sns.despine(ax=axes, left=True, bottom=True)
-    for axes, title in zip(panels[0], ["image", *rows.values()], strict=True):
-        axes.set_title(title, fontsize=9)
-    return figure
-
-
-def _show(axes, values, task, truth):
-    """Draw one map: classes by colour, single values on the truth's scale, normals and colours as such."""
-    if task.is_segmentation:
-        colours = CLASS_COLOURS[task.classes]
-        axes.imshow(
-            np.minimum(values, len(colours)), cmap=ListedColormap([*colours, "#ffffff"]),
-            vmin=0, vmax=len(colours), interpolation="nearest",
-        )  # fmt: skip
-    elif task.channels == 1:
-        known = truth[truth != 0].astype(np.float32)
-        shades = "gray" if task.centred else "viridis" if task.zoom > 0 else "viridis_r"
-        axes.imshow(values[..., 0].astype(np.float32), cmap=shades, vmin=known.min(), vmax=known.max())
-    else:
-        values = values.astype(np.float32)
-        if task.flips_x:  # directions
-            values = values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-6)
-        axes.imshow(np.clip(values / 2 + 0.5, 0, 1))
-
-
-def class_legend(task):
-    """Draw the colours of a segmentation task's classes with their names; returns the Figure."""
-    figure, axes = plt.subplots(figsize=(7, 0.3 + 0.2 * (len(task.classes) / 6)), layout="constrained")
-    axes.axis("off")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in CLASS_COLOURS[task.classes]]
-    axes.legend(handles, task.classes, ncols=7, loc="center", fontsize=8)
     return figure
 
 
@@ -385,7 +357,7 @@ def draw_bands(axes, frame, x, y, by, style, label):
     x, y, by : str
         Columns; a point is the mean of the rows that agree in `by`.
     style : (str, line style, str)
-        One of `STYLES`.
+        One of `METHODS`.
     label : str
     """
     colour, dashes, marker = style
@@ -401,7 +373,7 @@ def panels(frames, x, y, names, by=None, methods=None, marks=None, logarithmic=F
     Parameters
     ----------
     frames : dict of str to DataFrame
-        By the panel's title; columns `method`, and those below.
+        By data set, or the panel's title; columns `method`, and those below.
     x : str or sequence of str
         Columns.
     y : str
@@ -411,7 +383,7 @@ def panels(frames, x, y, names, by=None, methods=None, marks=None, logarithmic=F
     by : str, optional
         See `draw_bands`; x if not given.
     methods : sequence of str, optional
-        Which to draw, at most as many as there are styles; all if not given.
+        Which to draw; all if not given.
     marks : dict of str to sequence of float, optional
         By title, two values: a dashed and a dotted line across.
     logarithmic : bool
@@ -429,11 +401,12 @@ def panels(frames, x, y, names, by=None, methods=None, marks=None, logarithmic=F
     for line, quantity in zip(grid, rows, strict=True):
         for axes, (title, frame) in zip(line, frames.items(), strict=True):
             shown = methods or list(frame.method.unique())
-            for method, style in zip(shown, STYLES[: len(shown)], strict=True):
-                draw_bands(axes, frame[frame.method == method], quantity, y, by or quantity, style, method)
+            for method in shown:
+                own, style = frame[frame.method == method], METHODS.get(method, OTHER)
+                draw_bands(axes, own, quantity, y, by or quantity, style, method)
             for mark, dashes in zip(marks[title], ((0, (6, 3)), ":"), strict=True) if marks else ():
-                axes.axhline(mark, color="black", lw=0.8, ls=dashes)
-            axes.set(xlabel=names[quantity], title=title)
+                axes.axhline(mark, color=INK, lw=0.8, ls=dashes)
+            axes.set(xlabel=names[quantity], title=TITLES.get(title, title))
             if logarithmic:
                 axes.set_xscale("log")
                 axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from report import plotting
+from report import beyond, plotting
 from report.paper import paper_curves, read_paper
-from simo.tasks import tasks_of
+from report.pictures import qualitative_figure
+from simo.tasks import TASKS, tasks_of
 
 
 @pytest.fixture(autouse=True)
@@ -84,10 +85,84 @@ def test_panels_share_their_legend():
     frames, marks = {"nyuv2": data, "taskonomy": data}, {"nyuv2": [-3.0, -20.0], "taskonomy": [-9.0, -30.0]}
     options = {"by": "images", "marks": marks, "logarithmic": True}
     figure = plotting.panels(frames, ["images", "seconds"], "delta", names, **options)
-    assert [axes.get_title() for axes in figure.axes] == ["nyuv2", "taskonomy"] * 2
+    assert [axes.get_title() for axes in figure.axes] == ["NYUv2", "Taskonomy"] * 2
     assert [axes.get_xlabel() for axes in figure.axes] == ["images", "images", "seconds", "seconds"]
     for axes in figure.axes:
         assert (len(axes.lines), len(axes.collections), axes.get_xscale()) == (4, 2, "log")
     assert len(figure.legends) == 1
     single = plotting.panels({"nyuv2": data}, "images", "delta", names, methods=["heads"])
     assert [len(axes.lines) for axes in single.axes] == [1]
+
+
+def luminance(colour):
+    """Relative luminance of a colour, as WCAG 2 defines it."""
+    channels = np.array(matplotlib.colors.to_rgb(colour))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+def contrast(one, other):
+    """Contrast of two colours, 1 to 21."""
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_colours_are_seen_in_both_themes():
+    """Lines reach a contrast of 3 on white and on the dark theme's background, text in ink 7 in its own."""
+    lines = {style[0] for style in (*plotting.TASKS.values(), *plotting.METHODS.values())} - {plotting.INK}
+    for colour in lines | {plotting.PAPER, plotting.RED}:
+        assert min(contrast(colour, "#ffffff"), contrast(colour, "#14181e")) >= 3, colour
+    assert contrast(plotting.INK, "#ffffff") > 7
+    assert contrast(plotting.DARK_INK, "#14181e") > 7
+
+
+def test_every_task_has_its_own_colour():
+    """One colour a task on all pages, none shared by two tasks, none that belongs to the paper's results."""
+    names = {task.name for dataset in TASKS for task in tasks_of(dataset)}
+    assert names == plotting.TASKS.keys()
+    colours = [colour for colour, _, _ in plotting.TASKS.values()]
+    assert len({*colours, plotting.PAPER, plotting.INK}) == len(names) + 2
+
+
+def test_one_method_has_one_colour_in_every_figure():
+    """Closed form, heads and the merged model look the same in a figure of all methods and of a few."""
+    rows = [(s, n, m, -n) for s in (0, 1) for n in (4, 16) for m in ("merged", "closed form", "heads")]
+    data = pd.DataFrame(rows, columns=["seed", "images", "method", "delta"])
+    names = {"images": "images", "delta": "Δ"}
+    for shown in (["heads", "closed form"], ["closed form"], ["merged", "closed form", "heads"]):
+        (axes,) = plotting.panels({"a": data}, "images", "delta", names, methods=shown).axes
+        colours = {line.get_label(): line.get_color() for line in axes.lines}
+        assert colours == {method: plotting.METHODS[method][0] for method in shown}
+    scores = pd.DataFrame(
+        {"seed": 0, "name": name, "delta": -1.0} for name in ("Joint training", "TA + heads")
+    )
+    points = beyond.joint_figure({"nyuv2": scores}).axes[0].collections
+    drawn = {matplotlib.colors.to_hex(part.get_facecolor()[0]) for part in points if len(part.get_offsets())}
+    assert drawn <= {plotting.METHODS[kind][0] for kind in ("joint", "heads")}
+
+
+def test_ink_follows_the_theme():
+    """Text and axes are light in the dark theme, on no background; the same figure is the same file."""
+    plotting.set_style()
+    text = plotting.to_svg(plotting.idea_figure())
+    assert text.count("<style") == 1
+    assert f'@media (prefers-color-scheme: dark){{[style*="fill: {plotting.INK}"]' in text
+    assert f'style="fill: {plotting.INK}"' in text
+    assert "fill: #ffffff" not in text
+    plt.close("all")
+    assert plotting.to_svg(plotting.idea_figure()) == text
+
+
+def test_pictures_have_a_key_for_every_colour():
+    """Below the pictures stand the classes of each segmentation and a scale with unit for single values."""
+    tasks, rows = tasks_of("nyuv2"), {"truth": "truth"}
+    shape = (2, 8, 8)
+    pictures = {"image": np.zeros((*shape, 3), np.uint8), "truth/segmentation": np.zeros(shape, np.int64)}
+    pictures["truth/depth"] = np.linspace(1, 5, 128, dtype=np.float16).reshape(*shape, 1)
+    pictures["truth/normals"] = np.ones((*shape, 3), np.float16)
+    figure = qualitative_figure(pictures, tasks, rows)
+    above, classes, scale = figure.subfigs
+    assert [text.get_text() for text in classes.legends[0].get_texts()] == list(tasks[0].classes)
+    assert scale.axes[0].get_xlabel() == "depth, m"
+    depth = [axes.images[0] for axes in above.axes if axes.images and axes.images[0].cmap.name == "viridis_r"]
+    assert {image.get_clim() for image in depth} == {(1.0, 5.0)}, "one scale for all images"
