@@ -168,7 +168,7 @@ def parsed(redrawn):
 
 
 def test_every_page_introduces_itself(parsed):
-    """A page has one viewport, an icon, and what is shown where a link to it is shared: words and a picture."""
+    """A page has one viewport, an icon, and what is shown where it is linked: words and a picture."""
     for path, soup in parsed.items():
         if soup.article is None:  # the file that leads from / to the first page
             continue
