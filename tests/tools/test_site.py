@@ -1,6 +1,7 @@
 """The book in a browser: every page at two widths and in two themes."""
 
 import os
+import re
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -217,3 +218,18 @@ def test_a_missing_browser_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("tools.browser.PLACES", ())
     with pytest.raises(SimoError, match="none of chromium, .* is there"):
         find_chromium()
+
+
+def test_every_picture_and_table_says_what_it_shows(parsed):
+    """A sentence stands in for a picture that cannot be seen, and under it; a table has its caption."""
+    silent = []
+    for path, soup in parsed.items():
+        for image in soup.select("article img"):
+            text, figure = image.get("alt", ""), image.find_parent("figure")
+            captioned = figure and figure.figcaption and figure.figcaption.get_text(strip=True)
+            if len(text) < 20 or re.search(r"\.(png|svg|jpe?g)$", text) or not captioned:
+                silent.append((path.name, text))
+        for table in soup.select("article .cell_output table"):
+            if not (table.caption and table.caption.get_text(strip=True)):
+                silent.append((path.name, table.get_text(" ", strip=True)[:60]))
+    assert silent == []
