@@ -14,10 +14,9 @@ import copy
 import torch
 
 from simo.checkpoints import load_into
-from simo.datasets import check_batch
 from simo.encoders import Features
 from simo.errors import SimoError
-from simo.training import autocast, progress
+from simo.training import autocast, images_of
 
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))  # relative to the mean variance of z
 EVERY = 5  # one image of so many is held out to choose the strength by
@@ -370,9 +369,7 @@ def stream_grams(encoder, experts, batches, read, target, device="cpu", precisio
     encoders = {name: each.to(device).eval() for name, each in experts.items()}
     encoder.to(device).eval()
     sums, seen = {}, 0
-    for batch in progress(batches, label="Gram matrices"):
-        check_batch(batch)
-        image = batch["image"].to(device, non_blocking=True)
+    for image in images_of(batches, device, "Gram matrices"):
         with autocast(device, precision):
             merged = read(encoder(image))
             found = {name: read(each(image)) for name, each in encoders.items()}
