@@ -215,7 +215,7 @@ def equal_norms(task_vectors):
     """Sum of the task vectors, all scaled to the norm of the shortest: DisTaC's remedy, without its training.
 
     Yoshida et al. (2026) find that task vectors of unequal norms merge badly; they shrink the long ones, and
-    then distil the expert into the shrunk one, which is not done here. Read as code and from others' notes.
+    then distil the expert into the shrunk one, which is not done here. Read as abstract and code.
 
     Parameters
     ----------
@@ -255,9 +255,11 @@ def wudi(task_vectors):
 def svc(task_vectors, floor=1.0):
     """Task arithmetic, directions that several tasks share made smaller (SVC; Li et al., 2026).
 
-    Along a left singular vector u of Σ τ_t, uᵀ Σ τ_t is so many times what a task's own uᵀ τ_t says. If that
-    is positive for all tasks, the singular value is divided by its mean, or by `floor` if that is larger. All
-    else is the sum. Read as abstract and code; there Σ τ_t comes multiplied by .3, and `floor` is its α.
+    Along a left singular vector u of Σ τ_t, uᵀ Σ τ_t is so many times what a task's own uᵀ τ_t says, for
+    which `floor` counts if it is larger; the singular value is divided by the mean over tasks. What is no
+    matrix is summed. Read as abstract and code, the second of its two versions (the first floors the mean,
+    and leaves directions as they are where a task is opposed); there Σ τ_t comes multiplied by .3, and
+    `floor` is called α.
 
     Parameters
     ----------
@@ -281,8 +283,7 @@ def svc(task_vectors, floor=1.0):
         u, values, v = torch.linalg.svd(whole, full_matrices=False)
         parts = u.T @ torch.stack(matrices)  # (T, r, inputs)
         shares = (parts * (u.T @ whole)).sum(dim=2) / parts.square().sum(dim=2).clamp(min=1e-12)
-        factor = torch.where((shares > 0).all(dim=0), shares.mean(dim=0).clamp(min=floor), 1.0)
-        return u * (values / factor) @ v
+        return u * (values / shares.clamp(min=floor).mean(dim=0)) @ v
 
     return _by_matrix(task_vectors, merge, task_arithmetic)
 

@@ -284,8 +284,9 @@ def test_svc_by_hand():
     merged = svc(matrices([[1.0]], [[3.0]]))[W]
     assert merged.item() == pytest.approx(4 / (8 / 3))
     assert svc(matrices([[1.0]], [[3.0]]), floor=4.0)[W].item() == pytest.approx(1)
-    # against each other: 1 - 3, no sharing
+    # against each other, 1 - 3 = -2 is -2 times the one and 2/3 of the other: both less than the floor
     assert svc(matrices([[1.0]], [[-3.0]]))[W].item() == pytest.approx(-2)
+    assert svc(matrices([[1.0]], [[-3.0]]), floor=0.5)[W].item() == pytest.approx(-2 / (7 / 12))
 
 
 def test_svc_sums_what_is_no_matrix():
