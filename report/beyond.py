@@ -156,6 +156,32 @@ def savings(curves, bare, labelled="heads"):
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
+NEIGHBOURS = {"passes": "encoder passes", "added": "parameters added"}
+
+
+def neighbours_table(records, frame, dataset):
+    """Closed form and its neighbours: what is left of each expert, Δ, and what it takes, best first.
+
+    Parameters
+    ----------
+    records, frame, dataset
+        Of the experiment `neighbours`, see `with_deltas`.
+
+    Returns
+    -------
+    DataFrame
+        Of text: mean ± standard deviation over seeds; seconds from the merged encoder on, in the mean.
+    """
+    rows = with_deltas(records, frame, dataset, lambda details: details["rows"])
+    groups = rows.groupby("name", sort=False)
+    table = {f"{task.name} %": groups[task.name].agg(spread, ".0f") for task in tasks_of(dataset)}
+    table |= {"Δ printed, %": groups.delta.agg(spread)}
+    table |= {"seconds": groups.seconds.mean().map(lambda own: "" if pd.isna(own) else f"{own:.0f}")}
+    table |= {title: groups[name].first().map("{:,}".format) for name, title in NEIGHBOURS.items()}
+    order = groups.delta.mean().sort_values(ascending=False).index
+    return pd.DataFrame(table).loc[order].rename_axis(index=None)
+
+
 RULES = {
     "before": "labels, before realignment",  # the paper's
     "after": "labels, after closed form",
@@ -231,6 +257,9 @@ FIELD_NAMES = {
     "iso_c": "Iso-C (2025)",
     "iso_cts": "Iso-CTS (2025)",
     "tsv_m": "TSV-M (2025)",
+    "equal_norms": "Equal norms (2026)",
+    "wudi": "WUDI (2025)",
+    "svc": "SVC (2026)",
     "regmean": "RegMean (2023), images",
     "lot": "LOT (2025), images",
     "symerge": "SyMerge's idea (2026), heads trained",
@@ -249,7 +278,7 @@ def field_table(records, frame, dataset):
     -------
     DataFrame
         Of text, mean ± standard deviation over seeds, and what each seed chose; one row a method, best after
-        closed form first.
+        closed form first; see `not_run` for those that the records do not have.
     """
 
     def rows_of(details):
@@ -272,6 +301,13 @@ def field_table(records, frame, dataset):
     table["seconds to merge"] = merged.seconds.min().map("{:.0f}".format)
     order = ways.mean().unstack("way")["closed form"].sort_values(ascending=False).index
     return table.loc[order].rename(index=FIELD_NAMES).rename_axis(index=None)
+
+
+def not_run(records, frame, dataset):
+    """Say which methods of the wider field the records of `field` lack: Markdown, empty if none."""
+    found = {row["method"] for record in records for row in record["details"]["methods"]}
+    missing = [title for name, title in FIELD_NAMES.items() if name not in found]
+    return f"*Not run on {dataset}: {', '.join(missing)}.*" if found and missing else ""
 
 
 def joint_scores(records, frame, dataset, main):

@@ -100,6 +100,12 @@ def add_adapters(encoder, rank, adapter="paper"):
     return [module.weight for each in adapted for module in (each.down, each.up)]
 
 
+def called_blocks(encoder):
+    """Names of the blocks that a pass calls, in order of depth."""
+    blocks = _blocks(encoder)
+    return [name for name, *_ in _calls(encoder, blocks) if name in blocks]
+
+
 def _blocks(encoder):
     """Names of an encoder's blocks: the numbered modules that hold no numbered ones, as stages do."""
     names = [name for name, _ in encoder.named_modules()]

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from simo.balancing import BY_GRADIENT, balancing, equal
 from simo.checkpoints import TensorFile, load_into, save_tensors
-from simo.datasets import check_keys, training_batches
+from simo.datasets import check_batch, check_keys, training_batches
 from simo.errors import SimoError
 from simo.files import atomic_path, decoding
 
@@ -295,6 +295,29 @@ def device_name(device):
 def progress(iterable, start=0, total=None, label=None):
     """Wrap an iterable in a progress bar with the time left."""
     return tqdm(iterable, label, initial=start, total=total, mininterval=1, dynamic_ncols=False, ncols=90)
+
+
+def images_of(batches, device, label):
+    """Yield the images `(B, 3, H, W)` of batches, checked, on a device, behind a progress bar.
+
+    Parameters
+    ----------
+    batches : iterable of dict
+        Of `image` `(B, 3, H, W)` in `[0, 1]`; nothing else is read.
+    device, label : str
+        Where to put them, and what they are for.
+
+    Raises
+    ------
+    SimoError
+        For a batch that does not hold what it should, or none, as of a generator that has been iterated.
+    """
+    batch = None
+    for batch in progress(batches, label=label):
+        check_batch(batch)
+        yield batch["image"].to(device, non_blocking=True)
+    if batch is None:
+        raise SimoError(f"expected at least 1 image for {label}, found none")
 
 
 def _losses(predict, batch, tasks, settings):

@@ -16,8 +16,8 @@ EXPERIMENTS = {"joint", "relationships", "qualitative"}
 EXPERIMENTS |= {f"{step}_{how}" for step in ("merge", "realign") for how in ("task_arithmetic", "ties")}
 FURTHER = {"control", "control_train", "masks", "adamerging", "released", "merge_average"}
 FURTHER |= {"merge_ties_untrimmed", "merge_pretrained", "realign_pretrained"}
-FROM_EXPERTS = {"closed_form", "closed_form_control", "unlabelled_alpha", "field", "variations", "mechanism"}
-FROM_EXPERTS |= {"frozen_decoder"}
+FROM_EXPERTS = {"closed_form", "closed_form_control", "neighbours", "unlabelled_alpha", "field"}
+FROM_EXPERTS |= {"variations", "mechanism", "frozen_decoder"}
 BEYOND = FROM_EXPERTS | {"joint_variants"}  # the paper
 
 

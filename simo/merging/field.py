@@ -8,17 +8,13 @@ where a method is about matrices only. `merge(name, task_vectors, METHODS)` call
 import zlib
 
 import torch
-import torch.nn.functional as F
-from timm.layers import LayerNorm2d, LayerNormAct2d
-from torch import nn
 
-from simo.datasets import check_batch
 from simo.encoders import block_number
 from simo.errors import SimoError
 from simo.merging import methods
 from simo.merging.methods import average, task_arithmetic
+from simo.merging.moments import lot, regmean, solve
 from simo.merging.task_vectors import TaskVector, is_matrix
-from simo.training import autocast, progress
 
 
 def dare(task_vectors, drop=0.5, seed=0):
@@ -252,19 +248,73 @@ def tsv_m(task_vectors):
     return _by_matrix(task_vectors, merge)
 
 
-def regmean(task_vectors, moments, shrink=0.95):
-    """Each linear layer as close to every expert's outputs on its own inputs as can be (Jin et al., 2023).
+def equal_norms(task_vectors):
+    """Sum of the task vectors, all scaled to the norm of the shortest: DisTaC's remedy, without its training.
 
-    τ = (Σ G_t)⁻¹ Σ G_t τ_t with the experts' Gram matrices G_t of the layer's inputs. All other tensors are
-    averaged.
+    Yoshida et al. (2026) find that task vectors of unequal norms merge badly; they shrink the long ones, and
+    then distil the expert into the shrunk one, which is not done here. Read as abstract and code.
 
     Parameters
     ----------
     task_vectors : sequence of TaskVector
-    moments : sequence of dict
-        One an expert, see `input_moments`.
-    shrink : float
-        Factor of the Gram matrices' off-diagonal entries, in [0, 1]; 1 needs more rows than inputs.
+
+    Returns
+    -------
+    TaskVector
+
+    Examples
+    --------
+    >>> a, b = ({"w": torch.tensor(w)} for w in ([3.0, 4.0], [1.0, 0.0]))
+    >>> equal_norms([TaskVector(x, x.get) for x in (a, b)])["w"]  # both as long as the second
+    tensor([1.6000, 0.8000])
+    """
+    norms = [vector.norm() for vector in task_vectors]
+    pairs = zip(task_vectors, norms, strict=True)
+    return task_arithmetic([vector * (min(norms) / norm if norm else 1.0) for vector, norm in pairs])
+
+
+def wudi(task_vectors):
+    """Each matrix where it disturbs the experts least, in their own row spaces (WUDI; Cheng et al., 2025).
+
+    Of least Σ ‖(τ − τ_t) τ_tᵀ‖² / ‖τ_t‖²: rows of a τ_t stand for the inputs that its task has. Variant: the
+    minimum itself; the official code takes 300 steps of Adam towards it from Σ τ_t, leaves what is no matrix
+    of a block as it was pretrained, and has no α. Read as abstract and code.
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+
+    Returns
+    -------
+    TaskVector
+
+    Examples
+    --------
+    >>> a, b = ({"x.weight": torch.tensor(w).diag()} for w in ([3.0, 0.0], [0.0, 2.0]))
+    >>> wudi([TaskVector(x, x.get) for x in (a, b)])["x.weight"].diag()  # their rows do not meet
+    tensor([3., 2.])
+    """
+
+    def merge(matrices):
+        return solve(matrices, [each.T @ each / each.square().sum().clamp(min=1e-300) for each in matrices])
+
+    return _by_matrix(task_vectors, merge)
+
+
+def svc(task_vectors, floor=1.0):
+    """Task arithmetic, directions that several tasks share made smaller (SVC; Li et al., 2026).
+
+    Along a left singular vector u of Σ τ_t, uᵀ Σ τ_t is so many times what a task's own uᵀ τ_t says, for
+    which `floor` counts if it is larger; the singular value is divided by the mean over tasks. What is no
+    matrix is summed. Read as abstract and code, the second of its two versions (the first floors the mean,
+    and leaves directions as they are where a task is opposed); there Σ τ_t comes multiplied by .3, and
+    `floor` is called α.
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+    floor : float
+        Above 0; below 1, it lets directions grow.
 
     Returns
     -------
@@ -273,165 +323,42 @@ def regmean(task_vectors, moments, shrink=0.95):
     Raises
     ------
     SimoError
-        For a `shrink` out of range, or moments that are not one dict a task vector, all of the same layers.
+        For a `floor` out of range.
 
     Examples
     --------
-    >>> a, b = ({"x.weight": torch.tensor(w).diag()} for w in ([4.0], [8.0]))
-    >>> seen = [{"x.weight": torch.tensor([[m]]).double()} for m in (1.0, 3.0)]
-    >>> regmean([TaskVector(x, x.get) for x in (a, b)], seen)["x.weight"]  # (1 · 4 + 3 · 8) / (1 + 3)
-    tensor([[7.]])
+    >>> x = {"x.weight": torch.tensor([3.0, 1.0]).diag()}
+    >>> svc([TaskVector(x, x.get), TaskVector(x, x.get)])["x.weight"].diag()  # both say the same: once
+    tensor([3., 1.])
     """
-    _check("shrink", shrink, 0 <= shrink <= 1, "a factor in [0, 1]")
+    _check("floor", floor, floor > 0, "a number above 0")
 
-    def merge(changes, grams):
-        grams = [gram * shrink + gram.diagonal().diag() * (1 - shrink) for gram in grams]
-        return _least_squares(changes, grams)
+    def merge(matrices):
+        whole = sum(matrices)
+        u, values, v = torch.linalg.svd(whole, full_matrices=False)
+        parts = u.T @ torch.stack(matrices)  # (T, r, inputs)
+        shares = (parts * (u.T @ whole)).sum(dim=2) / parts.square().sum(dim=2).clamp(min=1e-12)
+        return u * (values / shares.clamp(min=floor).mean(dim=0)) @ v
 
-    return _by_moments(task_vectors, moments, merge, scales=False)
-
-
-def lot(task_vectors, moments):
-    """Layer-wise optimal task vectors in closed form: features of all experts kept best (Sun et al., 2025).
-
-    A linear layer's τ is the pseudo-inverse (Σ G_t)⁺ Σ G_t τ_t; a norm's scale is the mean of τ_t weighted by
-    each channel's mean square; shifts and all other tensors are averaged. Variant: so are LayerScale, which
-    the paper does not treat, and the patch embedding, which is a linear layer of unfolded patches there.
-
-    Parameters
-    ----------
-    task_vectors, moments
-        See `regmean`.
-
-    Returns
-    -------
-    TaskVector
-
-    Raises
-    ------
-    SimoError
-        For moments as in `regmean`.
-
-    Examples
-    --------
-    >>> a, b = ({"x.weight": torch.tensor(w)} for w in ([4.0, 4.0], [8.0, 8.0]))
-    >>> seen = [{"x.weight": torch.tensor(m)} for m in ([1.0, 1.0], [3.0, 1.0])]
-    >>> lot([TaskVector(x, x.get) for x in (a, b)], seen)["x.weight"]  # scales of a norm
-    tensor([7., 6.])
-    """
-    return _by_moments(task_vectors, moments, _least_squares, scales=True)
+    return _by_matrix(task_vectors, merge, task_arithmetic)
 
 
-@torch.no_grad()
-def input_moments(encoder, batches, device="cpu", precision="float32"):
-    """Second moments of what an encoder's layers get to see, in float64.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        An expert's; moved to the device and put into eval mode.
-    batches : iterable of dict
-        Of `image` `(B, 3, H, W)` in `[0, 1]`; no label is read.
-    device, precision : str
-        See `simo.training.pick_device`.
-
-    Returns
-    -------
-    dict of str to Tensor
-        By the name of a weight: of a linear layer the mean of x xᵀ over tokens `(inputs, inputs)`, of a layer
-        norm that of the squares of its normalised input `(channels,)`. Layers whose weights a model uses
-        without calling them as modules (EVA-02's, BEiT's and Swin V2's joined q, k and v) are not there.
-
-    Raises
-    ------
-    SimoError
-        If there is no image, or one out of range, or the encoder has no linear layers.
-    """
-    if not any(isinstance(module, nn.Linear) for module in encoder.modules()):
-        raise SimoError(f"{type(encoder.backbone).__name__} has no linear layers: no moments to merge by")
-    encoder.to(device).eval()
-    sums, rows, channels_first = {}, {}, (LayerNorm2d, LayerNormAct2d)
-
-    def watch(name):
-        def hook(module, inputs, output):
-            x = inputs[0].movedim(1, -1) if isinstance(module, channels_first) else inputs[0]
-            x = x.flatten(0, -2).double()
-            if isinstance(module, nn.LayerNorm):
-                added = F.layer_norm(x, module.normalized_shape, eps=module.eps).square().sum(dim=0)
-            else:
-                added = x.T @ x
-            sums[name] = sums.get(name, 0) + added
-            rows[name] = rows.get(name, 0) + len(x)
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(watch(f"{name}.weight"))
-        for name, module in encoder.named_modules()
-        if isinstance(module, nn.Linear | nn.LayerNorm)
-    ]
-    try:
-        for batch in progress(batches, label="moments"):
-            check_batch(batch)
-            with autocast(device, precision):
-                encoder(batch["image"].to(device, non_blocking=True))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not sums:
-        raise SimoError("expected at least 1 image to compute moments from, found none")
-    return {name: (value / rows[name]).cpu() for name, value in sums.items()}
-
-
-def _by_moments(task_vectors, moments, merge, scales):
-    """Merge linear layers, and perhaps norms' scales, by their inputs' moments, and average other tensors."""
-    if len(moments) != len(task_vectors):
-        raise SimoError(f"expected moments of {len(task_vectors)} experts, found {len(moments)}")
-    mean = average(task_vectors)
-    for each in moments:
-        for name in sorted((each.keys() ^ moments[0].keys()) | (each.keys() - mean.keys())):
-            raise SimoError(f"not all moments and task vectors have {name!r}: expected those of one encoder")
-
-    def compute(name):
-        found = [each[name] for each in moments if name in each]
-        if not found or (found[0].ndim == 1 and not scales):
-            return mean[name]
-        changes = [vector[name].double() for vector in task_vectors]
-        if found[0].ndim == 1:
-            weights = torch.stack(found)  # (T, channels)
-            return ((weights * torch.stack(changes)).sum(0) / weights.sum(0).clamp(min=1e-300)).float()
-        return merge(changes, found).float()
-
-    return TaskVector(mean, compute)
-
-
-def _least_squares(changes, grams):
-    """(Σ G_t)⁺ Σ G_t τ_tᵀ, transposed back to `(outputs, inputs)`.
-
-    By eigenvalues, because `lstsq` gives another solution each time where an input never varies: its choice
-    depends on where in memory a matrix lies.
-    """
-    weighted = sum(gram @ change.T for gram, change in zip(grams, changes, strict=True))
-    return (torch.linalg.pinv(sum(grams), rtol=1e-10, hermitian=True) @ weighted).T
-
-
-METHODS = methods.METHODS | {
-    each.__name__: each for each in (dare, breadcrumbs, lines, iso_c, iso_cts, tsv_m, regmean, lot)
-}
+DATA_FREE = (dare, breadcrumbs, lines, iso_c, iso_cts, tsv_m, equal_norms, wudi, svc)
+METHODS = methods.METHODS | {each.__name__: each for each in (*DATA_FREE, regmean, lot)}
 FROM_IMAGES = ("regmean", "lot")  # they need `input_moments` of every expert
 
 
-def _by_matrix(task_vectors, merge):
-    """Merge the weights of linear layers as matrices, in float64, and average all other tensors."""
-    mean = average(task_vectors)
+def _by_matrix(task_vectors, merge, rest=average):
+    """Merge the weights of linear layers as matrices, in float64, and all other tensors by `rest`."""
+    others = rest(task_vectors)
 
     def compute(name):
         tensors = [vector[name] for vector in task_vectors]
         if not is_matrix(name, tensors[0]):
-            return mean[name]
+            return others[name]
         return merge([tensor.double() for tensor in tensors]).float()
 
-    return TaskVector(mean, compute)
+    return TaskVector(others, compute)
 
 
 def _polar(matrix):

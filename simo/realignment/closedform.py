@@ -13,11 +13,9 @@ import copy
 
 import torch
 
-from simo.checkpoints import load_into
-from simo.datasets import check_batch
 from simo.encoders import Features
 from simo.errors import SimoError
-from simo.training import autocast, progress
+from simo.training import autocast, images_of
 
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))  # relative to the mean variance of z
 EVERY = 5  # one image of so many is held out to choose the strength by
@@ -274,31 +272,6 @@ def residuals(model, encoders, batches, device="cpu", precision="float32", stren
     return {name: sum(values) / len(values) for name, values in left.items()}
 
 
-def scan_alpha_unlabelled(model, base, task_vector, alphas, encoders, batches, **where):
-    """Choose α without labels: θ_0 + α τ whose `residuals` are least in the mean over tasks.
-
-    Parameters
-    ----------
-    model, base, task_vector, alphas
-        See `simo.evaluation.scan_alpha`, which chooses by labels. The encoder holds the best α in the end.
-    encoders, batches, **where
-        See `residuals`; the batches are iterated once for each α.
-
-    Returns
-    -------
-    (float, list of dict)
-        α, and one row a value: `alpha`, `residual`, the mean, and by task name the residual.
-    """
-    rows = []
-    for alpha in alphas:
-        load_into(model.encoder, task_vector.apply(base, alpha), f"merged encoder at α = {alpha}")
-        left = residuals(model, encoders, batches, **where)
-        rows.append({"alpha": alpha, **left, "residual": sum(left.values()) / len(left)})
-    best = min(rows, key=lambda row: row["residual"])["alpha"]
-    load_into(model.encoder, task_vector.apply(base, best), f"merged encoder at α = {best}")
-    return best, rows
-
-
 def _first_layers(model, encoders, device):
     """First layers of all heads by name, and what all of them read of features, tried on made-up ones."""
     if encoders.keys() != set(model.heads):
@@ -380,9 +353,7 @@ def stream_grams(encoder, experts, batches, read, target, device="cpu", precisio
     encoders = {name: each.to(device).eval() for name, each in experts.items()}
     encoder.to(device).eval()
     sums, seen = {}, 0
-    for batch in progress(batches, label="Gram matrices"):
-        check_batch(batch)
-        image = batch["image"].to(device, non_blocking=True)
+    for image in images_of(batches, device, "Gram matrices"):
         with autocast(device, precision):
             merged = read(encoder(image))
             found = {name: read(each(image)) for name, each in encoders.items()}

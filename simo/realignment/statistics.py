@@ -5,9 +5,8 @@ import copy
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from simo.datasets import check_batch
 from simo.errors import SimoError
-from simo.training import autocast, progress
+from simo.training import autocast, images_of
 
 
 @torch.no_grad()
@@ -50,13 +49,10 @@ def reestimate_statistics(encoder, batches, device="cpu", precision="float32"):
     for norm in new:
         norm.reset_running_stats()
         norm.train().momentum = None  # the mean of all batches
-    for batch in progress(batches, label="statistics"):
-        check_batch(batch)
+    for image in images_of(batches, device, "statistics"):
         with autocast(device, precision):
-            copied(batch["image"].to(device, non_blocking=True))
+            copied(image)
     seen = [pair for pair in zip(norms, new, strict=True) if pair[1].num_batches_tracked]
-    if not seen:
-        raise SimoError("expected at least 1 image to estimate statistics from, found none")
     for norm, other in seen:  # a layer that no feature depends on keeps what it has
         norm.load_state_dict(other.state_dict())
 

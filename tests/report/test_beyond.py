@@ -169,6 +169,40 @@ def test_field_table_by_hand():
     assert table.loc["LOT (2025), images", "merged"] == "-25.0"
 
 
+def test_methods_that_were_not_run_are_named():
+    """A table without a method must not look as if there were none."""
+    rows = [{"method": name} for name in beyond.FIELD_NAMES if name not in ("wudi", "svc")]
+    records = [{"details": {"methods": rows}}]
+    said = "*Not run on nyuv2: WUDI (2025), SVC (2026).*"
+    assert beyond.not_run(records, None, "nyuv2") == said
+    rows += [{"method": "wudi"}, {"method": "svc"}]
+    assert beyond.not_run(records, None, "nyuv2") == ""
+    assert beyond.not_run([], None, "nyuv2") == ""  # the page says so already
+
+
+def test_neighbours_table_by_hand():
+    """Best first, whatever the order of the record; seconds of a continued run are left out of their mean."""
+    frame = pd.DataFrame([[40.0, 0.5, 20.0]] * 2, columns=TASKS)
+    frame.index = pd.MultiIndex.from_tuples([("expert", 0), ("expert", 1)], names=["model", "seed"])
+
+    def row(name, miou, seconds, passes=1, added=0):
+        metrics = dict(zip(TASKS, (miou, 0.5, 20.0), strict=True))
+        return {"name": name, "seconds": seconds, "passes": passes, "added": added, "metrics": metrics}
+
+    rows = [row("FeatCal", 10.0, 3.0), row("SurgeryV2", 20.0, 40.0, 3, 73728)]
+    records = [
+        {"seed": seed, "details": {"rows": rows}, "provenance": {"resumed": seed == 1}} for seed in (0, 1)
+    ]
+    table = beyond.neighbours_table(records, frame, "nyuv2")
+    assert list(table.index) == ["SurgeryV2", "FeatCal"]
+    # mIoU is a third of Δ: a half of it is -16.7, a quarter -25
+    found = table.loc["SurgeryV2"].tolist()
+    assert found == ["50", "100", "100", "-16.7", "40", "3", "73,728"]
+    assert table.loc["FeatCal", "Δ printed, %"] == "-25.0"
+    continued = beyond.neighbours_table(records[1:], frame, "nyuv2")
+    assert continued.loc["FeatCal", "seconds"] == ""
+
+
 def test_joint_table_by_hand():
     """Variants beside plain joint training and realignment, best first, with what they cost."""
     models = ("expert", "joint", "task_arithmetic+heads", "task_arithmetic+representation")

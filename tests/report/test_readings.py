@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from report import beyond, tables, variations
+from report.mechanism import spectrum
 from report.notebooks import ROOT
 from report.pages import Page
 from report.paper import paper_deltas, read_paper
 from report.records import load_records
-from simo.mechanism import spectrum
 from simo.merging.task_vectors import TaskVector
 
 DATASETS = ("nyuv2", "cityscapes", "taskonomy")

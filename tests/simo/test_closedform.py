@@ -9,7 +9,6 @@ import torch
 from simo.encoders import Features
 from simo.errors import SimoError
 from simo.heads import DPTHead, LinearHead
-from simo.merging.task_vectors import TaskVector
 from simo.models import create_model
 from simo.realignment.closedform import (
     FEATURE_MAPS,
@@ -21,7 +20,6 @@ from simo.realignment.closedform import (
     realign_closed_form,
     residuals,
     ridges,
-    scan_alpha_unlabelled,
     squared_errors,
     stream_grams,
 )
@@ -333,24 +331,6 @@ def test_distance_is_how_far_outputs_are_but_for_their_mean(model, tasks):
     left = (out + shift - wanted)[held_out].square().mean() / wanted[held_out].var(correction=0)
     assert found == pytest.approx(left.item(), rel=1e-3)
     assert found > residuals(model, experts, batches)["depth"]
-
-
-def test_alpha_without_labels_is_that_of_the_least_residual(model, tasks):
-    """Where all experts moved alike, the merged encoder at α = 1 is theirs: nothing is left, 1 is chosen."""
-    base = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
-    expert = copy.deepcopy(model.encoder)
-    with torch.no_grad():
-        for parameter in expert.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    vector = TaskVector.between(base, expert.state_dict(), "expert")
-    experts, grid = {task.name: expert for task in tasks}, [0.0, 0.5, 1.0, 1.5]
-    alpha, rows = scan_alpha_unlabelled(model, base, vector, grid, experts, batches_of(20))
-    assert alpha == 1.0
-    assert [row["alpha"] for row in rows] == grid
-    left = {row["alpha"]: row["residual"] for row in rows}
-    assert left[1.0] < 1e-4 < left[0.5] < left[0.0]
-    assert rows[0]["residual"] == pytest.approx(sum(rows[0][task.name] for task in tasks) / len(tasks))
-    torch.testing.assert_close(model.encoder.state_dict(), expert.state_dict())
 
 
 def test_no_label_is_read(model, tasks):

@@ -8,13 +8,14 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from report.mechanism import compare_features
 from simo.adapters import AdaptedBlock, add_adapters
 from simo.checkpoints import save_tensors
 from simo.datasets import PreparedDataset
 from simo.encoders import Encoder, PlainViT, block_number, create_encoder
 from simo.errors import SimoError
-from simo.mechanism import compare_features
-from simo.merging.field import input_moments, lines
+from simo.merging.field import lines
+from simo.merging.moments import input_moments
 from simo.merging.task_vectors import TaskVector
 from simo.models import create_model
 from simo.own import export, load_expert, load_exported, merge_experts

@@ -10,16 +10,17 @@ from simo.merging.field import (
     METHODS,
     breadcrumbs,
     dare,
-    input_moments,
+    equal_norms,
     iso_c,
     iso_cts,
     lines,
-    lot,
-    regmean,
+    svc,
     tsv_m,
+    wudi,
 )
 from simo.merging.methods import METHODS as OF_THE_PAPER
 from simo.merging.methods import merge, task_arithmetic
+from simo.merging.moments import input_moments, lot, regmean
 from simo.merging.task_vectors import TaskVector
 
 DATA_FREE = [name for name in METHODS if name not in FROM_IMAGES]
@@ -84,6 +85,9 @@ def test_inputs_are_not_changed(method):
         (lambda one: breadcrumbs([one], keep=1.0, outliers=0.0), "breadcrumbs that keep all"),
         (lambda one: lines([one], slope=0.0), "LiNeS without slope"),
         (lambda one: tsv_m([one]), "TSV-M"),
+        (lambda one: equal_norms([one]), "equal norms"),
+        (lambda one: wudi([one]), "WUDI"),
+        (lambda one: svc([one]), "SVC"),
     ],
 )
 def test_one_expert_is_itself(merged, name):
@@ -186,7 +190,7 @@ def test_tsv_m_makes_directions_orthogonal_and_keeps_their_values():
     torch.testing.assert_close(values, strongest.sort(descending=True).values)
 
 
-@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m"])
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m", "wudi"])
 def test_only_matrices_are_decomposed(method):
     """Biases, tokens and embeddings are averaged, a token that is 2-D, too, such as DINOv2's mask token."""
     vectors = [
@@ -205,6 +209,7 @@ def test_only_matrices_are_decomposed(method):
         ("breadcrumbs", {"keep": 0.9, "outliers": 0.2}, r"\(0.9, 0.2\): expected .* together at most 1"),
         ("breadcrumbs", {"keep": 0.0}, r"\(0.0, 0.006\): expected fractions in \(0, 1\]"),
         ("iso_cts", {"common": 0.0}, r"common is 0.0: expected a fraction in \(0, 1\]"),
+        ("svc", {"floor": 0.0}, "floor is 0.0: expected a number above 0"),
         ("regmean", {"moments": [], "shrink": 1.5}, r"shrink is 1.5: expected a factor in \[0, 1\]"),
     ],
 )
@@ -234,6 +239,58 @@ def test_methods_are_called_by_name():
         merge("regmean", vectors, METHODS)
     with pytest.raises(SimoError, match="of dare: got an unexpected keyword argument 'dorp'"):
         merge("dare", vectors, METHODS, dorp=0.5)
+
+
+def test_equal_norms_by_hand():
+    """Norms 5 and 10: the second is halved over all its tensors, before the sum; equal ones are summed."""
+    one, two = vector(a=torch.tensor([3.0]), w=[4.0]), vector(a=torch.tensor([6.0]), w=[-8.0])
+    merged = equal_norms([one, two])
+    assert (merged["a"].item(), merged["w"].item()) == pytest.approx((6.0, 0.0))
+    summed = task_arithmetic([one, one])
+    assert all(torch.equal(tensor, summed[name]) for name, tensor in equal_norms([one, one]).items())
+
+
+def test_wudi_by_hand():
+    """Rows (1, 0) and (1, 1): normalised G are diag(1, 0) and ones / 2; Σ τ_t G_t (Σ G_t)⁻¹ = (1, 1).
+
+    The rows differ in a direction of which the first task says nothing, so that nothing is disturbed.
+    """
+    torch.testing.assert_close(wudi(matrices([[1.0, 0.0]], [[1.0, 1.0]]))[W], torch.tensor([[1.0, 1.0]]))
+    # along one direction, with τ = 1 and 3, normalised G are 1 and 1: their mean
+    torch.testing.assert_close(wudi(matrices([[1.0, 0.0]], [[3.0, 0.0]]))[W], torch.tensor([[2.0, 0.0]]))
+
+
+def test_wudi_is_where_no_step_helps():
+    """The interference that it is named for is larger in every direction around it."""
+    vectors = random_vectors()
+    tensors = [one[W].double() for one in vectors]
+
+    def interference(merged):
+        return sum(((merged - one) @ one.T).square().sum() / one.square().sum() for one in tensors)
+
+    best = wudi(vectors)[W].double()
+    for seed in range(5):
+        step = 0.01 * torch.randn(best.shape, generator=torch.Generator().manual_seed(seed))
+        assert interference(best + step) > interference(best)
+
+
+def test_svc_by_hand():
+    """Two tasks share a direction, of which their sum has twice as much as each: halved; the rest is kept."""
+    one, two = [[2.0, 0, 0], [0, 1.0, 0], [0, 0, 0]], [[2.0, 0, 0], [0, 0, 0], [0, 0, 3.0]]
+    torch.testing.assert_close(svc(matrices(one, two))[W], torch.diag(torch.tensor([2.0, 1.0, 3.0])))
+    # 4 along a direction where tasks have 1 and 3: shares 4 and 4/3, their mean 8/3
+    merged = svc(matrices([[1.0]], [[3.0]]))[W]
+    assert merged.item() == pytest.approx(4 / (8 / 3))
+    assert svc(matrices([[1.0]], [[3.0]]), floor=4.0)[W].item() == pytest.approx(1)
+    # against each other, 1 - 3 = -2 is -2 times the one and 2/3 of the other: both less than the floor
+    assert svc(matrices([[1.0]], [[-3.0]]))[W].item() == pytest.approx(-2)
+    assert svc(matrices([[1.0]], [[-3.0]]), floor=0.5)[W].item() == pytest.approx(-2 / (7 / 12))
+
+
+def test_svc_sums_what_is_no_matrix():
+    """It calibrates task arithmetic, whose other tensors stay the sums."""
+    vectors = random_vectors()
+    assert torch.equal(svc(vectors)["pos_embed"], task_arithmetic(vectors)["pos_embed"])
 
 
 def moments_of(*grams):
@@ -384,7 +441,7 @@ def test_moments_of_a_norm_of_maps_go_along_the_channels():
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        (iter(()), "expected at least 1 image to compute moments from, found none"),
+        (iter(()), "expected at least 1 image for moments, found none"),
         ([{"image": torch.ones(1, 3, 16, 16, dtype=torch.uint8)}], r"floats in \[0, 1\], found .*uint8"),
         ([{"image": torch.full((1, 3, 16, 16), 255.0)}], r"floats in \[0, 1\], found .*255"),
     ],

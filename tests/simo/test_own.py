@@ -11,7 +11,7 @@ import torch
 from simo.adapters import add_adapters
 from simo.checkpoints import TensorFile, save_tensors
 from simo.errors import SimoError
-from simo.merging.field import input_moments
+from simo.merging.moments import input_moments
 from simo.models import create_model
 from simo.own import (
     FILES,

@@ -1,17 +1,17 @@
-"""simo.mechanism: similarity and explained shares against laws, task vectors against examples by hand."""
+"""report.mechanism: similarity and explained shares against laws, task vectors against examples by hand."""
 
 import copy
 
 import pytest
 import torch
 
-from simo.errors import SimoError
-from simo.mechanism import (
+from report.mechanism import (
     compare_features,
     explained,
     linear_cka,
     spectrum,
 )
+from simo.errors import SimoError
 from simo.merging.task_vectors import TaskVector
 from simo.realignment.closedform import STRENGTHS, choose_ridge, gram, ridges, squared_errors
 
