@@ -15,6 +15,7 @@ SHOWN_ON = {
     "closed_form": ("beyond",),
     "closed_form_control": ("beyond",),
     "unlabelled_alpha": ("beyond",),
+    "neighbours": ("beyond",),
     "field": ("wider_field",),
     "joint_variants": ("fair_joint",),
     "variations": ("what_varies",),
