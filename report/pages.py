@@ -198,6 +198,9 @@ class Page:
             rows = [name for name in self.models if name in tables.CONTROLS]
             caption = f"realignment without merging, and of experts that were not merged. {CELLS}"
             self._show(tables.table_of(self.frame, self.dataset, rows), caption, "controls")
+            missing = [tables.MODELS[name] for name in tables.CONTROLS if name not in rows]
+            if missing:
+                display(Markdown(f"*Not run here: {'; '.join(missing)}.*"))
 
     def paper_beside_ours(self, *others):
         """Display performance relative to the experts, the paper's beside this and other pages'."""

@@ -402,7 +402,7 @@ def panels(frames, x, y, names, by=None, methods=None, marks=None, logarithmic=F
         for axes, (title, frame) in zip(line, frames.items(), strict=True):
             shown = methods or list(frame.method.unique())
             for method in shown:
-                own, style = frame[frame.method == method], METHODS.get(method, OTHER)
+                own, style = frame[frame.method == method], (METHODS | TASKS).get(method, OTHER)
                 draw_bands(axes, own, quantity, y, by or quantity, style, method)
             for mark, dashes in zip(marks[title], ((0, (6, 3)), ":"), strict=True) if marks else ():
                 axes.axhline(mark, color=INK, lw=0.8, ls=dashes)

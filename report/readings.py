@@ -98,7 +98,7 @@ def _coefficients(page, learned):
     zero = fmean(100 * table.eq(0).to_numpy().mean() for table in learned)
     middles = (means.mul(means.index + 1, axis=0).sum() / means.sum()).sort_values()
     listed = ", ".join(f"{task} at {middle:.1f}" for task, middle in middles.items())
-    word = "most are 0, as in the paper" if zero > 50 else "not most are 0, as in the paper's"
+    word = "most are 0, as in the paper" if zero > 50 else "in the paper's most are"
     return (
         f"{_where(page)}Inside the blocks {zero:.0f} % are exactly 0: {word}. Each task's middle, counted in "
         f"blocks from 1 to {means.index.max() + 1}: {listed}."

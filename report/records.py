@@ -381,6 +381,6 @@ def provenance_table(records):
 
 
 def commit_of(provenance):
-    """Short name of a record's commit, with a + if code was changed since; empty where it is not known."""
+    """Short name of a record's commit, with a + if code was changed since; "not recorded" without one."""
     commit = provenance.get("commit")  # older records have none
-    return commit[:8] + ("" if provenance["clean"] else "+") if commit else ""
+    return commit[:8] + ("" if provenance["clean"] else "+") if commit else "not recorded"

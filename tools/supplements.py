@@ -34,10 +34,11 @@ def not_run_cell(notebook):
     """The note on top of a computing notebook that was not run in this build, with links to its results."""
     pages = SHOWN_ON.get(notebook, tuple(TASKS))
     links = ", ".join(f"[{_title(page)}](../pages/{page}.ipynb)" for page in pages)
-    text = (
-        "```{note}\nNot run in this build: below is the code, without outputs. What it found, on all seeds, "
-        f"is shown on {links}.\n```\n"
-    )
+    names = {path.stem for path in listed(ROOT / "records", "*/*/*/*.json")}
+    found = f"What it found, on all seeds, is shown on {links}."
+    if not any(name == notebook or name.startswith(f"{notebook}_") for name in names):
+        found = f"No committed records of it are there yet; {links} will show what it finds."
+    text = f"```{{note}}\nNot run in this build: below is the code, without outputs. {found}\n```\n"
     return markdown_cell("not-run", text)
 
 
