@@ -13,7 +13,6 @@ import copy
 
 import torch
 
-from simo.checkpoints import load_into
 from simo.datasets import check_batch
 from simo.encoders import Features
 from simo.errors import SimoError
@@ -291,11 +290,11 @@ def scan_alpha_unlabelled(model, base, task_vector, alphas, encoders, batches, *
     """
     rows = []
     for alpha in alphas:
-        load_into(model.encoder, task_vector.apply(base, alpha), f"merged encoder at α = {alpha}")
+        task_vector.load_into(model.encoder, base, alpha)
         left = residuals(model, encoders, batches, **where)
         rows.append({"alpha": alpha, **left, "residual": sum(left.values()) / len(left)})
     best = min(rows, key=lambda row: row["residual"])["alpha"]
-    load_into(model.encoder, task_vector.apply(base, best), f"merged encoder at α = {best}")
+    task_vector.load_into(model.encoder, base, best)
     return best, rows
 
 
