@@ -10,7 +10,7 @@ from simo.encoders import create_encoder
 from simo.merging import field, methods
 from simo.merging.task_vectors import TaskVector
 
-# the profile whose encoder is merged by arithmetic and TIES, that by singular values, and how many of its blocks
+# the profile whose encoder is merged by arithmetic and TIES, that by singular values, and its blocks
 SIZES = {"full": ("paper", "photos", 3), "tiny": ("tiny", "tiny", 1)}
 DENSITY = 0.2
 
@@ -45,10 +45,8 @@ def write_experts(folder, profile):
     start, random = dict(encoder.backbone.state_dict()), torch.Generator().manual_seed(0)
     paths = [folder / f"{profile}_{number}.safetensors" for number in range(4)]
     for number, path in enumerate(paths):
-        moved = {
-            n: x + 0.01 * bool(number) * torch.randn(x.shape, generator=random) for n, x in start.items()
-        }
-        save_tensors(path, moved)
+        step = 0.01 * bool(number)
+        save_tensors(path, {n: x + step * torch.randn(x.shape, generator=random) for n, x in start.items()})
     return paths
 
 

@@ -1,4 +1,4 @@
-"""Realignment and the choice of α: against the same without what is computed once, and closed form's limits."""
+"""Realignment and the choice of α, against computing the same again each time; closed form's limits."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Training steps: `simo.training.fit` with all that belongs to it against a bare step, and what precision buys."""
+"""Training: `simo.training.fit` with all that belongs to it against a bare step; what bfloat16 buys."""
 
 from contextlib import nullcontext
 

@@ -17,7 +17,7 @@ from simo.training import Optimisation
 
 
 def test_a_ratio_is_the_others_time_by_ours():
-    """By hand: rounds of 1 to 2, 1 to 4 and 2 to 2 seconds are 2, 4 and 1 times as fast; aims are the median's."""
+    """Rounds of 1 to 2, 1 to 4 and 2 to 2 seconds are 2, 4 and 1 times as fast; aims are the median's."""
     ours, other = iter([1.0, 1.0, 2.0]), iter([2.0, 4.0, 2.0])
     ways = (lambda: next(ours), lambda: next(other))
     row = measure(Pair("a", "b", *ways, aim=2.0, seconds=1.0), rounds=3)
@@ -55,7 +55,7 @@ def test_plain_merging_is_merging(tmp_path):
 
 
 def test_methods_are_timed_against_themselves(tmp_path):
-    """By singular values, what is decomposed faster merges to the same within 1e-5, and is itself afterwards."""
+    """By singular values, the same is merged within 1e-5, and the fast way is put back afterwards."""
     vectors = merging.matrices(merging.write_experts(tmp_path, "tiny"), 1)
     for method in ("iso_c", "iso_cts", "tsv_m"):
         fast, slow = merging.field.METHODS[method](vectors), merging.by_singular_values(method, vectors)
@@ -93,7 +93,7 @@ def test_a_notebooks_imports_are_found(tmp_path):
 
 
 def test_all_pairs_run_at_tiny_size(tmp_path, capsys):
-    """Protects the programs from rotting: every pair is measured, printed and written with what was around."""
+    """Protects the programs from rotting: every pair is measured, printed and written down."""
     path = tmp_path / "results.json"
     assert main(["--size", "tiny", "--rounds", "1", "--out", str(path)]) == 0
     results = json.loads(path.read_text())
