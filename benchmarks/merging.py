@@ -20,14 +20,13 @@ def pairs(size, folder):
     large, small, blocks = SIZES[size]
     paths = write_experts(folder, large)
     state = paths[0].stat().st_size
-    arithmetic = {"state": state, "other": lambda: plain_sum(paths)}
     yield Pair(
-        "Task arithmetic", "a plain sum of the same files", lambda: ours(paths, "task_arithmetic"),
-        aim=1 / 1.1, memory=1.6, **arithmetic,
+        "Task arithmetic", "a plain sum of the same files", lambda: arithmetic(paths), lambda: plain_sum(paths),
+        aim=1 / 1.1, state=state, memory=1.6,
     )  # fmt: skip
     yield Pair(
-        "TIES", "one vector of all entries an expert, sorted", lambda: ours(paths, "ties", density=DENSITY),
-        lambda: flat_ties(paths), aim=10.0, state=state, memory=1.6,
+        "TIES", "its formula on whole vectors", lambda: ties(paths), lambda: flat_ties(paths),
+        aim=10.0, state=state, memory=1.6,
     )  # fmt: skip
     vectors = matrices(write_experts(folder, small), blocks)
     for name, method in {"Iso-C": "iso_c", "Iso-CTS": "iso_cts", "TSV-M": "tsv_m"}.items():
@@ -51,22 +50,27 @@ def write_experts(folder, profile):
 
 
 def vectors_of(paths):
-    """Lazy task vectors over files."""
-    base, *experts = map(TensorFile, paths)
-    return [TaskVector.between(base, expert) for expert in experts]
+    """The pretrained state, and lazy task vectors over files."""
+    base = dict(TensorFile(paths[0]))  # each tensor is mapped once: to map it anew costs as much as to add it
+    return base, [TaskVector.between(base, TensorFile(path)) for path in paths[1:]]
 
 
 def matrices(paths, blocks):
     """Task vectors, in memory, of the matrices of the first blocks."""
     chosen = tuple(f"blocks.{number}." for number in range(blocks))
     names = [n for n in TensorFile(paths[0]) if n.startswith(chosen) and n.endswith(".weight")]
-    return [TaskVector(names, vector.__getitem__).compute() for vector in vectors_of(paths)]
+    return [TaskVector(names, vector.__getitem__).compute() for vector in vectors_of(paths)[1]]
 
 
-def ours(paths, method, alpha=0.3, **options):
-    """Merge files into a new state."""
-    merged = methods.merge(method, vectors_of(paths), **options)
-    return merged.apply(TensorFile(paths[0]), alpha)
+def arithmetic(paths, alpha=0.3):
+    """Task arithmetic of files, as a new state."""
+    base, vectors = vectors_of(paths)
+    return methods.task_arithmetic(vectors).apply(base, alpha)
+
+
+def ties(paths):
+    """TIES of files, as a merged task vector in memory."""
+    return methods.ties(vectors_of(paths)[1], DENSITY).compute()
 
 
 def plain_sum(paths, alpha=0.3):
@@ -75,7 +79,7 @@ def plain_sum(paths, alpha=0.3):
     return {name: x + alpha * sum(expert[name] - x for expert in experts) for name, x in base.items()}
 
 
-def flat_ties(paths, alpha=0.3):
+def flat_ties(paths):
     """TIES by its formula on whole vectors, as released code does it: all experts flat and in memory at once.
 
     Entries below the magnitude of rank d − k are trimmed, signs of the sums elected, a sum of 0 given the
@@ -90,7 +94,7 @@ def flat_ties(paths, alpha=0.3):
     signs = trimmed.sum(dim=0).sign()
     signs = torch.where(signs == 0, signs.sum().sign(), signs)
     agreeing = torch.where(signs > 0, trimmed > 0, trimmed < 0) * trimmed
-    merged = flat + alpha * agreeing.sum(dim=0) / (agreeing != 0).sum(dim=0).clamp(min=1)
+    merged = agreeing.sum(dim=0) / (agreeing != 0).sum(dim=0).clamp(min=1)
     parts = merged.split([tensor.numel() for tensor in base.values()])
     return {name: part.view_as(base[name]) for name, part in zip(base, parts, strict=True)}
 

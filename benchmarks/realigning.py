@@ -95,7 +95,7 @@ def scan_pairs(model, data, batch, settings, folder, alphas):
     loader = evaluation_batches(data, batch)
 
     def ours():
-        merged = merge("task_arithmetic", vectors_of(paths)).compute()
+        merged = merge("task_arithmetic", vectors_of(paths)[1]).compute()
         return scan_alpha(model, base, merged, alphas, loader, TASKS, baselines)
 
     yield Pair(
@@ -120,5 +120,5 @@ def new_model(alpha, base, paths, model, settings):
     """A model made anew, with the encoder merged from files."""
     made = create_model(TASKS, 0, **settings)
     made.heads.load_state_dict(model.heads.state_dict())
-    made.encoder.load_state_dict(merge("task_arithmetic", vectors_of(paths)).apply(base, alpha))
+    made.encoder.load_state_dict(merge("task_arithmetic", vectors_of(paths)[1]).apply(base, alpha))
     return made

@@ -9,7 +9,10 @@ from benchmarks import merging, realigning, starting, training
 from benchmarks.__main__ import GROUPS, main
 from benchmarks.pairs import Pair, measure, memory_of
 from benchmarks.sizes import DATASET, TASKS, TINY, write_images
+from report import speed
+from report.notebooks import run_notebook
 from simo.datasets import PreparedDataset
+from simo.files import read_json
 from simo.merging.methods import ties
 from simo.models import create_model
 from simo.realignment.trained import realign_heads
@@ -45,9 +48,9 @@ def test_plain_merging_is_merging(tmp_path):
     """What task arithmetic and TIES are timed against gives their weights, but for TIES' rank."""
     paths = merging.write_experts(tmp_path, "tiny")
     plain = merging.plain_sum(paths)
-    for name, tensor in merging.ours(paths, "task_arithmetic").items():
+    for name, tensor in merging.arithmetic(paths).items():
         torch.testing.assert_close(tensor, plain[name])
-    flat, merged = merging.flat_ties(paths), merging.ours(paths, "ties", density=merging.DENSITY)
+    flat, merged = merging.flat_ties(paths), merging.ties(paths)
     assert flat.keys() == merged.keys()
     different = sum((~torch.isclose(flat[n], x, atol=1e-6)).sum() for n, x in merged.items())
     assert different <= 3  # the variant keeps one entry fewer of each expert, see `ties`
@@ -101,6 +104,31 @@ def test_all_pairs_run_at_tiny_size(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(results["pairs"]) > 10
     assert results.keys() >= {"commit", "machine", "versions", "date", "minutes"}
     assert all(row["ratio"][0] > 0 for row in results["pairs"])
+    drawn_from(results)
+
+
+def drawn_from(results):
+    """The page's tables have every pair, and its figure names all and shows each one's median and aim."""
+    tables = [speed.table_of(results, group) for group in GROUPS]
+    names = [name for table in tables for name in table.index]
+    assert names == [row["name"] for row in results["pairs"]]
+    assert list(tables[0].columns) == ["against", "times as fast", "seconds", "checkpoints held", "aim", ""]
+    axes = speed.ratios(results).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == names[::-1]
+    drawn = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines}
+    for place, row in enumerate(results["pairs"][::-1]):
+        assert {(value, place) for value in (row["ratio"][0], row["aim"]) if value} <= drawn
+    assert "the numbers mean nothing" in speed.described(results)
+
+
+def test_a_page_of_nothing_says_so(tmp_path):
+    """Where nothing was measured, the page is drawn and says that; every cell of it does."""
+    done = tmp_path / "page.ipynb"
+    run_notebook("benchmarks", done, {"results_file": str(tmp_path / "none.json")})
+    outputs = [cell["outputs"] for cell in read_json(done)["cells"] if cell.get("outputs")]
+    said = ["".join("".join(output["text"]) for output in own) for own in outputs]
+    assert len(said) == 6
+    assert all(text.startswith("Not run") for text in said)
 
 
 @pytest.mark.parametrize("arguments", [["mergin"], ["--rounds", "0"], ["--threads", "0"]])
