@@ -21,8 +21,8 @@ def pairs(size, folder):
     paths = write_experts(folder, large)
     state = paths[0].stat().st_size
     yield Pair(
-        "Task arithmetic", "a plain sum of the same files", lambda: arithmetic(paths), lambda: plain_sum(paths),
-        aim=1 / 1.1, state=state, memory=1.6,
+        "Task arithmetic", "a plain sum of the same files",
+        lambda: arithmetic(paths), lambda: plain_sum(paths), aim=1 / 1.1, state=state, memory=1.6,
     )  # fmt: skip
     yield Pair(
         "TIES", "its formula on whole vectors", lambda: ties(paths), lambda: flat_ties(paths),

@@ -13,7 +13,7 @@ from simo.datasets import PreparedDataset, evaluation_batches
 from simo.evaluation import evaluate, scan_alpha
 from simo.merging.methods import merge
 from simo.models import create_model
-from simo.realignment.closedform import gram, realign_closed_form
+from simo.realignment import closedform
 from simo.realignment.trained import realign_heads
 from simo.training import Optimisation, fit
 
@@ -70,9 +70,15 @@ def closed_form_pairs(model, data, batch, settings):
             for encoder in (model.encoder, *experts.values()):
                 encoder(each["image"])
 
+    layers, read = closedform._first_layers(model, experts, "cpu")
+    streamed = model.encoder, experts, loader, read, closedform._output_of(layers)
     yield Pair(
-        "Closed form", "the passes of its four encoders alone",
-        lambda: quietly(lambda: realign_closed_form(model, experts, loader)), passes,
+        "Closed form's sums, image by image", "the passes of its encoders alone",
+        lambda: quietly(lambda: closedform.stream_grams(*streamed)), passes,
+    )  # fmt: skip
+    yield Pair(
+        f"Closed form of {len(data)} images, solved", "the passes of its encoders alone",
+        lambda: quietly(lambda: closedform.realign_closed_form(model, experts, loader)), passes,
     )  # fmt: skip
     with torch.no_grad():
         features = model.encoder(next(iter(loader))["image"]).patches
@@ -80,7 +86,7 @@ def closed_form_pairs(model, data, batch, settings):
     plain = torch.cat([rows, rows[:, :17], torch.ones(len(rows), 1)], dim=1)
     yield Pair(
         "Gram matrices in float64", "the same products in float32",
-        lambda: gram(rows, rows[:, :17]), lambda: plain.T @ plain,
+        lambda: closedform.gram(rows, rows[:, :17]), lambda: plain.T @ plain,
     )  # fmt: skip
 
 
