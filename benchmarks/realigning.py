@@ -8,7 +8,7 @@ import torch
 from benchmarks.merging import vectors_of
 from benchmarks.pairs import Pair
 from benchmarks.sizes import DATASET, TASKS, model_of, write_images
-from simo.checkpoints import save_tensors
+from simo.checkpoints import load_into, save_tensors
 from simo.datasets import PreparedDataset, evaluation_batches
 from simo.evaluation import evaluate, scan_alpha
 from simo.merging.methods import merge
@@ -109,6 +109,13 @@ def scan_pairs(model, data, batch, settings, folder, alphas):
         lambda: [evaluate(new_model(a, base, paths, model, settings), evaluation_batches(data, batch), TASKS)
                  for a in alphas],
         aim=3.0,
+    )  # fmt: skip
+    kept = merge("task_arithmetic", vectors_of(paths)[1]).compute()
+    state = sum(x.nbytes for x in base.values())
+    yield Pair(
+        "Another α in place", "a new state dict a value",
+        lambda: kept.load_into(model.encoder, base, 0.3),
+        lambda: load_into(model.encoder, kept.apply(base, 0.3), "merged"), state=state, memory=0.6,
     )  # fmt: skip
 
     def pass_a_head():
