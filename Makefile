@@ -27,7 +27,7 @@ settings = --config $(call quoted,profile=$(PROFILE)) $(call quoted,seeds=$(SEED
 	$(call quoted,build=$(BUILD)) $(if $(CORES),--cores $(call quoted,$(CORES)))
 page = $(BUILD)/book/_build/html/index.html
 
-.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw pdf data records verify rehearsal backbone links audit test test-all torture lint environment clean distclean
+.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw pdf data records verify rehearsal backbone links audit test test-all torture bench lint environment clean distclean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [STUDIES=all] [DATA=folder] [WEIGHTS=timm] [SET=values]"
@@ -131,6 +131,9 @@ test-all: ## run every test in each Python from 3.11 to 3.13 that is installed
 
 torture: environment ## kill, starve and disturb the smoke run, and fuzz every reader: hours; SEED=repeats one
 	@.venv/bin/python tools/torture.py $(if $(SEED),--seed $(call quoted,$(SEED)))
+
+bench: environment ## measure speed and memory against other ways, for the book's page: minutes on an idle machine
+	@.venv/bin/python -m benchmarks
 
 lint: environment ## check style and types, and which house enters which
 	@.venv/bin/python -m ruff check .

@@ -265,7 +265,7 @@ for each in EXPERIMENTS:
 
 def drawn_from(wildcards):
     """What a page reads: itself, printed numbers, and records of its data set, of all, or none."""
-    without = dict.fromkeys(("model", "deviations", "own_models"), ())
+    without = dict.fromkeys(("model", "deviations", "own_models", "benchmarks"), ())
     about = (without | {"evidence": ("nyuv2",)}).get(wildcards.page, TASKS)
     dataset = wildcards.page.split("_")[0]
     about = [dataset] if dataset in TASKS else about
@@ -277,6 +277,7 @@ def drawn_from(wildcards):
     chosen = [path for path in records if Path(path).parts[2].split("_")[0] in about]
     own = [f"notebooks/pages/{wildcards.page}.ipynb"]  # its prose, too
     own += ["book/paper_numbers.json", *["book/outside_numbers.json"] * (wildcards.page == "evidence")]
+    own += [*map(str, listed("benchmarks", "results.json"))] * (wildcards.page == "benchmarks")
     return [*own, *chosen] + [path for path in fresh if Path(path).parts[-3].split("_")[0] in about]
 
 

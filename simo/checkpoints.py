@@ -125,8 +125,8 @@ class TensorFile(Mapping):
         return len(self._names)
 
 
-def load_into(module, tensors, source):
-    """Copy tensors into a module; every name and shape must match, or else nothing is copied.
+def load_into(module, tensors, source, whole=True):
+    """Copy tensors into a module; every name and shape must match.
 
     Parameters
     ----------
@@ -136,6 +136,8 @@ def load_into(module, tensors, source):
         Its state, of any floating type of 16 bits or more, on any device.
     source : str or Path
         Where they come from, for the message.
+    whole : bool
+        Whether nothing is copied unless all fit. Without it, tensors are read one by one, and none is kept.
 
     Raises
     ------
@@ -155,9 +157,9 @@ def load_into(module, tensors, source):
             f"({len(missing)} missing, {len(unexpected)} unexpected)"
         )
     with torch.no_grad():
-        fitting = {name: _fitting(tensor, tensors[name], source, name) for name, tensor in own.items()}
-        for name, tensor in own.items():
-            tensor.copy_(fitting[name])
+        fitting = ((tensor, _fitting(tensor, tensors[name], source, name)) for name, tensor in own.items())
+        for tensor, found in list(fitting) if whole else fitting:
+            tensor.copy_(found)
 
 
 def _fitting(tensor, found, source, name):

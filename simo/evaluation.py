@@ -2,7 +2,6 @@
 
 import torch
 
-from simo.checkpoints import load_into
 from simo.datasets import PreparedDataset, check_batch
 from simo.errors import SimoError
 from simo.metrics import create_metric
@@ -87,9 +86,9 @@ def scan_alpha(model, base, task_vector, alphas, batches, tasks, baselines, **wh
         raise SimoError("alphas is empty: expected at least one merging coefficient")
     rows = []
     for alpha in alphas:
-        load_into(model.encoder, task_vector.apply(base, alpha), f"merged encoder at α = {alpha}")
+        task_vector.load_into(model.encoder, base, alpha)
         values = evaluate(model, batches, tasks, **where)
         rows.append({"alpha": alpha, **values, "score": mean_score(tasks, values, baselines)})
     best = max(rows, key=lambda row: row["score"])["alpha"]
-    load_into(model.encoder, task_vector.apply(base, best), f"merged encoder at α = {best}")
+    task_vector.load_into(model.encoder, base, best)
     return best, rows

@@ -51,8 +51,8 @@ def dare(task_vectors, drop=0.5, seed=0):
         total = 0
         for number, vector in enumerate(task_vectors):
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {number} {name}".encode()))
-            kept = torch.rand(vector[name].shape, generator=generator) >= drop
-            total = total + vector[name] * kept / (1 - drop)
+            kept = torch.rand(vector[name].shape, generator=generator, device="cpu") >= drop
+            total = total + vector[name] * kept.to(vector[name].device) / (1 - drop)
         return total
 
     return TaskVector(task_vectors[0], merge)
@@ -159,7 +159,7 @@ def iso_c(task_vectors):
     """
 
     def flatten(matrices):
-        u, values, v = torch.linalg.svd(sum(matrices), full_matrices=False)
+        u, values, v = _svd(sum(matrices))
         return values.mean() * u @ v
 
     return _by_matrix(task_vectors, flatten)
@@ -197,15 +197,15 @@ def iso_cts(task_vectors, common=0.8):
     _check("common", common, 0 < common <= 1, "a fraction in (0, 1]")
 
     def merge(matrices):
-        u, values, v = torch.linalg.svd(sum(matrices), full_matrices=False)
+        u, values, v = _svd(sum(matrices))
         own = round((len(values) - int(len(values) * common)) / len(matrices))  # directions of each task
         shared = len(values) - own * len(matrices)
         _check("common", common, shared >= 0, f"more, for {len(matrices)} tasks and {len(values)} directions")
         left, middle, right = [u[:, :shared]], [values[:shared]], [v[:shared]]
         for matrix in matrices:
             outside = matrix - u[:, :shared] @ (u[:, :shared].T @ matrix)
-            a, s, b = torch.linalg.svd(outside, full_matrices=False)
-            left, middle, right = [*left, a[:, :own]], [*middle, s[:own]], [*right, b[:own]]
+            a, s, b = _svd(outside, own)
+            left, middle, right = [*left, a], [*middle, s], [*right, b]
         return torch.cat(middle).mean() * _polar(torch.cat(left, dim=1)) @ _polar(torch.cat(right))
 
     return _by_matrix(task_vectors, merge)
@@ -237,13 +237,11 @@ def tsv_m(task_vectors):
     """
 
     def merge(matrices):
-        parts = [torch.linalg.svd(matrix, full_matrices=False) for matrix in matrices]
-        own = len(parts[0][1]) // len(matrices)
-        _check("rank of a matrix", len(parts[0][1]), own > 0, f"one direction a task, {len(matrices)}")
-        u = torch.cat([part[0][:, :own] for part in parts], dim=1)
-        values = torch.cat([part[1][:own] for part in parts])
-        v = torch.cat([part[2][:own] for part in parts])
-        return (_polar(u) * values) @ _polar(v)
+        rank = min(matrices[0].shape)
+        own = rank // len(matrices)
+        _check("rank of a matrix", rank, own > 0, f"one direction a task, {len(matrices)}")
+        u, values, v = zip(*[_svd(matrix, own) for matrix in matrices], strict=True)
+        return (_polar(torch.cat(u, dim=1)) * torch.cat(values)) @ _polar(torch.cat(v))
 
     return _by_matrix(task_vectors, merge)
 
@@ -363,8 +361,25 @@ def _by_matrix(task_vectors, merge, rest=average):
 
 def _polar(matrix):
     """The nearest matrix with orthonormal columns, or rows if it is wide."""
-    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    u, _, v = _svd(matrix)
     return u @ v
+
+
+def _svd(matrix, count=None):
+    """The first `count` singular triplets, or all: u `(m, count)`, values `(count,)` and v `(count, n)`.
+
+    By the eigenvalues of the shorter side's Gram matrix, in about half the time, where these squares leave
+    enough of float64's digits; otherwise by the decomposition itself.
+    """
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    squares, right = torch.linalg.eigh(tall.T @ tall)
+    squares, right = squares.flip(0)[:count], right.flip(1)[:, :count]
+    if not (squares > 1e-9 * squares[:1]).all():  # NaN is not, either
+        u, values, v = torch.linalg.svd(matrix, full_matrices=False)
+        return u[:, :count], values[:count], v[:count]
+    values = squares.sqrt()
+    left = tall @ right / values
+    return (left, values, right.T) if tall is matrix else (right, values, left.T)
 
 
 def _check(name, value, good, expected):

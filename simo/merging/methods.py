@@ -1,7 +1,7 @@
 """The paper's merging methods.
 
 Methods are pure functions from the experts' task vectors to one merged task vector, which is applied as
-θ_0 + α τ.
+θ_0 + α τ. They compute where the tensors of the base are; only the CPU was measured.
 """
 
 import inspect
@@ -114,7 +114,7 @@ def _elect(name, task_vectors, thresholds):
         if len(tied):
             entries.append(start + tied)
             means.append(torch.stack([_agreeing_mean(stack[:, tied], sign) for sign in (1.0, -1.0)]))
-    none = torch.empty(0, dtype=torch.long), torch.empty(2, 0)
+    none = out.new_empty(0, dtype=torch.long), out.new_empty(2, 0)
     return merged, (torch.cat(entries), torch.cat(means, dim=1)) if entries else none, votes
 
 
@@ -135,9 +135,7 @@ def magnitude_threshold(vector, density):
         raise SimoError(f"density {density}: expected a fraction in (0, 1], such as 0.2")
     if density == 1:
         return 0.0
-    counts = torch.zeros(2**15, dtype=torch.long)
-    for bits in _magnitude_bits(vector):
-        counts += torch.bincount(bits >> 16, minlength=2**15)
+    counts = sum(torch.bincount(bits >> 16, minlength=2**15) for bits in _magnitude_bits(vector))
     kept = max(1, int(density * int(counts.sum())))
     above = counts.flip(0).cumsum(0)  # how many entries have these upper bits or larger ones
     place = int((above < kept).sum())

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import torch
 
-from simo.checkpoints import PLAIN, check_tensor
+from simo.checkpoints import PLAIN, check_tensor, load_into
 from simo.errors import SimoError
 
 
@@ -116,10 +116,21 @@ class TaskVector(Mapping):
         What τ does not have is the base's. Variances of batch norms that would be negative become 0.
         """
         state = {name: tensor.clone() for name, tensor in base.items() if name not in self._names}
-        for name in self:
-            moved = (base[name].detach().float() + alpha * self[name]).to(base[name].dtype)
-            state[name] = bounded(name, moved)
-        return state
+        return state | {name: self._moved(name, base, alpha) for name in self}
+
+    def load_into(self, module, base, alpha):
+        """Give a module the state that `apply` makes, tensor by tensor, so that no state dict is made.
+
+        Raises
+        ------
+        SimoError
+            As of `simo.checkpoints.load_into`; the tensors before the one that it names are changed then.
+        """
+        state = TaskVector(base, lambda name: self._moved(name, base, alpha) if name in self else base[name])
+        load_into(module, state, f"merged encoder at α = {alpha}", whole=False)
+
+    def _moved(self, name, base, alpha):
+        return bounded(name, (base[name].detach().float() + alpha * self[name]).to(base[name].dtype))
 
     def dot(self, other):
         """Inner product over all entries, in float64."""

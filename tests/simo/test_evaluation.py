@@ -1,5 +1,7 @@
 """simo.evaluation: scores of a split, and the α that the given split prefers."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -152,6 +154,29 @@ def test_scan_reports_what_evaluation_finds(model, base, task_vector, tasks, val
         model.encoder.load_state_dict(task_vector.apply(base, row["alpha"]))
         values = evaluate(model, batches, tasks)
         assert row == {"alpha": row["alpha"], **values, "score": mean_score(tasks, values, BASELINES)}
+
+
+def test_scanning_in_place_is_applying(model, base, task_vector, state_of, same):
+    """What is loaded tensor by tensor is what `apply` gives, bit for bit, and no entry is kept meanwhile."""
+    alive, most = weakref.WeakSet(), []
+
+    def compute(name):
+        most.append(len(alive))
+        change = task_vector[name].clone()
+        alive.add(change)
+        return change
+
+    half = {name: x.half() if "norm" in name else x for name, x in base.items()}
+    for start in (base, half, base | {"count": torch.tensor(3)}):
+        vector = TaskVector([name for name in start if "bias" not in name and name != "count"], compute)
+        module = model.encoder
+        module.register_buffer("count", torch.tensor(0)) if "count" in start else None
+        vector.load_into(module, start, 0.3)
+        applied = vector.apply(start, 0.3)
+        assert same(
+            state_of(module), {name: x.to(module.state_dict()[name].dtype) for name, x in applied.items()}
+        )
+    assert max(most) <= 1
 
 
 def test_scan_leaves_heads_and_inputs_alone(model, base, task_vector, tasks, val, state_of, same):
