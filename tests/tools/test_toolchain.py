@@ -72,7 +72,7 @@ def test_environment_yml_agrees_with_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *conda, pip = environment["dependencies"]
     assert environment["name"] == PROJECT["name"]
-    assert pip == {"pip": ["-c constraints.txt", "-e .[book,data,onnx,test]"]}
+    assert pip == {"pip": ["-c constraints.txt", "-e .[book,data,onnx,slurm,test]"]}
     assert {"book", "test"} <= PROJECT["optional-dependencies"].keys()
     versions = [line.removeprefix("python=") for line in conda if line.startswith("python=")]
     oldest = PROJECT["requires-python"].removeprefix(">=")
