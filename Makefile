@@ -20,7 +20,7 @@ unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONSAFEPATH PYTHONPLATLIBDIR PYT
 # a text in single quotes for the shell, whatever it holds
 quoted = '$(subst ','\'',$(1))'
 # the book is built by Snakemake through tools/pipeline.py, which says what runs and how long it takes
-pipeline = .venv/bin/python tools/pipeline.py $(if $(EXECUTOR),--executor $(call quoted,$(EXECUTOR)))
+pipeline = .venv/bin/python tools/pipeline.py$(if $(EXECUTOR), --executor $(call quoted,$(EXECUTOR)))
 settings = --config $(call quoted,profile=$(PROFILE)) $(call quoted,seeds=$(SEEDS)) \
 	$(if $(STUDIES),$(call quoted,studies=$(STUDIES))) $(if $(DATA),$(call quoted,data=$(DATA))) \
 	$(if $(DOWNLOAD),$(call quoted,download=$(DOWNLOAD))) $(if $(WEIGHTS),$(call quoted,weights=$(WEIGHTS))) \

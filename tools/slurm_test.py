@@ -2,10 +2,10 @@
 
     python tools/slurm_test.py          # as root; Debian's packages slurm-wlm and munge
 
-A Slurm of one node with two made-up GPUs is started in a temporary folder, and a copy of the project handed
-to it by `profiles/slurm/config.yaml` as it stands. A job is cancelled, then the driver killed, then the run
-ends; each record must be that of a local run, apart from times and provenance. All is taken down again. Exit
-status 0: as it should be.
+A Slurm of one node with two made-up GPUs is started, its state in a temporary folder and its settings, while
+it lasts, in `/etc/slurm`. A copy of the project is handed to it by `profiles/slurm/config.yaml` as it stands.
+A job is cancelled, then the driver killed, then the run ends; each record must be that of a local run, apart
+from times and provenance. All is taken down again. Exit status 0: as it should be.
 """
 
 import json
@@ -30,6 +30,7 @@ from tools.torture import copy_project
 from tools.verify import differences
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
+SETTINGS = Path("/etc/slurm")  # a job of the plugin forgets SLURM_CONF
 WAIT = 120.0  # seconds that anything but a step may take
 STEPS = 3600.0  # seconds that steps may take until two run, on a machine with other work
 GPUS = ("/dev/null", "/dev/zero")  # Slurm only counts them
@@ -61,7 +62,7 @@ PartitionName=cpu Nodes={host} MaxTime=INFINITE
 """
 STUDY = ["--config", "profile=smoke", "studies=nyuv2", "further=no", "build=build/smoke"]
 RECORDS = "build/smoke/records/nyuv2/seed0"
-SETTINGS = ["--", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5"]
+OPTIONS = ["--", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5"]
 
 
 def names():
@@ -110,16 +111,19 @@ def cluster(folder):
     """A Slurm of this machine alone; no job outlives the block."""
     host = socket.gethostname().split(".")[0]
     config = CONFIG.format(host=host, folder=folder, ports=free_ports(2), gpus=len(GPUS))
-    (folder / "slurm.conf").write_text(config, encoding="utf-8")
-    (folder / "gres.conf").write_text("".join(f"Name=gpu File={name}\n" for name in GPUS), encoding="utf-8")
     for name in ("state", "spool"):
         (folder / name).mkdir()
     (folder / "munge.key-file").write_bytes(os.urandom(1024))
     (folder / "munge.key-file").chmod(0o600)
-    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+    os.environ.pop("SLURM_CONF", None)
     files = ("socket", "key-file", "pid-file", "log-file", "seed-file")
     munge = [f"--{name}={folder}/munge.{name}" for name in files]
+    gpus = "".join(f"Name=gpu File={name}\n" for name in GPUS)
     with ExitStack() as stack:
+        for name, text in {"slurm.conf": config, "gres.conf": gpus}.items():
+            with open(SETTINGS / name, "x", encoding="utf-8") as file:
+                stack.callback((SETTINGS / name).unlink)
+                file.write(text)
         stack.enter_context(service(folder, "munged", "--foreground", "--force", *munge))
         wait_for("munge", (folder / "munge.socket").exists)
         stack.enter_context(service(folder, "slurmctld", "-D"))
@@ -163,7 +167,7 @@ def two_at_once():
 
 def through_slurm(project):
     """Run the smoke records through Slurm, with a cancelled job and a killed driver on the way."""
-    options = ("--executor", "slurm", *STUDY, *SETTINGS)
+    options = ("--executor", "slurm", *STUDY, *OPTIONS)
     with pipeline(project, *options) as run:
         jobs = wait_for("two jobs at once", two_at_once, STEPS)
         print(f"two jobs at once, on GPUs {' and '.join(sorted(jobs.values()))}; cancelling one", flush=True)
@@ -208,6 +212,9 @@ def main():
     missing = [program for program in PROGRAMS if not shutil.which(program)]
     if missing or os.geteuid():
         print(f"missing: {', '.join(missing) or 'root'}; this needs root and Debian's slurm-wlm and munge")
+        return 1
+    if there := list(SETTINGS.glob("[sg]*.conf")):
+        print(f"{there[0]}: this machine has a Slurm of its own, which is left alone")
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that all is taken down
     with tempfile.TemporaryDirectory(prefix="simo-slurm-") as temporary:

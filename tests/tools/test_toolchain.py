@@ -213,6 +213,7 @@ def test_make_hands_its_variables_to_the_pipeline():
     given = make(ROOT, "-n", "book", "SET={clip: 2.0, scales: [1.0]}", "WEIGHTS=a.pth", "BUILD=b")
     assert "'weights=a.pth' 'set={clip: 2.0, scales: [1.0]}'" in given
     assert "'build=b'" in given
+    assert "pipeline.py --executor 'slurm' book" in make(ROOT, "-n", "book", "EXECUTOR=slurm")
 
 
 def test_readers_and_ci_run_the_same_commands():
