@@ -8,6 +8,7 @@ A job is cancelled, then the driver killed, then the run ends; each record must 
 from times and provenance. All is taken down again. Exit status 0: as it should be.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -165,6 +166,14 @@ def two_at_once():
     return found if len(found) == 2 else None
 
 
+def unlocked(project):
+    """Whether no process of a run holds the project's lock."""
+    with open(project / ".snakemake/simo.lock", encoding="utf-8") as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
 def through_slurm(project):
     """Run the smoke records through Slurm, with a cancelled job and a killed driver on the way."""
     options = ("--executor", "slurm", *STUDY, *OPTIONS)
@@ -180,6 +189,7 @@ def through_slurm(project):
         wait_for("a job", running, STEPS)
         run.kill()
         wait_for("the end of the jobs of a killed driver", lambda: not said("squeue", "--noheader"))
+        wait_for("the end of its worker", lambda: unlocked(project))
     print("driver killed while a job ran: no job is left", flush=True)
     with pipeline(project, *options) as run:
         while run.poll() is None:
