@@ -11,6 +11,7 @@ SET =
 FURTHER =
 BUILD = build/$(PROFILE)
 CORES =
+EXECUTOR =
 RECORD =
 
 # a user's settings that would keep Python from starting, or put other modules before ours
@@ -19,7 +20,7 @@ unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONSAFEPATH PYTHONPLATLIBDIR PYT
 # a text in single quotes for the shell, whatever it holds
 quoted = '$(subst ','\'',$(1))'
 # the book is built by Snakemake through tools/pipeline.py, which says what runs and how long it takes
-pipeline = .venv/bin/python tools/pipeline.py
+pipeline = .venv/bin/python tools/pipeline.py$(if $(EXECUTOR), --executor $(call quoted,$(EXECUTOR)))
 settings = --config $(call quoted,profile=$(PROFILE)) $(call quoted,seeds=$(SEEDS)) \
 	$(if $(STUDIES),$(call quoted,studies=$(STUDIES))) $(if $(DATA),$(call quoted,data=$(DATA))) \
 	$(if $(DOWNLOAD),$(call quoted,download=$(DOWNLOAD))) $(if $(WEIGHTS),$(call quoted,weights=$(WEIGHTS))) \
@@ -27,11 +28,11 @@ settings = --config $(call quoted,profile=$(PROFILE)) $(call quoted,seeds=$(SEED
 	$(call quoted,build=$(BUILD)) $(if $(CORES),--cores $(call quoted,$(CORES)))
 page = $(BUILD)/book/_build/html/index.html
 
-.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw pdf data records verify rehearsal backbone links audit test test-all torture bench lint environment clean distclean
+.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw pdf data records verify rehearsal backbone links audit test test-all torture bench slurm-test lint environment clean distclean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [STUDIES=all] [DATA=folder] [WEIGHTS=timm] [SET=values]"
-	@echo "            [DOWNLOAD=yes] [FURTHER=no] [BUILD=folder] [CORES=all] [PYTHON=python3]"
+	@echo "            [DOWNLOAD=yes] [FURTHER=no] [BUILD=folder] [CORES=all] [EXECUTOR=slurm] [PYTHON=python3]"
 	@echo
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-13s%s\n", $$1, $$2 }'
 	@echo
@@ -47,6 +48,7 @@ help: ## this list
 	@echo "               no: draw these from records/PROFILE, the default where that exists"
 	@echo "  BUILD        the folder of this build; default: build/PROFILE"
 	@echo "  CORES        how many threads to use at once; without it, all"
+	@echo "  EXECUTOR     slurm: hand each step to Slurm, as profiles/slurm/config.yaml says; without it, this machine"
 	@echo "  RECORD       what make verify computes again, for example records/miniature/nyuv2/seed0/joint.json"
 
 doctor: ## say what is there, what stands in the way, and what to do next
@@ -134,6 +136,9 @@ torture: environment ## kill, starve and disturb the smoke run, and fuzz every r
 
 bench: environment ## measure speed and memory against other ways, for the book's page: minutes on an idle machine
 	@.venv/bin/python -m benchmarks
+
+slurm-test: environment ## a real Slurm on this machine alone, as root: kill, resume, compare with a local run
+	@.venv/bin/python tools/slurm_test.py
 
 lint: environment ## check style and types, and which house enters which
 	@.venv/bin/python -m ruff check .

@@ -148,7 +148,7 @@ def torch_choices(gpu, folder):
 def install(options, environment):
     """Install everything with uv; return whether it succeeded."""
     command = [PYTHON, "-m", "uv", "pip", "install", "--python", PYTHON, "-c", "constraints.txt"]
-    return call([*command, *options, "-e", ".[book,data,onnx,test]"], **environment)
+    return call([*command, *options, "-e", ".[book,data,onnx,slurm,test]"], **environment)
 
 
 def install_choices():

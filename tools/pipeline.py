@@ -1,13 +1,18 @@
 """Runs Snakemake for the Makefile: readable progress, one run at a time, and nothing left behind.
 
-    python tools/pipeline.py TARGET... [--cores N] [--config KEY=VALUE ...] [-- SNAKEMAKE OPTION ...]
+    python tools/pipeline.py TARGET... [--cores N | --executor NAME] [--config KEY=VALUE ...]
+        [-- SNAKEMAKE OPTION ...]
 
 Two processes share the work. The *driver*, which the Makefile starts, holds a lock on `.snakemake/simo.lock`
 and watches. The *worker*, in a session of its own, runs Snakemake. All steps belong to the worker's process
 group, except notebook kernels, which Jupyter puts in sessions of their own. They are found by an environment
 variable with the folder of the run (on Linux; elsewhere a kernel ends itself a second after its parent).
 
-What is guaranteed for steps on this machine (jobs handed to a cluster are Snakemake's business):
+With `--executor slurm` Snakemake reads `profiles/slurm/config.yaml`, and each step is a job of Slurm, which
+inherits the isolated environment but not the variable. Jobs are found by their name, which begins with
+`job_prefix` of the folder.
+
+What is guaranteed for steps, on this machine or in Slurm's queue:
 
 - Ctrl-C, SIGTERM and a closed terminal interrupt every step; what is left after `GRACE` seconds is killed.
 - If the driver is killed, even by ``kill -9``, a pipe closes, and the worker kills every step and itself.
@@ -17,17 +22,21 @@ What is guaranteed for steps on this machine (jobs handed to a cluster are Snake
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 GRACE = 10.0  # seconds between an interrupt and a kill: enough for a notebook kernel to close
+QUEUE_WAIT = 60.0  # seconds that Slurm has to end the jobs that it was asked to cancel
 LOCK_WAIT = 3.0  # seconds to wait for the lock: a run whose driver was killed needs a moment to end
 MARK = "SIMO_RUN_FOLDER"
 
@@ -71,7 +80,7 @@ def as_text(pair):
     return f"{key}= {json.dumps(value, ensure_ascii=False)} "  # spaces: it strips quotes at the ends
 
 
-def end_steps(folder):
+def kill_steps(folder):
     """Kill every process of a run in `folder`, except this one, until none is left."""
     mark = os.fsencode(f"{MARK}={folder}")
     deadline = time.monotonic() + 5.0
@@ -87,6 +96,31 @@ def end_steps(folder):
         for pid in found:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def job_prefix(folder):
+    """Return what the names of all Slurm jobs of runs in `folder` begin with, and no other job's."""
+    return "simo-" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+
+
+def cancel_jobs(folder):
+    """Cancel every Slurm job of a run in `folder`, until none is left; nothing where none was submitted."""
+    squeue, scancel = shutil.which("squeue"), shutil.which("scancel")
+    deadline = time.monotonic() + QUEUE_WAIT
+    while squeue and Path(folder, ".snakemake/slurm_logs").is_dir() and time.monotonic() < deadline:
+        command = [squeue, "--me", "--noheader", "--format=%i %j"]
+        queue = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+        ours = [line.split()[0] for line in queue if f" {job_prefix(folder)}" in line]
+        if not ours:
+            return
+        subprocess.run([scancel, *ours], capture_output=True)
+        time.sleep(1.0)
+
+
+def end_steps(folder):
+    """End what a run in `folder` left, here and in Slurm's queue."""
+    kill_steps(folder)
+    cancel_jobs(folder)
 
 
 def run_snakemake(arguments):
@@ -110,8 +144,10 @@ def work(options, snakemake_options):
 
     def end_with_driver():
         os.read(options.alive, 1)  # returns when the driver, which has the other end, is gone
-        end_steps(os.getcwd())
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        try:
+            end_steps(os.getcwd())
+        finally:
+            os.killpg(os.getpgrp(), signal.SIGKILL)
 
     def interrupt(*_):
         LogHandler.interrupted = True
@@ -119,9 +155,15 @@ def work(options, snakemake_options):
 
     threading.Thread(target=end_with_driver, daemon=True).start()
     signal.signal(signal.SIGINT, interrupt)
-    LogHandler.cores = options.cores
-    arguments = [*options.targets, "--cores", str(options.cores), "--rerun-incomplete"]
-    arguments += ["--profile", "none", "--workflow-profile", "none", *snakemake_options]
+    LogHandler.cores, LogHandler.submitted = options.cores, bool(options.executor)
+    arguments = [*options.targets, "--rerun-incomplete", "--profile", "none"]
+    if options.executor:
+        os.environ.pop(MARK)  # a job may run on this machine, but is not ours to kill
+        prefix = job_prefix(os.getcwd())
+        arguments += ["--workflow-profile", f"profiles/{options.executor}", "--slurm-jobname-prefix", prefix]
+    else:
+        arguments += ["--workflow-profile", "none", "--cores", str(options.cores)]
+    arguments += snakemake_options
     if options.config:
         arguments += ["--config", *map(as_text, options.config)]
     if options.unlock and (code := run_snakemake([*arguments, "--unlock"])):
@@ -136,7 +178,8 @@ def work(options, snakemake_options):
     expected = "about " + roughly(max(time_left(planned, [], [], options.cores), longest))
     if not all(seconds for seconds, _ in planned):
         expected = "a time that is not known"
-    print(f"steps to do: {len(planned)}, in {expected} (threads at once: {options.cores})", flush=True)
+    room = f"handed to {options.executor}" if options.executor else f"threads at once: {options.cores}"
+    print(f"steps to do: {len(planned)}, in {expected} ({room})", flush=True)
     return run_snakemake(arguments)
 
 
@@ -237,13 +280,23 @@ def main(argv=None):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(description="Run the pipeline. Options after -- go to Snakemake.")
     parser.add_argument("targets", nargs="+", help="rules or files of the Snakefile")
-    parser.add_argument("--cores", type=int, default=cores, help="threads at once; default: all")
+    parser.add_argument("--cores", type=int, help="threads at once; default: all")
+    parser.add_argument(
+        "--executor", metavar="NAME", help="hand the steps to a cluster, as profiles/NAME says"
+    )
     parser.add_argument("--config", nargs="+", metavar="KEY=VALUE", help="settings for the Snakefile")
     parser.add_argument("--alive", type=int, help=argparse.SUPPRESS)  # makes this process the worker
     parser.add_argument("--unlock", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv[:end])
+    if options.executor and options.cores:
+        parser.error("--cores is for this machine; with --executor the profile says what a step gets")
+    options.cores = cores if options.cores is None else options.cores
     if options.cores < 1:
         parser.error(f"--cores must be 1 or more, not {options.cores}")
+    if options.executor and not Path("profiles", options.executor, "config.yaml").is_file():
+        parser.error(f"--executor {options.executor}: no profiles/{options.executor}/config.yaml")
+    if options.executor and not find_spec("snakemake_executor_plugin_slurm"):
+        parser.error("--executor needs the extra slurm: make environment, or pip install -e '.[slurm]'")
     for pair in options.config or ():
         if "=" not in pair:
             parser.error(f"--config: expected KEY=VALUE, not {pair!r}")

@@ -82,6 +82,7 @@ class LogHandler(LogHandlerBase):
     has_filter, has_formatter, needs_rulegraph = True, True, False
     planned = []  # (expected seconds, threads) of each step to run
     cores = 1
+    submitted = False  # steps wait in a cluster's queue: how long, nobody knows
     interrupted = False  # then steps fail because they were asked to stop
 
     def __post_init__(self):
@@ -103,14 +104,16 @@ class LogHandler(LogHandlerBase):
         """A step is planned (dry run) or starts. A target, which only collects files, is no step."""
         if not record.shellcmd and not record.output:
             return
-        step = (float(record.resources.get("seconds", 10)), record.threads)
+        seconds = 0.0 if self.submitted else float(record.resources.get("seconds", 10))
+        step = (seconds, record.threads)
         if self.common_settings.dryrun:
             self.planned.append(step)
         else:
             name = record.rule_msg or " ".join([record.rule_name, *record.wildcards.values()])
             self.running[record.jobid] = (name, *step, time.monotonic())
             slow = record.log and not 0 < step[0] < LONG
-            self.say(f"{name}: started" + (f"; its own time left: {record.log[0]}" if slow else ""))
+            begun = "submitted" if self.submitted else "started"
+            self.say(f"{name}: {begun}" + (f"; its own time left: {record.log[0]}" if slow else ""))
 
     def on_job_finished(self, record):
         """A step has ended well."""

@@ -72,7 +72,7 @@ def test_environment_yml_agrees_with_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *conda, pip = environment["dependencies"]
     assert environment["name"] == PROJECT["name"]
-    assert pip == {"pip": ["-c constraints.txt", "-e .[book,data,onnx,test]"]}
+    assert pip == {"pip": ["-c constraints.txt", "-e .[book,data,onnx,slurm,test]"]}
     assert {"book", "test"} <= PROJECT["optional-dependencies"].keys()
     versions = [line.removeprefix("python=") for line in conda if line.startswith("python=")]
     oldest = PROJECT["requires-python"].removeprefix(">=")
@@ -213,6 +213,7 @@ def test_make_hands_its_variables_to_the_pipeline():
     given = make(ROOT, "-n", "book", "SET={clip: 2.0, scales: [1.0]}", "WEIGHTS=a.pth", "BUILD=b")
     assert "'weights=a.pth' 'set={clip: 2.0, scales: [1.0]}'" in given
     assert "'build=b'" in given
+    assert "pipeline.py --executor 'slurm' book" in make(ROOT, "-n", "book", "EXECUTOR=slurm")
 
 
 def test_readers_and_ci_run_the_same_commands():
