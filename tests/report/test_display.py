@@ -12,7 +12,7 @@ from simo.files import read_json
 
 PAGES = sorted((ROOT / "notebooks" / "pages").glob("*.ipynb"))
 DRAWS = re.compile(
-    r"(?<!readings)\.(deltas|alphas|relationships|pictures|subsets|coefficients)\(|\.mark\(|\.idea_figure\("
+    r"(?<!readings)\.(deltas|alphas|relationships|pictures|subsets|coefficients)\(|\.mark\(|speed\.ratios\(|\.idea_figure\("
 )
 
 
