@@ -91,7 +91,7 @@ CHANGES = [
         "adapter_lr: 0.01",
         "adapter_lr: 0.02",
         {"realign", "released", "control", "control_train", "qualitative"}
-        | {"closed_form", "field", "variations", "mechanism"},
+        | {"closed_form", "neighbours", "field", "variations", "mechanism"},
     ),
     (NYUV2, "lambdas: [0.0, 1.0]", "lambdas: [0.0, 0.5, 1.0]", {"relationships"}),
     (NYUV2, "workers: 0", "workers: 1", set()),  # where it is computed, not what
@@ -142,6 +142,7 @@ def test_only_affected_pages_are_drawn_again(project):
         "fair_joint",
         "what_varies",
         "why_it_breaks",
+        "along_vectors",
     }
 
 
