@@ -508,3 +508,12 @@ def test_on_photographs_realignment_recovers_more_than_half(photos):
             assert (tables.recovered(photos, method, kind) > 50).all(), (method, kind)
             assert (photos[f"{method}+{kind}"] > photos[f"pretrained+{kind}"]).all()
             assert (photos[f"{method}+{kind}"] < 0).all()
+
+
+def test_on_photographs_merging_is_worth_more_than_in_the_miniature(photos):
+    """What the merged encoder is ahead of the pretrained one by; heads alone do not make up for it."""
+    miniature = Page("nyuv2", "records/miniature").frame.printed.unstack("model")
+    for kind in ("heads", "representation"):
+        worth = [x[f"task_arithmetic+{kind}"] - x[f"pretrained+{kind}"] for x in (photos, miniature)]
+        assert worth[0].min() > worth[1].max()
+    assert (photos["pretrained+heads"] < photos[["task_arithmetic", "ties"]].min(axis=1)).all()
