@@ -119,8 +119,10 @@ audit: environment ## check that no package of constraints.txt has a known hole;
 	@.venv/bin/python -m uv tool run pip-audit==2.10.1 --requirement constraints.txt --no-deps --disable-pip
 
 test: lint ## check style, then run every test; says what of simo none of them reached
-	@.venv/bin/python -m pytest tests $(addprefix notebooks/pages/,nyuv2.ipynb cityscapes.ipynb taskonomy.ipynb) \
-		--nbval-lax --nbval-current-env --cov
+	@.venv/bin/python -m pytest tests --cov
+	@# in a process of their own: kernels hear nothing after tests that drove a browser
+	@.venv/bin/python -m pytest --nbval-lax --nbval-current-env \
+		$(addprefix notebooks/pages/,nyuv2.ipynb cityscapes.ipynb taskonomy.ipynb)
 
 # each in a copy of the project with a .venv of its own
 pythons = $(foreach version,3.11 3.12 3.13,$(shell python$(version) -c "print('python$(version)')" 2>&1 | grep -x python$(version)))

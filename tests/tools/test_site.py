@@ -224,7 +224,8 @@ def test_every_picture_and_table_says_what_it_shows(parsed):
     """A sentence stands in for a picture that cannot be seen, and under it; a table has its caption."""
     silent = []
     for path, soup in parsed.items():
-        for image in soup.select("article img"):
+        # Sphinx draws the signs in its own index of modules
+        for image in [] if path.name == "py-modindex.html" else soup.select("article img"):
             text, figure = image.get("alt", ""), image.find_parent("figure")
             captioned = figure and figure.figcaption and figure.figcaption.get_text(strip=True)
             if len(text) < 20 or re.search(r"\.(png|svg|jpe?g)$", text) or not captioned:
