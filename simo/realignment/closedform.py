@@ -223,17 +223,8 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
     if kind == "ridge":
         solved, statistics = _solve_layers(realigned.encoder, encoders, batches, read, layers, where)
     else:
-        fit, solved = FEATURE_MAPS[kind], {}
-        for name, encoder in encoders.items():  # one at a time: whole features of all would fill the memory
-            own = {name: encoder}, batches, read, lambda name, number, y: y
-            matrices = [sum(pair) for pair in stream_grams(realigned.encoder, *own, **where)]
-            widths = [weight.shape[1] for weight, _ in layers[name]]
-            maps = [fit(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
-            solved[name] = [
-                (weight @ change, bias + weight @ moved)
-                for (weight, bias), (change, moved) in zip(layers[name], maps, strict=True)
-            ]
-        statistics = [_statistics(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
+        fit = FEATURE_MAPS[kind]
+        solved, statistics = _map_layers(realigned.encoder, encoders, batches, read, layers, where, fit)
     for name in encoders:
         realigned.heads[name].set_first_layers(solved[name], statistics)
     return realigned
@@ -298,6 +289,21 @@ def _solve_layers(encoder, experts, batches, read, layers, where):
             solved[name].append((weight, bias))
         statistics.append(_statistics(fitted + held_out, prior.shape[1]))
     return solved, statistics
+
+
+def _map_layers(encoder, experts, batches, read, layers, where, fit):
+    """Each task's first layers times a map of the features, and the statistics of their inputs."""
+    solved = {}
+    for name, expert in experts.items():  # one at a time: whole features of all would fill the memory
+        own = {name: expert}, batches, read, lambda name, number, y: y
+        matrices = [sum(pair) for pair in stream_grams(encoder, *own, **where)]
+        widths = [weight.shape[1] for weight, _ in layers[name]]
+        maps = [fit(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
+        solved[name] = [
+            (weight @ change, bias + weight @ moved)
+            for (weight, bias), (change, moved) in zip(layers[name], maps, strict=True)
+        ]
+    return solved, [_statistics(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
 
 
 def _output_of(layers):

@@ -238,7 +238,6 @@ def test_resumed_between_rows_equals_uninterrupted(tmp_path, same):
     assert history == expected[1]
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill")
 def test_killed_process_resumes(tmp_path, same):
     """A process that is killed without a chance to clean up loses nothing but the step it was in."""
     path = tmp_path / "a folder" / "state.safetensors"
