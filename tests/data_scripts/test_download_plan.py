@@ -18,7 +18,7 @@ def test_download_needs_no_file_at_hand(tmp_path):
     lines = [line.partition("python -m ")[2] for line in done.stdout.splitlines() if "data_scripts." in line]
     commands = {line.split()[0].removeprefix("data_scripts."): line for line in lines}
     assert f"--raw {tmp_path}/raw/nyuv2" in commands["nyuv2"]
-    assert "--size 144 192 --download" in commands["nyuv2"]
+    assert "--size 126 168 --download" in commands["nyuv2"]
     assert "--weights timm --backbone vit_small_patch14_dinov2.lvd142m" in commands["weights"]
     assert f"--raw {tmp_path}/data/nyuv2" in commands["five_tasks"]
     assert not list((tmp_path / "raw/nyuv2").iterdir())  # planned, nothing fetched
