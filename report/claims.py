@@ -29,9 +29,12 @@ def repairable(seed, method, kind):
     """Whether a realignment has something to repair, and only that: what claims about repairs presuppose.
 
     The merged model loses clearly, and the experts, given the same images and steps, hardly gain. Otherwise
-    what looks like recovery is more training, or training on images like those that are tested.
+    what looks like recovery is more training, or training on images like those that are tested. The paper
+    has no such control: its experts are taken to be finished, as it takes them.
     """
-    return seed.delta[method] < -COLLAPSE and seed.delta.get(f"expert+{kind}", 0.0) <= FINISHED
+    if seed.delta[method] >= -COLLAPSE:
+        return False
+    return seed.printed or seed.delta[f"expert+{kind}"] <= FINISHED
 
 
 def claims_of(method, label):
@@ -209,15 +212,14 @@ def judge(frame, dataset, records, paper):
 
 def _verdict(claim, seeds, values):
     known = [value for value in values if value == value]  # NaN: not run, or not applicable
+    vain = sum(_applies(claim, seed) is False for seed in seeds.values())
     if not known:
-        return (
-            "not applicable" if any(_applies(claim, seed) is False for seed in seeds.values()) else "not run"
-        )
+        return "not applicable" if vain else "not run"
     if claim.settled:
         return "set by us"
     count = sum(claim.holds(value) for value in known)
-    others = len(values) - len(known)
-    rest = f", {others} not applicable" if others else ""
+    others = {"not applicable": vain, "not run": len(values) - len(known) - vain}
+    rest = "".join(f", {number} {reason}" for reason, number in others.items() if number)
     return {len(known): "holds", 0: "fails"}.get(count, f"holds on {count} of {len(known)} seeds") + rest
 
 

@@ -33,6 +33,8 @@ class Evidence:
         Of every model and task relative to the expert, in per cent.
     coefficients : DataFrame
         Of layer-wise AdaMerging inside the blocks: one row a tensor, indexed by block, one column a task.
+    printed : bool
+        Whether these are the paper's own numbers, which lack our controls.
     """
 
     delta: pd.Series
@@ -42,6 +44,7 @@ class Evidence:
     clip: dict = field(default_factory=dict)
     performance: dict = field(default_factory=dict)
     coefficients: pd.DataFrame | None = None
+    printed: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def gather_paper(dataset, paper):
     costs = paper_costs(paper) if about else {}
     delta, curves = paper_deltas(dataset, paper), paper_curves(dataset, paper)
     clip, performance = _by_size(paper["fig1"]["clip_8"]), paper_performance(dataset, paper)
-    return Evidence(delta, curves, sizes, costs, clip, performance)
+    return Evidence(delta, curves, sizes, costs, clip, performance, printed=True)
 
 
 def block_coefficients(learned):

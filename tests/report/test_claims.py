@@ -163,6 +163,16 @@ def test_a_repair_of_what_was_not_broken_is_not_judged(monkeypatch):
     assert mixed.loc["ties-heads-recover", "verdict"] == "holds, 1 not applicable"
 
 
+def test_recovery_waits_for_its_control(monkeypatch):
+    """Without the experts' own gain, nobody knows what a realigned model recovered: not run, save in print."""
+    bare = evidence().delta.drop("expert+heads")
+    verdicts = judged(monkeypatch, evidence(delta=bare), evidence(), evidence(delta=delta(ties=-4.0)))
+    assert verdicts.loc["ties-heads-recover", "verdict"] == "holds, 1 not applicable, 1 not run"
+    assert judged(monkeypatch, evidence(delta=bare)).loc["ties-heads-recover", "verdict"] == "not run"
+    printed = judged(monkeypatch, evidence(delta=bare, printed=True))
+    assert printed.loc["ties-heads-recover", "verdict"] == "holds"
+
+
 def test_close_verdicts_have_an_interval(monkeypatch):
     """Where three seeds do not settle a claim, Student's interval of their mean says so; elsewhere none."""
     seeds = [evidence(delta=delta(ties=value)) for value in (-11.0, -13.0, -12.0)]  # mean -12, deviation 1
