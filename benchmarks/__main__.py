@@ -1,6 +1,6 @@
 """Measure speed and memory against what one would otherwise run, in turns, and write the results.
 
-    python -m benchmarks [merging realigning training starting] [--rounds 3] [--size tiny] [--out FILE]
+    python -m benchmarks [merging realigning training growing starting] [--rounds 3] [--size tiny] [--out F]
 
 Minutes on two idle cores; `--size tiny` takes seconds and says nothing. The page "Speed and memory, measured"
 draws `benchmarks/results.json`.
@@ -23,7 +23,7 @@ from report.records import repository
 from simo.checkpoints import versions
 from simo.files import write_json
 
-GROUPS = ("merging", "realigning", "training", "starting")
+GROUPS = ("merging", "realigning", "training", "growing", "starting")
 
 
 def main(arguments=None):

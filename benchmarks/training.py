@@ -53,7 +53,7 @@ def trained(model, samples, budget, **changes):
     return quietly(lambda: time_training(model, samples, TASKS, budget))
 
 
-def bare(model, samples, budget, precision=None):
+def bare(model, samples, budget, precision=None, tasks=TASKS):
     """Seconds of forward pass, losses, backward pass and AdamW's step, over and over on one batch.
 
     `precision` gives the context of a forward pass.
@@ -65,7 +65,7 @@ def bare(model, samples, budget, precision=None):
             start = clock("cpu")
         with precision() if precision else nullcontext():
             predictions = model(batch["image"])
-        losses = [task.compute_loss(predictions[task.name].float(), batch[task.name]) for task in TASKS]
+        losses = [task.compute_loss(predictions[task.name].float(), batch[task.name]) for task in tasks]
         torch.stack(losses).mean().backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import merging, realigning, starting, training
+from benchmarks import growing, merging, realigning, starting, training
 from benchmarks.__main__ import GROUPS, main
 from benchmarks.pairs import Pair, measure, memory_of
 from benchmarks.sizes import DATASET, TASKS, TINY, write_images
@@ -85,6 +85,16 @@ def test_bare_steps_take_time():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_operations_are_those_of_the_formula():
+    """Two for each product; backward is twice forward, but for the images, which need no gradient."""
+    tokens, width, hidden, images, patches = 5, 16, 64, 2, 4
+    block = tokens * (4 * width * width + 2 * width * hidden) + 2 * tokens**2 * width
+    embedding = patches * 3 * 8**2 * width
+    heads = patches * 4 * width * (13 + 1 + 3)  # of two blocks' patches and class tokens
+    step = growing.Step(TINY, (16, 16), images)
+    assert step.operations() == 2 * images * (3 * (2 * block + heads) + 2 * embedding)
+
+
 def test_a_notebooks_imports_are_found(tmp_path):
     """All imports at the top of cells, and nothing else, make the program that is timed."""
     cells = [
@@ -127,7 +137,7 @@ def test_a_page_of_nothing_says_so(tmp_path):
     run_notebook("benchmarks", done, {"results_file": str(tmp_path / "none.json")})
     outputs = [cell["outputs"] for cell in read_json(done)["cells"] if cell.get("outputs")]
     said = ["".join("".join(output["text"]) for output in own) for own in outputs]
-    assert len(said) == 6
+    assert len(said) == 7
     assert all(text.startswith("Not run") for text in said)
 
 
@@ -136,4 +146,4 @@ def test_impossible_wishes_are_refused(arguments, capsys):
     """A misspelt group does not begin minutes of measuring."""
     with pytest.raises(SystemExit):
         main(arguments)
-    assert "groups of merging, realigning, training, starting" in capsys.readouterr().err
+    assert "groups of merging, realigning, training, growing, starting" in capsys.readouterr().err
