@@ -230,37 +230,36 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
     return realigned
 
 
-def residuals(model, encoders, batches, device="cpu", precision="float32", strengths=STRENGTHS):
+def residuals(model, encoders, batches, device="cpu", precision="float32"):
     """What the merged features cannot say: the share of what a head should receive that closed form leaves.
 
     1 − R² of closed form's ridge on the images that it holds out: 0 if the head can receive exactly what its
     expert's encoder would give it, 1 if it learns no more than the mean. It needs no label and no head beyond
-    its first layer, and so tells merged encoders apart before anything is realigned.
+    its first layer, and so tells merged encoders apart before anything is realigned. Beside it the distance:
+    what is left if nothing is solved, and the head's outputs are only given the mean of the expert's.
 
     Parameters
     ----------
     model, encoders, batches, device, precision
         As for `realign_closed_form`, whose errors are raised, too. The model is moved to the device and put
         into eval mode, too; the batches are iterated once.
-    strengths : sequence of float
-        Of the ridge; the one of least error counts. Infinity alone leaves the head as it is, but for a shift
-        of the mean: then this is the distance of its outputs from the expert's, before any realignment.
 
     Returns
     -------
-    dict of str to float
-        By task name; for heads that read several maps, the mean over these.
+    (dict of str to float, dict of str to float)
+        Residual and distance by task name; for heads that read several maps, the mean over these.
     """
     layers, read = _first_layers(model.to(device).eval(), encoders, device)
     pairs = stream_grams(model.encoder, encoders, batches, read, _output_of(layers), device, precision)
-    left = {name: [] for name in encoders}
+    left, apart = ({name: [] for name in encoders} for _ in range(2))
     for number, (fitted, held_out) in enumerate(pairs):
         prior, groups = _stacked(layers, number)
-        errors = _held_out_errors(fitted, held_out, prior, groups, strengths)
+        errors = _held_out_errors(fitted, held_out, prior, groups, (*STRENGTHS, float("inf")))
         *_, spread = centre(held_out, prior.shape[1])
         for name, error, total in zip(encoders, errors, spread.diagonal().split(groups), strict=True):
-            left[name].append((error.min() / total.sum()).item())
-    return {name: sum(values) / len(values) for name, values in left.items()}
+            left[name].append((error[:-1].min() / total.sum()).item())
+            apart[name].append((error[-1] / total.sum()).item())
+    return tuple({name: sum(own) / len(own) for name, own in each.items()} for each in (left, apart))
 
 
 def _first_layers(model, encoders, device):
