@@ -155,7 +155,7 @@ def test_number_of_any_library(value):
     assert min(abs(number - 0.3), abs(number - 3)) < 1e-6
 
 
-NONE = [None, "0.3", True, math.nan, math.inf, 1j, [0.3], torch.rand(2), torch.rand(1), np.array([0.3])]
+NONE = [None, "0.3", True, math.nan, math.inf, 1j, [0.3], torch.ones(2), torch.ones(1), np.array([0.3])]
 NONE += [np.bool_(1), torch.tensor(True), torch.tensor(math.nan), np.array("x"), {}]
 
 
