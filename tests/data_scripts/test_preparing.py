@@ -160,7 +160,7 @@ def test_killed_run_continues(prepared, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     # The workers hold the other end of the pipe: it ends when the last of them does.
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert written
     assert not (out / "prepared.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*/*/[0-9].npy")}

@@ -82,7 +82,7 @@ def start(folder, *arguments):
 
 def end(driver):
     """Wait for the end of a driver; return its exit code and its output."""
-    return driver.wait(timeout=30), driver.output.read_text()
+    return driver.wait(timeout=120), driver.output.read_text()
 
 
 def run(folder, *arguments):
@@ -106,9 +106,9 @@ def steps_alive(folder):
     return alive
 
 
-def wait_until(condition, seconds=15.0):
-    """Wait until a condition holds; fail if it does not in time."""
-    deadline = time.monotonic() + seconds
+def wait_until(condition):
+    """Wait until a condition holds; fail if it does not within a minute, on a machine with other work."""
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
@@ -196,7 +196,7 @@ def test_killed_driver_leaves_no_orphan(folder):
     driver = start_slow(folder)
     driver.kill()
     end(driver)
-    wait_until(lambda: not steps_alive(folder), seconds=5)
+    wait_until(lambda: not steps_alive(folder))
     (folder / "slow").unlink()
     code, output = run(folder)
     assert code == 0, output
@@ -227,7 +227,7 @@ def test_next_run_ends_what_two_kills_left(folder):
     orphans = steps_alive(folder)
     assert len(orphans) == 4
     again = start(folder)
-    wait_until(lambda: not orphans & steps_alive(folder), seconds=10)
+    wait_until(lambda: not orphans & steps_alive(folder))
     (folder / "slow").unlink()
     code, output = end(again)
     assert code == 0, output

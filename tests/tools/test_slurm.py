@@ -56,7 +56,7 @@ def run(folder, *arguments):
     """Run the pipeline in a folder, with its stubs first on the path."""
     environment = os.environ | {"PATH": f"{folder}/bin:{os.environ['PATH']}", "SNAKEMAKE_PROFILE": "nowhere"}
     command = [sys.executable, ROOT / "tools/pipeline.py", "joint", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=90)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_limits_would_have_killed_no_committed_record():
