@@ -164,7 +164,7 @@ def test_a_repair_of_what_was_not_broken_is_not_judged(monkeypatch):
 
 
 def test_recovery_waits_for_its_control(monkeypatch):
-    """Without the experts' own gain, nobody knows what a realigned model recovered: not run, save in print."""
+    """Without the experts' own gain, nobody knows what a model recovered: not run, save for the paper."""
     bare = evidence().delta.drop("expert+heads")
     verdicts = judged(monkeypatch, evidence(delta=bare), evidence(), evidence(delta=delta(ties=-4.0)))
     assert verdicts.loc["ties-heads-recover", "verdict"] == "holds, 1 not applicable, 1 not run"
