@@ -2,10 +2,10 @@
 
     python tools/compare.py OLD NEW
 
-A metric on test images is compared as its mean over the seeds that both folders have. The yardstick is the
-standard deviation of the old seeds; of one seed alone, which has none, the tolerance of `make verify`. Exit
-status 0: nothing changed by more, and nothing is missing; 1: something did, or is. Where training ends
-elsewhere, as on another processor, about a third of the metrics of three seeds do so by chance alone.
+A metric is compared as its mean over the seeds that both folders have. The yardstick is the old seeds' standard
+deviation; of one seed alone, which has none, the tolerance of `make verify`. Exit status 0: nothing changed by
+more, and nothing is missing; 1: something did, or is. Where training ends elsewhere, as on another processor,
+about a third of the metrics of three seeds do so by chance alone.
 """
 
 import argparse
@@ -15,12 +15,33 @@ from pathlib import Path
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from report.records import load_records, results_table
+from report.records import load_records
 from simo.errors import SimoError
 from tools.verify import TOLERANCE
 
-METRIC = ["study", "experiment", "model", "task"]
+METRIC = ["study", "experiment", "metric"]
 SHOWN = 30  # of the largest changes
+
+
+def metrics_of(part, place=""):
+    """Yield (place, number) of every metric in a part of a record.
+
+    An element of a list is named by its texts, so that a new one does not shift the others, and by its number
+    where these do not tell it from others.
+    """
+    if isinstance(part, list):
+        texts = [" ".join(filter(_is_text, each.values())) if isinstance(each, dict) else "" for each in part]
+        names = [text if texts.count(text) == 1 else f"{text} {i}".strip() for i, text in enumerate(texts)]
+        part = dict(zip(names, part, strict=True))
+    for name, value in part.items() if isinstance(part, dict) else ():
+        if name == "metrics":
+            yield from ((f"{place}.{task}", number) for task, number in value.items())
+        else:
+            yield from metrics_of(value, f"{place}.{name}".strip("."))
+
+
+def _is_text(value):
+    return isinstance(value, str)
 
 
 def compare(old, new):
@@ -34,15 +55,20 @@ def compare(old, new):
     Returns
     -------
     DataFrame
-        Indexed by study, experiment, model and task: `old` and `new`, means over the seeds that both have,
-        the `spread` of the old seeds, and the `change` in units of it, largest first.
+        Indexed by study, experiment and metric: `old` and `new`, means over the seeds that both have, the
+        `spread` of the old seeds, and the `change` in units of it, largest first.
     DataFrame
         Indexed by the same and seed: what only one of them has, NaN where it is missing.
     """
     sides = {}
     for side, records in {"old": old, "new": new}.items():
-        table = pd.concat([results_table([record]).assign(study=record["study"]) for record in records])
-        sides[side] = table[table.split == "test"].set_index([*METRIC, "seed"]).value
+        values = {
+            (record["study"], record["experiment"], place, record["seed"]): number
+            for record in records
+            for part in ("results", "details")
+            for place, number in metrics_of(record[part])
+        }
+        sides[side] = pd.Series(values, dtype=float).rename_axis([*METRIC, "seed"])
     both = pd.DataFrame(sides)
     found = both.dropna().groupby(METRIC).mean()
     spread = both.old.groupby(METRIC).std().reindex(found.index)
