@@ -2,10 +2,10 @@
 
     python tools/compare.py OLD NEW
 
-A metric is compared as its mean over the seeds that both folders have. The yardstick is the old seeds' standard
-deviation; of one seed alone, which has none, the tolerance of `make verify`. Exit status 0: nothing changed by
-more, and nothing is missing; 1: something did, or is. Where training ends elsewhere, as on another processor,
-about a third of the metrics of three seeds do so by chance alone.
+A metric is compared as its mean over the seeds that both folders have. The yardstick is the standard
+deviation of the old seeds; of one seed alone, which has none, the tolerance of `make verify`. Exit status 0:
+nothing changed by more, and nothing is missing; 1: something did, or is. Where training ends elsewhere, as on
+another processor, about a third of the metrics of three seeds do so by chance alone.
 """
 
 import argparse
