@@ -13,6 +13,8 @@ BUILD = build/$(PROFILE)
 CORES =
 EXECUTOR =
 RECORD =
+OLD = records/$(PROFILE)
+CHECK =
 
 # a user's settings that would keep Python from starting, or put other modules before ours
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONSAFEPATH PYTHONPLATLIBDIR PYTHONIOENCODING
@@ -28,7 +30,7 @@ settings = --config $(call quoted,profile=$(PROFILE)) $(call quoted,seeds=$(SEED
 	$(call quoted,build=$(BUILD)) $(if $(CORES),--cores $(call quoted,$(CORES)))
 page = $(BUILD)/book/_build/html/index.html
 
-.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw pdf data records verify rehearsal backbone links audit test test-all torture bench slurm-test lint environment clean distclean
+.PHONY: help doctor book nyuv2 cityscapes taskonomy photos redraw pdf data records verify compare release rehearsal backbone links audit test test-all torture bench slurm-test lint environment clean distclean
 
 help: ## this list
 	@echo "make TARGET [PROFILE=miniature] [SEEDS=0] [STUDIES=all] [DATA=folder] [WEIGHTS=timm] [SET=values]"
@@ -50,6 +52,7 @@ help: ## this list
 	@echo "  CORES        how many threads to use at once; without it, all"
 	@echo "  EXECUTOR     slurm: hand each step to Slurm, as profiles/slurm/config.yaml says; without it, this machine"
 	@echo "  RECORD       what make verify computes again, for example records/miniature/nyuv2/seed0/joint.json"
+	@echo "  OLD          the folder of records that make compare begins with; default: records/PROFILE"
 
 doctor: ## say what is there, what stands in the way, and what to do next
 	@$(if $(wildcard .venv/bin/python),.venv/bin/python,$(call quoted,$(PYTHON))) tools/doctor.py $(settings)
@@ -90,6 +93,12 @@ records: environment ## recompute all three seeds and copy their results to reco
 verify: environment ## compute one committed record again, and say whether it is the same: RECORD=records/...
 	@.venv/bin/python tools/verify.py $(call quoted,$(RECORD)) $(if $(CORES),--cores $(call quoted,$(CORES))) \
 		--config $(if $(DATA),$(call quoted,data=$(DATA))) $(if $(WEIGHTS),$(call quoted,weights=$(WEIGHTS)))
+
+compare: environment ## list metrics in which BUILD's records differ from OLD=folder by more than seeds do
+	@.venv/bin/python tools/compare.py $(call quoted,$(OLD)) $(call quoted,$(BUILD)/records)
+
+release: environment ## check what a release needs, and write its archives to build/release; CHECK=yes: only check
+	@.venv/bin/python tools/release.py $(if $(CHECK),--check)
 
 # so few images, steps and values that a CPU gets through in minutes
 rehearsal_values = {batch_size: 2, realign_batch_size: 2, probe_steps: 1, finetune_steps: 1, joint_steps: 1, realign_steps: 1, \

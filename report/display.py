@@ -65,4 +65,4 @@ def _cell(value):
 def _header(label):
     """A column's header: Δ with its index set low, and times called rough."""
     text = str(label).replace("Δ_MTL", "Δ<sub>MTL</sub>")
-    return re.sub(r"^(seconds|minutes)", r"rough \1", real_minus(text))
+    return re.sub(r"^(seconds|minutes|hours)", r"rough \1", real_minus(text))

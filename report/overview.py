@@ -1,5 +1,6 @@
-"""Tables over all data sets: the main rows, the claims ledger, and which record is behind which result."""
+"""Tables over all data sets: main rows, claims, which record is behind which result, records' origin."""
 
+from datetime import datetime, timedelta
 from fnmatch import fnmatch
 
 import pandas as pd
@@ -8,6 +9,7 @@ from report import tables
 from report.claims import CLAIMS
 from report.notebooks import ROOT
 from report.paper import paper_deltas
+from report.records import commit_of
 
 TITLES = {"nyuv2": "NYUv2", "cityscapes": "Cityscapes", "taskonomy": "Taskonomy"}
 TITLES["cityscapes_dpt"] = "Cityscapes, DPT heads"
@@ -177,3 +179,47 @@ def _minutes(records):
     devices = sorted({record["provenance"]["device"] for record in records})
     resumed = any(record["provenance"].get("resumed") for record in records)
     return f"{'over ' if resumed else ''}{minutes:.1f} on {', '.join(devices)}"
+
+
+def manifest(collections):
+    """From which commits, machines and versions collections of records are, and when they were computed.
+
+    It is drawn from what each record says of itself, and stored nowhere.
+
+    Parameters
+    ----------
+    collections : dict of str to sequence of dict
+        Records by the name of their collection, such as the folder.
+
+    Returns
+    -------
+    DataFrame
+        Of text and numbers, one row a collection, commit, machine and set of versions: how many `records`,
+        the `hours` of their notebooks one after the other ("over" where an interrupted run went on), and the
+        days (UTC) on which the first began and the last ended.
+    """
+    rows = []
+    for name, records in collections.items():
+        for made in (record["provenance"] for record in records):
+            started = datetime.fromisoformat(made["started"])
+            versions = ", ".join(f"{package} {version}" for package, version in made["versions"].items())
+            what = {"records of": name, "commit": commit_of(made), "machine": made["device"]}
+            what |= {"versions": versions, "seconds": made["seconds"], "resumed": made["resumed"]}
+            rows.append(what | {"began": started, "ended": started + timedelta(seconds=made["seconds"])})
+    grouped = pd.DataFrame(rows).groupby(["records of", "commit", "machine", "versions"], sort=False)
+    table = grouped.agg(
+        records=("seconds", "size"),
+        hours=("seconds", lambda seconds: f"{seconds.sum() / 3600:.1f}"),
+        resumed=("resumed", "any"),
+        began=("began", lambda times: times.min().date().isoformat()),
+        ended=("ended", lambda times: times.max().date().isoformat()),
+    ).reset_index()
+    table["hours"] = table.hours.where(~table.pop("resumed"), "over " + table.hours)
+    return table[["records of", "records", "commit", "began", "ended", "hours", "machine", "versions"]]
+
+
+def one_commit(records):
+    """The commit that made all of some records; None where they name several or none, or code was changed."""
+    made = {(each["provenance"].get("commit"), each["provenance"].get("clean")) for each in records}
+    commit, clean = made.pop() if len(made) == 1 else (None, None)
+    return commit if clean else None

@@ -12,6 +12,7 @@ little more. Batch norm sees micro-batches, not batches.
 import json
 import math
 import platform
+import re
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -289,10 +290,13 @@ def pick_device(device="auto", precision="auto"):
 
 
 def device_name(device):
-    """Name of the GPU if one is used, otherwise of the processor's architecture and core count."""
+    """Name of the GPU if one is used, otherwise of the processor, its vector instructions and the threads."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return f"CPU {platform.machine()}, {torch.get_num_threads()} thread(s)"
+    told = Path("/proc/cpuinfo")  # by Linux, and not of every processor
+    name = re.search(r"^model name\s*: (.+)$", told.read_text(), re.MULTILINE) if told.is_file() else None
+    name = name[1] if name else f"CPU {platform.machine()}"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s)"
 
 
 def progress(iterable, start=0, total=None, label=None):

@@ -3,6 +3,7 @@
 import pytest
 
 from report.claims import judge
+from report.overview import one_commit
 from report.paper import read_paper
 from report.parameters import ROOT, declared_parameters, read_parameters
 from report.records import PLACES, load_pictures, load_records, results_table
@@ -82,6 +83,15 @@ def test_seeds_share_code_data_and_backbone(records):
         hashes = [r["provenance"]["hashes"] for r in records if r["experiment"] == experiment]
         for name in ("code", "data", "backbone"):
             assert len({each[name] for each in hashes}) == 1, (experiment, name)
+
+
+MIXED = {"miniature"}  # profiles whose records are of several states of the code; `make records` empties this
+
+
+@pytest.mark.parametrize("profile", sorted({study.split("/")[0] for study in STUDIES}))
+def test_the_records_of_a_profile_are_of_one_commit(profile):
+    """Whoever doubts a number can check out the code that made all of them; an exception is one, or goes."""
+    assert bool(one_commit(load_records(FOLDER / profile))) == (profile not in MIXED)
 
 
 def test_nothing_committed_is_made_up(study, records):

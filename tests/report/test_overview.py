@@ -6,7 +6,17 @@ import pytest
 
 from report.claims import CLAIMS
 from report.notebooks import ROOT
-from report.overview import KINDS, MAIN_CLAIMS, RESULTS, TITLES, ledger, results_index, verdict_counts
+from report.overview import (
+    KINDS,
+    MAIN_CLAIMS,
+    RESULTS,
+    TITLES,
+    ledger,
+    manifest,
+    one_commit,
+    results_index,
+    verdict_counts,
+)
 from report.pages import Page
 from simo.tasks import TASKS
 
@@ -96,3 +106,36 @@ def test_index_says_what_was_not_run(tmp_path):
     """Times are measured or missing."""
     table = results_index([Page(name, tmp_path) for name in TASKS])
     assert set(table["minutes a seed"]) == {"not run"}
+
+
+def made(commit, started, seconds, clean=True, resumed=False):
+    """A record of nothing, with what it says of how it came about."""
+    where = {"device": "a machine", "versions": {"python": "3.11.7", "torch": "2.13.0"}}
+    when = {"started": started, "seconds": seconds, "resumed": resumed}
+    return {"provenance": {"commit": commit, "clean": clean, **where, **when}}
+
+
+def test_the_manifest_counts_every_record_once():
+    """A row a commit: records and hours add up, and a run that goes on past midnight ends the day after."""
+    first = [
+        made("a" * 40, "2026-11-23T23:00:00+00:00", 7200),
+        made("a" * 40, "2026-11-23T08:00:00+00:00", 1800),
+    ]
+    later = [made("b" * 40, "2026-11-25T08:00:00+00:00", 360, clean=False, resumed=True)]
+    table = manifest({"records/some": first + later, "records/others": later})
+    assert table["records of"].tolist() == ["records/some", "records/some", "records/others"]
+    assert table.records.tolist() == [2, 1, 1]
+    assert table.commit.tolist() == ["aaaaaaaa", "bbbbbbbb+", "bbbbbbbb+"]
+    assert table.hours.tolist() == ["2.5", "over 0.1", "over 0.1"]
+    assert table[["began", "ended"]].to_numpy().tolist()[0] == ["2026-11-23", "2026-11-24"]
+    assert set(table.versions) == {"python 3.11.7, torch 2.13.0"}
+
+
+def test_one_commit_is_one_that_a_reader_can_have():
+    """Several commits, none, or code that was changed since are not one."""
+    of = {name: made(commit, "", 0, clean) for name, commit, clean in
+          (("a", "a", True), ("b", "b", True), ("changed", "a", False), ("none", None, None))}  # fmt: skip
+    assert one_commit([of["a"], of["a"]]) == "a"
+    for others in ("ab", ["a", "changed"], ["changed"], ["none"], ["a", "none"], []):
+        assert one_commit([of[name] for name in others]) is None, others
+    assert one_commit([{"provenance": {}}]) is None  # of before commits were kept

@@ -23,6 +23,7 @@ from simo.training import (
     MemoryNeed,
     Optimisation,
     autocast,
+    device_name,
     fit,
     memory_need,
     one_cycle,
@@ -597,3 +598,16 @@ def test_emulated_bfloat16_is_not_chosen(monkeypatch):
     """A GPU that has to emulate it computes faster in float32."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert pick_device("cuda") == ("cuda", "float32")
+
+
+def test_a_processor_is_named_as_its_system_names_it(tmp_path, monkeypatch):
+    """A record says on which processor its numbers came about: another one adds in another order."""
+    told = tmp_path / "cpuinfo"
+    monkeypatch.setattr(training, "Path", lambda path: told)
+    monkeypatch.setattr(training.platform, "machine", lambda: "riscv64")
+    rest = f", {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s)"
+    assert device_name("cpu") == "CPU riscv64" + rest
+    told.write_text("processor\t: 0\nmodel name\t: Fast One @ 2 GHz\nmodel name\t: Other\n")
+    assert device_name("cpu") == "Fast One @ 2 GHz" + rest
+    told.write_text("processor\t: 0\n")
+    assert device_name("cpu") == "CPU riscv64" + rest
