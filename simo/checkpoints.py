@@ -102,6 +102,7 @@ class TensorFile(Mapping):
         if self.path.is_dir():
             raise SimoError(f"{self.path} is a folder: expected a file in the format safetensors")
         with self._decoding():
+            open(self.path, "rb").close()  # safetensors says of each that it cannot open that it is missing
             self._file = safe_open(self.path, framework="pt")
             self.metadata = self._file.metadata() or {}
             self._names = [name[len(prefix) :] for name in self._file.keys() if name.startswith(prefix)]
@@ -231,5 +232,5 @@ def versions():
 
 
 def _sha256(path):
-    with open(path, "rb") as file:
+    with decoding(path, "make it again"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
