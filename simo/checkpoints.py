@@ -98,6 +98,8 @@ class TensorFile(Mapping):
     """
 
     def __init__(self, path, prefix=""):
+        if not isinstance(path, str | Path):
+            raise SimoError(f"expected the path of a file in the format safetensors, found {path!r:.60}")
         self.path, self.prefix = Path(path), prefix
         if self.path.is_dir():
             raise SimoError(f"{self.path} is a folder: expected a file in the format safetensors")

@@ -6,6 +6,7 @@ take part in neither loss nor metric: -1 for classes, 0 (in all channels) for va
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,19 @@ IGNORED_CLASS = -1
 # what stands beside tasks' names: attributes of the module that holds heads, and other keys of batches,
 # histories and scans
 RESERVED = {*dir(nn.ModuleDict()), "image", "step", "learning_rate", "alpha", "score"}
+
+
+def names_of(tasks):
+    """Names of tasks; SimoError if one is no `Task`, or has the name of another."""
+    if not isinstance(tasks, Sequence) or isinstance(tasks, str):
+        raise SimoError(f"expected a list of tasks, found {tasks!r}")
+    for task in tasks:
+        if not isinstance(task, Task):
+            raise SimoError(f"expected a Task of simo.tasks, such as tasks_of('nyuv2') has, found {task!r}")
+    names = [task.name for task in tasks]
+    if len(names) > len(set(names)):
+        raise SimoError(f"tasks {names}: expected a new name for each task")
+    return names
 
 
 def cross_entropy(prediction, target):

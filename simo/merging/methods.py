@@ -5,6 +5,7 @@ Methods are pure functions from the experts' task vectors to one merged task vec
 """
 
 import inspect
+from numbers import Real
 
 import numpy as np
 import torch
@@ -194,7 +195,7 @@ def merge(method, task_vectors, methods=METHODS, **options):
     Raises
     ------
     SimoError
-        For an unknown method, no task vector, or options that the method does not have or lacks.
+        For an unknown method, no task vector, or options that the method does not have, lacks or cannot use.
 
     Examples
     --------
@@ -203,12 +204,20 @@ def merge(method, task_vectors, methods=METHODS, **options):
     >>> merged.apply({"w": torch.ones(2)}, alpha=0.5)["w"]  # θ_0 + α τ
     tensor([4., 3.])
     """
-    if method not in methods:
+    if not isinstance(method, str) or method not in methods:
         raise SimoError(f"unknown merging method {method!r}: expected one of {sorted(methods)}")
     if not task_vectors:
         raise SimoError("nothing to merge: expected at least one task vector")
+    signature = inspect.signature(methods[method])
     try:
-        inspect.signature(methods[method]).bind(task_vectors, **options)
+        signature.bind(task_vectors, **options)
     except TypeError as error:
         raise SimoError(f"options {options} of {method}: {error}") from error
+    for name, parameter in signature.parameters.items():
+        value = options.get(name, parameter.default)
+        if isinstance(parameter.default, int | float) and not isinstance(value, Real):
+            raise SimoError(
+                f"option {name} of {method}: expected a number like its default {parameter.default}, "
+                f"found {value!r}"
+            )
     return methods[method](list(task_vectors), **options)
