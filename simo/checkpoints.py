@@ -204,9 +204,7 @@ def check_tensor(tensor, what):
     if not isinstance(tensor, torch.Tensor):
         raise SimoError(f"{what}: expected a tensor, found {type(tensor).__name__}")
     if tensor.is_meta:
-        raise SimoError(
-            f"{what} is on the device meta: expected a tensor with values; load its weights first"
-        )
+        raise SimoError(f"{what} is on the device meta: expected a tensor with values; load its weights")
     if tensor.layout != torch.strided:
         raise SimoError(f"{what} is {tensor.layout}: expected a dense tensor, such as to_dense() gives")
     if tensor.dtype not in PLAIN:

@@ -169,9 +169,7 @@ def read_split(root, split):
     if split not in SPLITS:
         raise SimoError(f"unknown split {split!r}: expected one of {SPLITS}")
     if not path.is_file():
-        raise SimoError(
-            f"{path} does not exist: {root} was not prepared to the end; `make data` continues it"
-        )
+        raise SimoError(f"{path} does not exist: {root} was not prepared to the end; continue: `make data`")
     with decoding(path, f"delete it, and prepare {root} again"):
         names = path.read_text(encoding="utf-8").split()
     if not names:
@@ -192,9 +190,7 @@ def read_prepared(root):
     """
     path = Path(root) / "prepared.json"
     if not path.is_file():
-        raise SimoError(
-            f"{path} does not exist: {root} was not prepared to the end; `make data` continues it"
-        )
+        raise SimoError(f"{path} does not exist: {root} was not prepared to the end; continue: `make data`")
     return read_object(path)
 
 

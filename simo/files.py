@@ -116,9 +116,8 @@ def system_error(error):
     while error:
         hidden = re.search(r"errno = (\d+)", str(error))
         number = getattr(error, "errno", None) or (hidden and int(hidden[1]))
-        if (
-            isinstance(error, OSError) and number and number != errno.EINVAL
-        ):  # a place before the file's start
+        # EINVAL: a place before the file's start
+        if isinstance(error, OSError) and number and number != errno.EINVAL:
             return error
         error = error.__cause__ or error.__context__
     return None

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from simo.adapters import ADAPTERS, AdaptedBlock, add_adapters
-from simo.checkpoints import TensorFile, check_tensor, load_into, load_recipe, save_checkpoint
+from simo.checkpoints import TensorFile, load_into, load_recipe, save_checkpoint
 from simo.encoders import create_encoder
 from simo.errors import SimoError
 from simo.files import decoding, reason
@@ -109,14 +109,10 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, **options):
         raise SimoError(f"expected experts as a dict by their tasks' names, found a {type(experts).__name__}")
     vectors = []
     for name, expert in experts.items():
-        if not isinstance(expert, MultiTaskModel):
-            raise SimoError(f"expert {name!r}: expected a MultiTaskModel, found a {type(expert).__name__}")
-        if name not in expert.heads:
-            raise SimoError(f"expert {name!r}: expected a head of that name, found {list(expert.heads)}")
-        for key, tensor in expert.heads[name].state_dict().items():
-            check_tensor(tensor, f"the head of {name}: {key}")
-            if not torch.isfinite(tensor).all():
-                raise SimoError(f"the head of {name} has values in {key!r} that are NaN or infinite")
+        found = list(expert.heads) if isinstance(expert, MultiTaskModel) else [type(expert).__name__]
+        if name not in found:
+            raise SimoError(f"expert {name!r}: expected a head of that name, found {found}")
+        load_into(copy.deepcopy(expert.heads[name]), expert.heads[name].state_dict(), f"the head of {name}")
         vectors.append(TaskVector.between(base, expert.encoder.state_dict(), name))
     merged = merge(method, vectors, METHODS, **options).apply(base, _number(alpha, "alpha"))
     load_into(encoder, merged, f"encoder merged by {method}")
@@ -346,8 +342,7 @@ class _Outputs(nn.Module):
 
 
 def _encoder(path, settings):
-    if path is None:
-        raise SimoError("expected the file of the encoder's weights, found None")
+    TensorFile(path)  # without a file, the weights would be random
     own = {name: value for name, value in _checked(settings).items() if not name.startswith("head")}
     return create_encoder(**own, weights=path)
 
@@ -373,7 +368,6 @@ def _number(value, what):
     """A finite number as a float, also of NumPy's or torch's scalars."""
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
         value = value.item()
-    usable = isinstance(value, int | float) and not isinstance(value, bool)
-    if not usable or not abs(value) <= sys.float_info.max:
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
         raise SimoError(f"{what}: expected a finite number, found {value!r:.60}")
     return float(value)

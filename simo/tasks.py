@@ -6,7 +6,6 @@ take part in neither loss nor metric: -1 for classes, 0 (in all channels) for va
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +22,8 @@ RESERVED = {*dir(nn.ModuleDict()), "image", "step", "learning_rate", "alpha", "s
 
 def names_of(tasks):
     """Names of tasks; SimoError if one is no `Task`, or has the name of another."""
-    if not isinstance(tasks, Sequence) or isinstance(tasks, str):
-        raise SimoError(f"expected a list of tasks, found {tasks!r}")
-    for task in tasks:
-        if not isinstance(task, Task):
-            raise SimoError(f"expected a Task of simo.tasks, such as tasks_of('nyuv2') has, found {task!r}")
+    if not isinstance(tasks, list | tuple) or not all(isinstance(task, Task) for task in tasks):
+        raise SimoError(f"expected a list of Task, such as tasks_of('nyuv2') gives, found {tasks!r:.60}")
     names = [task.name for task in tasks]
     if len(names) > len(set(names)):
         raise SimoError(f"tasks {names}: expected a new name for each task")
@@ -137,13 +133,9 @@ class Task:
         """Refuse what would fail, or pass in silence, only later."""
         name, channels = self.name, self.channels
         if not (isinstance(name, str) and re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name)):
-            raise SimoError(
-                f"task {name!r}: expected a name of letters, digits and _, such as surface_normals"
-            )
+            raise SimoError(f"task {name!r}: expected a name of letters, digits and _, such as part_2")
         if name in RESERVED:
-            raise SimoError(
-                f"task {name!r}: the name is taken by something else; choose another, such as my_{name}"
-            )
+            raise SimoError(f"task {name!r}: the name is taken: choose another, such as my_{name}")
         if self.loss not in LOSSES:
             raise SimoError(f"task {name}: unknown loss {self.loss!r}: expected one of {sorted(LOSSES)}")
         if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:

@@ -208,16 +208,11 @@ def merge(method, task_vectors, methods=METHODS, **options):
         raise SimoError(f"unknown merging method {method!r}: expected one of {sorted(methods)}")
     if not task_vectors:
         raise SimoError("nothing to merge: expected at least one task vector")
-    signature = inspect.signature(methods[method])
     try:
-        signature.bind(task_vectors, **options)
+        known = inspect.signature(methods[method]).bind(task_vectors, **options).signature.parameters
+        for name in options.keys() & known.keys():
+            if isinstance(known[name].default, int | float) and not isinstance(options[name], Real):
+                raise TypeError(f"expected a number as {name}")
     except TypeError as error:
         raise SimoError(f"options {options} of {method}: {error}") from error
-    for name, parameter in signature.parameters.items():
-        value = options.get(name, parameter.default)
-        if isinstance(parameter.default, int | float) and not isinstance(value, Real):
-            raise SimoError(
-                f"option {name} of {method}: expected a number like its default {parameter.default}, "
-                f"found {value!r}"
-            )
     return methods[method](list(task_vectors), **options)

@@ -4,7 +4,6 @@ For each linear layer, the change that keeps its outputs closest to every expert
 read, labels are not.
 """
 
-from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -187,8 +186,8 @@ def solve(changes, grams):
 
 def _by_moments(task_vectors, moments, merge, scales):
     """Merge linear layers, and perhaps norms' scales, by their inputs' moments, and average other tensors."""
-    if not isinstance(moments, Sequence) or len(moments) != len(task_vectors):
-        found = len(moments) if isinstance(moments, Sequence) else f"a {type(moments).__name__}"
+    found = len(moments) if isinstance(moments, list | tuple) else f"a {type(moments).__name__}"
+    if found != len(task_vectors):
         raise SimoError(f"expected moments of {len(task_vectors)} experts, found {found}")
     mean = average(task_vectors)
     for each in moments:

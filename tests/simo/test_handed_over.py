@@ -350,18 +350,18 @@ def with_head(model, value):
 MERGED = {
     "no model": (
         lambda m: {"experts": {"depth": None}},
-        "expert 'depth': expected a MultiTaskModel, found a NoneType",
+        "expert 'depth': .* found .'NoneType'",
     ),
     "a state": (
         lambda m: {"experts": {"depth": m.state_dict()}},
-        "expected a MultiTaskModel, found a OrderedDict",
+        "expert 'depth': .* found .'OrderedDict'",
     ),
-    "an encoder": (lambda m: {"experts": {"depth": m.encoder}}, "expected a MultiTaskModel, found a "),
+    "an encoder": (lambda m: {"experts": {"depth": m.encoder}}, "expert 'depth': .* found .'PlainViT'"),
     "another name": (lambda m: {"experts": {"deph": m}}, r"head of that name, found \['segm"),
     "nothing": (lambda m: {"experts": {}}, "expected at least one task vector"),
     "NaN in a head": (
         lambda m: {"experts": {"depth": with_head(m, math.nan)}},
-        "head of depth has values in 'proj",
+        "head of depth: project.* has 1 values",
     ),
     "infinity in a head": (lambda m: {"experts": {"depth": with_head(m, -math.inf)}}, "NaN or infinite"),
     "a head on meta": (
@@ -370,7 +370,7 @@ MERGED = {
     ),
     "no file": (
         lambda m: {"pretrained_file": None},
-        "expected the file of the encoder's weights, found None",
+        "expected the path of a file .* found None",
     ),
     "a state for a file": (lambda m: {"pretrained_file": m.state_dict()}, "expected the path of a file"),
     "a number for a file": (lambda m: {"pretrained_file": 3}, "expected the path of a file .* found 3"),
@@ -379,11 +379,11 @@ MERGED = {
     "no method": (lambda m: {"method": None}, "unknown merging method None"),
     "huge alpha": (lambda m: {"alpha": 10**400}, "alpha: expected a finite number, found 1000"),
     "alpha beyond floats": (lambda m: {"alpha": 1e39}, "too large for torch.float32|NaN or infinite"),
-    "option of text": (lambda m: {"method": "ties", "density": "x"}, "density of ties: expected a number"),
-    "no option": (lambda m: {"method": "ties", "density": None}, "expected a number .* found None"),
+    "option of text": (lambda m: {"method": "ties", "density": "x"}, "expected a number as density"),
+    "no option": (lambda m: {"method": "ties", "density": None}, "of ties: expected a number as density"),
     "option NaN": (lambda m: {"method": "ties", "density": math.nan}, "density nan: expected a fraction"),
     "option infinite": (lambda m: {"method": "dare", "drop": math.inf}, "drop is inf: expected a fraction"),
-    "seed of text": (lambda m: {"method": "dare", "seed": "a"}, "seed of dare: expected a number"),
+    "seed of text": (lambda m: {"method": "dare", "seed": "a"}, "of dare: expected a number as seed"),
     "unknown option": (lambda m: {"method": "ties", "densty": 1}, "unexpected keyword argument 'densty'"),
     "no moments": (
         lambda m: {"method": "regmean", "moments": None},
@@ -417,7 +417,7 @@ def test_no_tasks(tmp_path, model, settings, given):
         lambda: export(model, tmp_path / "out", settings, given, (16, 16), {}, {}),
         lambda: load_expert(tmp_path / "a", tmp_path / "b", given, settings),
     ):
-        with pytest.raises(SimoError, match="expected a (list of tasks|Task of simo.tasks)"):
+        with pytest.raises(SimoError, match="expected a list of Task"):
             use()
 
 
