@@ -13,7 +13,7 @@ sys.path.insert(0, workflow.basedir)
 from data_scripts.sources import data_folder, missing_data
 from report.experiments import EXPERIMENTS, records_of
 from report.notebooks import code_hash
-from report.parameters import declared_parameters, read_changes, read_seeds, read_study, read_yaml
+from report.parameters import ROOT, declared_parameters, read_changes, read_seeds, read_study, read_yaml
 from report.records import PLACES
 from simo.errors import SimoError
 from simo.files import listed
@@ -48,6 +48,10 @@ BUILD = str(config.get("build") or f"build/{PROFILE}")
 for name, value in {"BUILD": BUILD, "DATA": config.get("data")}.items():
     if value and set("{}\n") & set(value):  # in Snakemake's names of files, braces stand for what varies
         raise SimoError(f"{name}={value}: braces and line ends cannot be in the name of this folder: rename it")
+OURS = "benchmarks book data_scripts notebooks profiles records report simo tests tools".split()
+place = Path(BUILD).resolve()
+if ROOT.is_relative_to(place) or any(place.is_relative_to(ROOT / name) for name in OURS):
+    raise SimoError(f"BUILD={BUILD}: the project's own files are there: name another folder, such as build/mine")
 # parameters of all studies, as a YAML mapping: set="{finetune_steps: 10, realign_steps: 5}"
 CHANGED = read_changes(config.get("set"), OWN)
 VALUES = {study: read_study(PROFILE, study, OWN, CHANGED) for study in STUDIES}

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from simo.errors import SimoError
-from simo.files import is_litter, is_of_system, reason
+from simo.files import is_litter, reason, system_error
 
 _BLOCK = 2**20
 
@@ -270,8 +270,13 @@ def _readable(path, what):
     except FileNotFoundError as error:
         raise SimoError(f"archive {path} does not exist") from error
     except Exception as error:
-        if isinstance(error, SimoError | MemoryError) or is_of_system(error):
-            raise  # the disk's fault, perhaps of the one that is written to
+        if isinstance(error, SimoError | MemoryError):
+            raise
+        if system := system_error(error):  # of the disk, perhaps of the one that is written to
+            raise SimoError(
+                f"the system refuses {what} of {path} ({reason(system)}), which says nothing about the file: "
+                "correct the cause and run the same command again"
+            ) from error
         raise SimoError(
             f"{path} is truncated or corrupt: cannot read {what} ({reason(error)}); download it again"
         ) from error

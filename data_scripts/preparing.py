@@ -33,7 +33,7 @@ import numpy as np
 
 from data_scripts.layouts import Broken
 from simo.errors import SimoError
-from simo.files import atomic_path, is_litter, read_json, write_json
+from simo.files import atomic_path, decoding, is_litter, read_json, write_json
 
 SPLIT_SEED = 42  # the paper's
 SPLITS = ("train", "val", "test")
@@ -278,4 +278,5 @@ def _write_lists(out, raw, dropped):
 
 def lines_of(path):
     """Lines of a text file; none if it does not exist."""
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    with decoding(path, "delete it"):
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

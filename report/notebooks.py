@@ -8,6 +8,7 @@ A misspelt or ill-typed parameter is refused before anything runs; papermill alo
 import argparse
 import ast
 import hashlib
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -97,32 +98,64 @@ def run_notebook(notebook, output, parameters):
     Raises
     ------
     SimoError
-        For wrong parameters, or if a cell fails: with the error's own message.
+        For wrong parameters, or if a cell fails or ends the notebook: with its number and the error's own
+        message.
     """
     check_parameters(notebook, parameters)
     import papermill  # slow: not before the parameters are right
     from nbclient.exceptions import DeadKernelError
 
-    output = Path(output)
+    output, path, begun = Path(output), notebook_path(notebook), []
     failed = output.with_name(f"{output.stem}.failed.ipynb")
     with atomic_path(output) as temporary:
         try:
-            _execute(str(notebook_path(notebook)), str(temporary), parameters)
-        except papermill.PapermillExecutionError as error:
+            _execute(str(path), str(temporary), parameters, begun)
+        except (papermill.PapermillExecutionError, DeadKernelError) as error:
             temporary.replace(failed)
-            raise SimoError(
-                f"{Path(notebook).name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-                f"The notebook with its traceback: {failed}"
-            ) from error
-        except DeadKernelError as error:
-            raise SimoError(
-                f"the kernel of {Path(notebook).name} died, most often for lack of memory"
-            ) from error
+            what = f"{path.name}: the kernel died in cell {len(begun)}, most often for lack of memory"
+            if isinstance(error, papermill.PapermillExecutionError):
+                what = f"{path.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+                what = what.rstrip(": ")
+            raise SimoError(f"{what}\nThe notebook as far as it got: {failed}") from error
     failed.unlink(missing_ok=True)
 
 
-def _execute(notebook, output, parameters, attempts=3):
-    """Let papermill execute a notebook, again if its kernel died before any cell ran.
+def _refuse_failed(cell, cell_index, execute_reply):
+    """Stop at a cell that failed or ended the notebook: papermill takes some of these for success.
+
+    It does so for `sys.exit()`, runs on after `exit()`, and knows nothing of errors without a traceback, as
+    magics have them; what a magic only shows, it sees at the end.
+    """
+    from nbclient.exceptions import CellExecutionError
+    from nbformat.v4 import new_output
+
+    reply = execute_reply["content"]
+    ends = any(each.get("source") == "ask_exit" for each in reply.get("payload", ()))
+    shown = [each for each in cell.outputs if each.output_type == "error"]
+    if reply["status"] == "ok" and not ends and not shown:
+        return
+    found = next((each for each in shown if each.ename != "SystemExit"), None)
+    if not found:
+        name, value = reply.get("ename", "SystemExit"), reply.get("evalue", "")
+        if name == "SystemExit" and value in ("", "0"):
+            value = "the cell ends the notebook; let it run to its end, or raise what is wrong"
+        found = new_output("error", ename=name, evalue=value, traceback=[])
+        cell.outputs.append(found)
+    raise CellExecutionError("", found.ename, found.evalue)
+
+
+def load_ipython_extension(shell):
+    """Let a cell of this kernel fail whose `!command` or `%pip` did: IPython only notes the exit status."""
+
+    def fail(result):
+        if status := shell.user_ns.pop("_exit_code", 0):
+            result.error_in_exec = result.error_in_exec or SimoError(f"a command ended with status {status}")
+
+    shell.events.register("post_run_cell", fail)
+
+
+def _execute(notebook, output, parameters, begun, attempts=3):
+    """Let papermill execute a notebook, again if its kernel died before any cell ran; note cells in `begun`.
 
     Jupyter picks free network ports first and takes them later; notebooks that start side by side may pick
     the same, and then one of the kernels dies at once.
@@ -137,7 +170,9 @@ def _execute(notebook, output, parameters, attempts=3):
 
         @property
         def kernel_spec(self):
-            return KernelSpec(**get_kernel_dict())
+            return KernelSpec(
+                **get_kernel_dict(["--ext=report.notebooks", "--InteractiveShell.system_raise_on_error=True"])
+            )
 
     for attempt in range(1, attempts + 1):
         try:
@@ -151,10 +186,17 @@ def _execute(notebook, output, parameters, attempts=3):
                 progress_bar=False,
                 stderr_file=sys.stderr,
                 stdout_file=sys.stdout,
+                on_cell_execute=lambda cell, cell_index: begun.append(cell_index),
+                on_cell_executed=_refuse_failed,
             )
         except RuntimeError as error:
-            if "died before replying" not in str(error) or attempt == attempts:
+            if not re.search("died before replying|didn't respond", str(error)):
                 raise
+            if attempt == attempts:
+                raise SimoError(
+                    f"the kernel of {Path(notebook).name} did not start in {attempts} attempts ({error}), "
+                    "most often for lack of memory"
+                ) from error
             print(f"the kernel did not start; attempt {attempt + 1} of {attempts}", file=sys.stderr)
 
 

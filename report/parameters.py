@@ -6,7 +6,6 @@ lines of literals; their types are those of the values, or the annotated ones.
 
 import ast
 import difflib
-import math
 import re
 import sys
 from functools import cache
@@ -20,6 +19,7 @@ from simo.files import listed, read_json, reason
 
 ROOT = Path(__file__).resolve().parents[1]
 TYPES = {"bool", "int", "float", "str", "list", "dict", "NoneType"}
+COMPLETE = {"alphas"}  # of these, each name that a default has is read
 INJECTED = "# Parameters\n"  # how the cell begins that papermill puts after the declaring one
 
 
@@ -128,8 +128,9 @@ def check_parameters(notebook, parameters):
     """Refuse names that the notebook does not declare, and values that cannot be meant.
 
     A value must have the type of the default, in lists and under a dict's own keys, too; a whole number may
-    stand for a float, but none may be negative, infinite or NaN where the default is not. A default of None
-    without annotation accepts anything.
+    stand for a float, but none may be negative, infinite or NaN where the default is not. Of a dict, a key
+    must not be nearly one that the default has. A default of None without annotation accepts anything but
+    negative numbers.
 
     Raises
     ------
@@ -145,8 +146,10 @@ def _check(declarations, parameters, where):
             raise SimoError(f"{where} has no parameter {name!r}: {nearest(name, declarations)}")
         default, types = declarations[name]
         expected = _unlike(value, default, types)
-        if not expected and _is_number(value) and value < 0 and not (_is_number(default) and default < 0):
+        if not expected and default is None and _is_number(value) and value < 0:
             expected = "no negative number"
+        if not expected and name in COMPLETE and (missing := default.keys() - value.keys()):
+            expected = f"{sorted(missing)[0]!r}, too,"
         if expected:
             raise SimoError(
                 f"parameter {name} of {where}: expected {expected} like its default {default!r}, "
@@ -163,16 +166,24 @@ def _unlike(value, default, types):
     found = type(value).__name__
     if types and found not in types and not (found == "int" and "float" in types):
         return " or ".join(sorted(types))
-    if found == "float" and not math.isfinite(value):
-        return "finite numbers"
+    if _is_number(value):
+        if not abs(value) <= sys.float_info.max:
+            return "finite numbers"
+        return "no negative number" if value < 0 and _is_number(default) and default >= 0 else None
+    pairs = []
     if found == "list":
         like = default[:1] if isinstance(default, list) else []
+        if like and all(map(_is_number, default)):
+            like = [min(default)]
         pairs = [(each, *like) for each in value]
-    else:
-        shared = value.keys() & default.keys() if found == "dict" and isinstance(default, dict) else ()
-        pairs = [(value[key], default[key]) for key in shared]
+    elif found == "dict" and isinstance(default, dict):
+        for key in value.keys() - default.keys():
+            close = difflib.get_close_matches(str(key), default.keys() - value.keys(), 1, 0.8)
+            if close and not str(key).startswith(close[0]):  # cagrad2 beside cagrad is a name of its own
+                return f"{close[0]!r} in place of {key!r}"
+        pairs = [(each, default[key]) for key, each in value.items() if key in default]
         # options of a library, such as an image size that is a number or two
-        pairs = [pair for pair in pairs if isinstance(pair[0], list) == isinstance(pair[1], list)]
+        pairs = [pair for pair in pairs if not (isinstance(pair[0], list) and _is_number(pair[1]))]
     for each, *like in pairs:
         inner = frozenset({type(like[0]).__name__} if like and like[0] is not None else ())
         if problem := _unlike(each, like[0] if like else None, inner):
@@ -181,7 +192,13 @@ def _unlike(value, default, types):
 
 
 class _PlainYaml(yaml.SafeLoader):
-    """YAML of plain values: no key twice, no aliases (they can refer to themselves); 1e-3 is a number."""
+    """YAML of plain values: those of its core schema, in decimal digits, no key twice, no aliases.
+
+    What other versions of YAML take for numbers (010 is 8, 1:30 is 90), truth (no), dates and parts of other
+    mappings (<<) is text. Aliases can refer to themselves.
+    """
+
+    yaml_implicit_resolvers = {}
 
     def compose_node(self, parent, index):
         """Refuse aliases."""
@@ -200,12 +217,26 @@ class _PlainYaml(yaml.SafeLoader):
             seen.add(key.value if isinstance(key.value, str) else None)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_float(self, node):
+        """Refuse what becomes 0 and is not."""
+        value = super().construct_yaml_float(node)
+        if value == 0 and re.match("[^eE]*[1-9]", node.value):
+            problem = f"{node.value} is too small for a number"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return value
 
-_PlainYaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
+
+_NUMBER = (
+    r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
 )
+for _kind, _pattern, _first in (  # the first that fits
+    ("null", r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"(true|True|TRUE|false|False|FALSE)$", [*"tTfF"]),
+    ("int", r"[-+]?(0|[1-9][0-9]*)$", [*"-+0123456789"]),
+    ("float", _NUMBER, [*"-+.0123456789"]),
+):
+    _PlainYaml.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_pattern), _first)
+_PlainYaml.add_constructor("tag:yaml.org,2002:float", _PlainYaml.construct_yaml_float)
 
 
 def parse_yaml(text, where):
@@ -260,7 +291,7 @@ def _check_everywhere(parameters, where, notebooks):
     declared = {notebook: declared_parameters(notebook) for notebook in notebooks}
     known = set().union(*declared.values())
     for name in parameters:
-        if not isinstance(name, str):
+        if not str(name).isidentifier() or not isinstance(name, str):
             raise SimoError(f"{where}: {name!r} is no name of a parameter (1,5 is written 1.5)")
         if name not in known:
             raise SimoError(f"{where}: no notebook has a parameter {name!r}: {nearest(name, known)}")

@@ -98,10 +98,13 @@ class TensorFile(Mapping):
     """
 
     def __init__(self, path, prefix=""):
+        if not isinstance(path, str | Path):
+            raise SimoError(f"expected the path of a file in the format safetensors, found {path!r:.60}")
         self.path, self.prefix = Path(path), prefix
         if self.path.is_dir():
             raise SimoError(f"{self.path} is a folder: expected a file in the format safetensors")
         with self._decoding():
+            open(self.path, "rb").close()  # safetensors says of each that it cannot open that it is missing
             self._file = safe_open(self.path, framework="pt")
             self.metadata = self._file.metadata() or {}
             self._names = [name[len(prefix) :] for name in self._file.keys() if name.startswith(prefix)]
@@ -201,9 +204,7 @@ def check_tensor(tensor, what):
     if not isinstance(tensor, torch.Tensor):
         raise SimoError(f"{what}: expected a tensor, found {type(tensor).__name__}")
     if tensor.is_meta:
-        raise SimoError(
-            f"{what} is on the device meta: expected a tensor with values; load its weights first"
-        )
+        raise SimoError(f"{what} is on the device meta: expected a tensor with values; load its weights")
     if tensor.layout != torch.strided:
         raise SimoError(f"{what} is {tensor.layout}: expected a dense tensor, such as to_dense() gives")
     if tensor.dtype not in PLAIN:
@@ -231,5 +232,5 @@ def versions():
 
 
 def _sha256(path):
-    with open(path, "rb") as file:
+    with decoding(path, "make it again"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

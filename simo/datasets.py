@@ -11,6 +11,7 @@ parted into train and val, and its `val` is the test split; Taskonomy is split b
 """
 
 import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -168,12 +169,13 @@ def read_split(root, split):
     if split not in SPLITS:
         raise SimoError(f"unknown split {split!r}: expected one of {SPLITS}")
     if not path.is_file():
-        raise SimoError(
-            f"{path} does not exist: {root} was not prepared to the end; `make data` continues it"
-        )
-    names = path.read_text(encoding="utf-8").split()
+        raise SimoError(f"{path} does not exist: {root} was not prepared to the end; continue: `make data`")
+    with decoding(path, f"delete it, and prepare {root} again"):
+        names = path.read_text(encoding="utf-8").split()
     if not names:
         raise SimoError(f"{path} lists no image")
+    if wrong := [name for name in names if not re.fullmatch(r"\w+/\w+", name)]:
+        raise SimoError(f"{path}: {wrong[0]!r} is no folder/number: delete it, and prepare {root} again")
     return names
 
 
@@ -188,9 +190,7 @@ def read_prepared(root):
     """
     path = Path(root) / "prepared.json"
     if not path.is_file():
-        raise SimoError(
-            f"{path} does not exist: {root} was not prepared to the end; `make data` continues it"
-        )
+        raise SimoError(f"{path} does not exist: {root} was not prepared to the end; continue: `make data`")
     return read_object(path)
 
 

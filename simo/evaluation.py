@@ -6,6 +6,7 @@ from simo.datasets import PreparedDataset, check_batch
 from simo.errors import SimoError
 from simo.metrics import create_metric
 from simo.performance import normalised_performance
+from simo.tasks import names_of
 from simo.training import autocast
 
 
@@ -33,6 +34,7 @@ def evaluate(model, batches, tasks, device="cpu", precision="float32"):
     SimoError
         For a batch that does not hold what it should, and predictions that are not finite.
     """
+    names_of(tasks)
     model.to(device).eval()
     metrics = {task.name: create_metric(task) for task in tasks}
     checked = isinstance(getattr(batches, "dataset", None), PreparedDataset)  # each sample as it was read

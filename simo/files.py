@@ -99,16 +99,16 @@ def decoding(what, advice="download it again", kind=SimoError):
     except FileNotFoundError as error:
         raise kind(f"{what} is missing: {advice}") from error
     except Exception as error:
-        if isinstance(error, MemoryError) or is_of_system(error):
+        if system := error if isinstance(error, MemoryError) else system_error(error):
             raise SimoError(
-                f"the system cannot read {what} ({reason(error)}), which says nothing about the file: "
+                f"the system cannot read {what} ({reason(system)}), which says nothing about the file: "
                 "correct the cause and run the same command again"
             ) from error
         raise kind(f"{what} cannot be decoded ({reason(error)}): {advice}") from error
 
 
-def is_of_system(error):
-    """Whether an exception comes from the operating system, not from a decoder that dislikes content.
+def system_error(error):
+    """The operating system's exception behind one, or None if a decoder dislikes content.
 
     Pillow, gzip and others report damage as an OSError without a number; HDF5 hides the system's number in
     its text, and tarfile, zipfile and scipy hide the system's error behind one of their own.
@@ -116,12 +116,11 @@ def is_of_system(error):
     while error:
         hidden = re.search(r"errno = (\d+)", str(error))
         number = getattr(error, "errno", None) or (hidden and int(hidden[1]))
-        if (
-            isinstance(error, OSError) and number and number != errno.EINVAL
-        ):  # a place before the file's start
-            return True
+        # EINVAL: a place before the file's start
+        if isinstance(error, OSError) and number and number != errno.EINVAL:
+            return error
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def reason(error):

@@ -9,9 +9,8 @@ from torch import nn
 from simo.adapters import add_adapters
 from simo.checkpoints import TensorFile, load_into, load_recipe
 from simo.encoders import create_encoder
-from simo.errors import SimoError
 from simo.heads import create_head
-from simo.tasks import tasks_of
+from simo.tasks import names_of, tasks_of
 
 # the parameters that say what a model is: those of `create_model` that are neither its tasks nor its weights
 MODEL = ("backbone", "backbone_args", "blocks", "head", "head_options", "input_scale")
@@ -80,9 +79,7 @@ def create_model(tasks, seed, backbone, backbone_args, blocks, head, head_option
     SimoError
         For a name or an option that is not known, a task given twice, or weights that do not fit.
     """
-    names = [task.name for task in tasks]
-    if len(names) > len(set(names)):
-        raise SimoError(f"tasks {names}: expected a new name for each task")
+    names_of(tasks)
     encoder = create_encoder(backbone, backbone_args, blocks, weights, input_scale)
     heads = {}
     for task in tasks:

@@ -14,8 +14,8 @@ Example::
 import copy
 import importlib.util
 import json
-import math
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -35,7 +35,7 @@ from simo.merging.methods import merge
 from simo.merging.task_vectors import TaskVector
 from simo.metrics import create_metric
 from simo.models import MODEL, MultiTaskModel, create_model
-from simo.tasks import Task
+from simo.tasks import Task, names_of
 
 TOLERANCE = 1e-3  # largest difference between ONNX and eager outputs, relative to the outputs' largest value
 # put in place in this order: an export that was cut short is known by the first, and does not load
@@ -66,6 +66,7 @@ def load_expert(encoder_file, head_file, task, settings):
     SimoError
         For settings with other keys, a file that does not fit them, naming the tensor, or an unknown metric.
     """
+    names_of([task])
     create_metric(task)
     encoder = _encoder(encoder_file, settings)
     options = settings["head_options"]
@@ -108,8 +109,10 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, **options):
         raise SimoError(f"expected experts as a dict by their tasks' names, found a {type(experts).__name__}")
     vectors = []
     for name, expert in experts.items():
-        if name not in expert.heads:
-            raise SimoError(f"expert {name!r}: expected a head of that name, found {list(expert.heads)}")
+        found = list(expert.heads) if isinstance(expert, MultiTaskModel) else [type(expert).__name__]
+        if name not in found:
+            raise SimoError(f"expert {name!r}: expected a head of that name, found {found}")
+        load_into(copy.deepcopy(expert.heads[name]), expert.heads[name].state_dict(), f"the head of {name}")
         vectors.append(TaskVector.between(base, expert.encoder.state_dict(), name))
     merged = merge(method, vectors, METHODS, **options).apply(base, _number(alpha, "alpha"))
     load_into(encoder, merged, f"encoder merged by {method}")
@@ -151,13 +154,15 @@ def export(model, folder, settings, tasks, size, scores, made):
         those of `simo.heads`); if tasks are not the heads', a score is missing, the packages for ONNX are not
         installed, or the folder holds other files of these names. Nothing is written then.
     """
-    names = [task.name for task in tasks]
+    names = names_of(tasks)
     if sorted(names) != sorted(model.heads):
         raise SimoError(f"tasks {names}: expected those of the model's heads, {list(model.heads)}")
+    scores = scores if isinstance(scores, Mapping) else {}
     scores = {name: _number(scores.get(name), f"the score of {name}, which the card shows") for name in names}
     size = _checked_size(size)
     folder, recipe = Path(folder), Path(folder) / FILES[0]
-    found = [name for name in FILES if (folder / name).exists()]
+    with decoding(folder):
+        found = [name for name in FILES if (folder / name).exists()]
     if found and not (recipe.is_file() and b'"kind": "exported"' in recipe.read_bytes()):
         raise SimoError(f"{folder} has a {found[0]} that is of no export: choose another folder")
     model, fresh = copy.deepcopy(model).cpu().eval().requires_grad_(False), not folder.exists()
@@ -337,6 +342,7 @@ class _Outputs(nn.Module):
 
 
 def _encoder(path, settings):
+    TensorFile(path)  # without a file, the weights would be random
     own = {name: value for name, value in _checked(settings).items() if not name.startswith("head")}
     return create_encoder(**own, weights=path)
 
@@ -362,6 +368,6 @@ def _number(value, what):
     """A finite number as a float, also of NumPy's or torch's scalars."""
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise SimoError(f"{what}: expected a finite number, found {value!r}")
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+        raise SimoError(f"{what}: expected a finite number, found {value!r:.60}")
     return float(value)

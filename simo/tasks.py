@@ -20,6 +20,16 @@ IGNORED_CLASS = -1
 RESERVED = {*dir(nn.ModuleDict()), "image", "step", "learning_rate", "alpha", "score"}
 
 
+def names_of(tasks):
+    """Names of tasks; SimoError if one is no `Task`, or has the name of another."""
+    if not isinstance(tasks, list | tuple) or not all(isinstance(task, Task) for task in tasks):
+        raise SimoError(f"expected a list of Task, such as tasks_of('nyuv2') gives, found {tasks!r:.60}")
+    names = [task.name for task in tasks]
+    if len(names) > len(set(names)):
+        raise SimoError(f"tasks {names}: expected a new name for each task")
+    return names
+
+
 def cross_entropy(prediction, target):
     """Mean cross-entropy over labelled pixels; 0 (with a gradient of 0) if no pixel is labelled.
 
@@ -123,13 +133,9 @@ class Task:
         """Refuse what would fail, or pass in silence, only later."""
         name, channels = self.name, self.channels
         if not (isinstance(name, str) and re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name)):
-            raise SimoError(
-                f"task {name!r}: expected a name of letters, digits and _, such as surface_normals"
-            )
+            raise SimoError(f"task {name!r}: expected a name of letters, digits and _, such as part_2")
         if name in RESERVED:
-            raise SimoError(
-                f"task {name!r}: the name is taken by something else; choose another, such as my_{name}"
-            )
+            raise SimoError(f"task {name!r}: the name is taken: choose another, such as my_{name}")
         if self.loss not in LOSSES:
             raise SimoError(f"task {name}: unknown loss {self.loss!r}: expected one of {sorted(LOSSES)}")
         if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:

@@ -60,11 +60,11 @@ def examine_machine(build):
         yield FAIL, "project", f"{ROOT} cannot be written to: copy the project to a folder of yours"
     if not is_writable(os.environ.get("HOME") or "/nowhere"):
         yield NOTE, "HOME", "cannot be written to: caches go into the project"
-    try:
+    if why := pipeline.refusal(build):
+        yield FAIL, "BUILD", f"{build} cannot be written to ({why}): name another folder"
+    else:
         free = gigabytes(build)
         yield OK if free > LEAST_DISK else WARN, "disk", f"{free:.1f} GB free for {build}"
-    except OSError as error:
-        yield FAIL, "BUILD", f"{build}: {error.strerror}"
     size = memory()
     yield OK if size > LEAST_MEMORY else WARN, "memory", f"{size:.1f} GB, {os.cpu_count()} processors"
     memory_folder = "/dev/shm"  # noqa: S108 - nothing is written there

@@ -29,6 +29,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -78,6 +79,23 @@ def as_text(pair):
     """Write `KEY=VALUE` so that the Snakefile gets VALUE as it is, never as a number or a list."""
     key, _, value = pair.partition("=")
     return f"{key}= {json.dumps(value, ensure_ascii=False)} "  # spaces: it strips quotes at the ends
+
+
+def refusal(folder):
+    """Return why no file can be written to a folder, or None; for one that is not there, where it will be.
+
+    Permissions alone do not tell (read-only disks, quotas), so a file is made, which has no name.
+    """
+    path = Path(folder).absolute()
+    try:
+        for each in (path, *path.parents):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                each.lstat()
+                break
+        with tempfile.TemporaryFile(dir=each):
+            return None
+    except OSError as error:
+        return f"{error.strerror}: {each}"
 
 
 def kill_steps(folder):
@@ -300,7 +318,15 @@ def main(argv=None):
     for pair in options.config or ():
         if "=" not in pair:
             parser.error(f"--config: expected KEY=VALUE, not {pair!r}")
-    return drive(argv) if options.alive is None else work(options, argv[end + 1 :])
+    if options.alive is not None:
+        return work(options, argv[end + 1 :])
+    given = dict(pair.partition("=")[::2] for pair in options.config or ())
+    build = given.get("build") or f"build/{given.get('profile') or 'miniature'}"
+    if not refusal(".") and (why := refusal(build)):  # of the project, `acquire_lock` speaks
+        print(f"cannot write to BUILD={build} ({why}).")
+        print("Choose a folder that you may write to, such as BUILD=build/mine; then run this again.")
+        return 1
+    return drive(argv)
 
 
 if __name__ == "__main__":

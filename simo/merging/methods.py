@@ -5,6 +5,7 @@ Methods are pure functions from the experts' task vectors to one merged task vec
 """
 
 import inspect
+from numbers import Real
 
 import numpy as np
 import torch
@@ -194,7 +195,7 @@ def merge(method, task_vectors, methods=METHODS, **options):
     Raises
     ------
     SimoError
-        For an unknown method, no task vector, or options that the method does not have or lacks.
+        For an unknown method, no task vector, or options that the method does not have, lacks or cannot use.
 
     Examples
     --------
@@ -203,12 +204,15 @@ def merge(method, task_vectors, methods=METHODS, **options):
     >>> merged.apply({"w": torch.ones(2)}, alpha=0.5)["w"]  # θ_0 + α τ
     tensor([4., 3.])
     """
-    if method not in methods:
+    if not isinstance(method, str) or method not in methods:
         raise SimoError(f"unknown merging method {method!r}: expected one of {sorted(methods)}")
     if not task_vectors:
         raise SimoError("nothing to merge: expected at least one task vector")
     try:
-        inspect.signature(methods[method]).bind(task_vectors, **options)
+        known = inspect.signature(methods[method]).bind(task_vectors, **options).signature.parameters
+        for name in options.keys() & known.keys():
+            if isinstance(known[name].default, int | float) and not isinstance(options[name], Real):
+                raise TypeError(f"expected a number as {name}")
     except TypeError as error:
         raise SimoError(f"options {options} of {method}: {error}") from error
     return methods[method](list(task_vectors), **options)

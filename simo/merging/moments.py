@@ -186,8 +186,9 @@ def solve(changes, grams):
 
 def _by_moments(task_vectors, moments, merge, scales):
     """Merge linear layers, and perhaps norms' scales, by their inputs' moments, and average other tensors."""
-    if len(moments) != len(task_vectors):
-        raise SimoError(f"expected moments of {len(task_vectors)} experts, found {len(moments)}")
+    found = len(moments) if isinstance(moments, list | tuple) else f"a {type(moments).__name__}"
+    if found != len(task_vectors):
+        raise SimoError(f"expected moments of {len(task_vectors)} experts, found {found}")
     mean = average(task_vectors)
     for each in moments:
         for name in sorted((each.keys() ^ moments[0].keys()) | (each.keys() - mean.keys())):

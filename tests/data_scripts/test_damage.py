@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -35,6 +36,8 @@ from data_scripts.commands import exit_status
 from data_scripts.converting import read_onnx, read_pth
 from data_scripts.layouts import Broken, Image
 from data_scripts.preparing import prepare
+from simo.checkpoints import TensorFile, save_tensors
+from simo.datasets import read_split
 from simo.errors import SimoError
 from simo.files import decoding
 
@@ -261,6 +264,53 @@ def test_trouble_of_the_disk_in_a_real_view(tmp_path, monkeypatch):
     with pytest.raises(SimoError, match="the system cannot read rgb: v_domain_rgb.png") as found:
         taskonomy._read(tmp_path, "house", "v", "rgb")
     assert not isinstance(found.value, Broken)
+
+
+@pytest.mark.parametrize("number", TROUBLE, ids=errno.errorcode.get)
+@pytest.mark.parametrize("place", ["open", "read"])
+def test_trouble_of_the_disk_is_no_damage_of_an_archive_or_checkpoint(tmp_path, monkeypatch, number, place):
+    """zipfile hides what the system says behind "not a zip file", and safetensors calls the file missing."""
+    path, tensors, real = tmp_path / "a.zip", tmp_path / "a.safetensors", open
+    zipped(path)
+    save_tensors(tensors, {"a": torch.ones(2)})
+
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number), *arguments[:1])
+
+    def fail(file, *arguments, **options):
+        if str(file) not in (str(path), str(tensors)):
+            return real(file, *arguments, **options)
+        opened = real(file, *arguments, **options) if place == "read" else refuse(file)
+        return mock.Mock(wraps=opened, read=lambda *_: refuse())
+
+    monkeypatch.setattr("builtins.open", fail)
+    monkeypatch.setattr("io.open", fail)
+    with pytest.raises(SimoError, match=rf"the system refuses .* of .*a.zip \({os.strerror(number)}\)"):
+        ZipReader(path)
+    if place == "open":
+        with pytest.raises(SimoError, match=f"the system cannot read .*a.safetensors.*{os.strerror(number)}"):
+            TensorFile(tensors)
+
+
+LISTS = {
+    "another encoding": (b"train/0\ntrain/\xff\n", "cannot be decoded"),
+    "no folder": (b"train/0\n1\n", "'1' is no folder/number"),
+    "a way out": (b"../../x/1\n", r"'\.\./\.\./x/1' is no folder/number"),
+    "absolute": (b"/etc/passwd\n", "'/etc/passwd' is no"),
+    "deeper": (b"train/image/0\n", "'train/image/0' is no"),
+    "zero bytes": (b"train/0\0\n", "is no folder/number"),
+    "spaces alone": (b" \n", "lists no image"),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_damaged_list_of_a_split(tmp_path, name):
+    """What a data set reads first names its file, whatever is in it."""
+    content, message = LISTS[name]
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits/train.txt").write_bytes(content)
+    with pytest.raises(SimoError, match=f"train.txt.*{message}"):
+        read_split(tmp_path, "train")
 
 
 @pytest.mark.parametrize(

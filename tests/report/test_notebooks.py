@@ -269,6 +269,42 @@ def test_run_is_atomic(tmp_path, capsys):
     assert all(not cell["outputs"] for cell in cells_of(notebook))
 
 
+ENDS = {  # code that ends a notebook before its end, or fails without an exception of Python's own
+    "import sys\nsys.exit()": "SystemExit: the cell ends the notebook; let it run to its end",
+    "raise SystemExit(0)": "SystemExit: the cell ends the notebook",
+    "exit()": "SystemExit: the cell ends the notebook",
+    "%%capture\nraise SystemExit": "SystemExit: the cell ends the notebook",
+    "%nosuchmagic": "UsageError: Line magic function `%nosuchmagic` not found",
+    "%env NONE_OF_THIS_NAME": "UsageError: Environment does not have key",
+    "%%capture\n1 / 0": "ZeroDivisionError: division by zero",
+    "%%bash\nexit 3": "CalledProcessError: .* exit status 3",
+    "%sx false": "CalledProcessError: .* exit status 1",
+    "!exit 4": "SimoError: a command ended with status 4",
+    "class A:\n    __repr__ = None\nA()": "TypeError: 'NoneType' object is not callable",
+}
+
+
+@pytest.mark.parametrize("code", ENDS)
+def test_cell_that_ends_a_notebook(tmp_path, code):
+    """It is no success, whatever papermill takes it for: the command fails and names notebook and cell."""
+    marker, out = tmp_path / "later", tmp_path / "out" / "own method.ipynb"
+    notebook = write_notebook(tmp_path / "own method.ipynb", "a = 1\n", code, f"open({str(marker)!r}, 'w')")
+    with pytest.raises(SystemExit, match=rf"(?m)^error: own method\.ipynb failed in cell 3: {ENDS[code]}"):
+        main([str(notebook), str(out), "-p", "a", "2"])
+    assert [path.name for path in out.parent.iterdir()] == ["own method.failed.ipynb"]
+    assert not marker.exists()
+
+
+def test_kernel_that_dies(tmp_path):
+    """What the system kills is named with the cell, and what the notebook had shown is kept."""
+    code = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    notebook = write_notebook(tmp_path / "n.ipynb", "a = 1\n", "print('shown')", code)
+    with pytest.raises(SimoError, match=r"n.ipynb: the kernel died in cell 3, most often for lack of memory"):
+        run_notebook(notebook, tmp_path / "out.ipynb", {})
+    assert '"shown' in (tmp_path / "out.failed.ipynb").read_text()
+    assert not (tmp_path / "out.ipynb").exists()
+
+
 def test_missing_notebook_is_named(tmp_path):
     """A misspelt notebook is answered before papermill is imported."""
     with pytest.raises(SimoError, match="notebook .*nothing.ipynb does not exist"):
@@ -399,7 +435,7 @@ def test_kernel_that_did_not_start_is_started_again(notebook, tmp_path, monkeypa
     if succeeds:
         notebooks.run_notebook(notebook, tmp_path / "out.ipynb", {})
     else:
-        with pytest.raises(RuntimeError, match="died before replying"):
+        with pytest.raises(SimoError, match="did not start in 3 attempts .Kernel died before replying"):
             notebooks.run_notebook(notebook, tmp_path / "out.ipynb", {})
     assert len(calls) == 3
     assert (tmp_path / "out.ipynb").exists() == succeeds

@@ -49,7 +49,10 @@ YAML = {
     "two documents": (b"clip: 1.0\n---\nclip: 2.0\n", "line 2: but found another document"),
     "alias to itself": (b"clip: &a [*a]\n", "line 1: an alias"),
     "bomb": (b"a: &a [x, x]\nb: [*a, *a]\n", "line 2: an alias"),
-    "no date": (b"clip: 2024-99-99\n", "line 1: month"),
+    "merge of an alias": (b"a: &a {clip: 1.0}\nb: {<<: *a}\n", "line 2: an alias"),
+    "python object with state": (b"clip: !!python/object:os.system {a: 1}\n", "line 1: .*python/object"),
+    "too small": (b"a: 1\nencoder_lr: 1e-400\n", "line 2: 1e-400 is too small for a number"),
+    "too many digits": (b"seed: " + 5000 * b"9", "line 1: Exceeds the limit"),
     "depth": (b"clip: " + 3000 * b"[", "line 1: .*recursion"),
     "list as a name": (b"? [a]\n: 1\n", "line 1: found unhashable key"),
     "indentation": (b"clip: 1.0\n seed: 2\n", "line 2: mapping values"),
@@ -69,7 +72,9 @@ def test_unusable_yaml_is_one_error(tmp_path, name):
 def test_plain_yaml_is_read():
     """A BOM of Windows does no harm, and numbers are numbers however they are written."""
     text = "{a: 1e-3, b: -2E5, c: 1.5e3, d: .5, e: 10, f: 1e, g: e3, h: '1e3'}"
+    text = text[:-1] + ", i: -1, j: 010, k: no, l: 1:30, m: 2024-01-01, n: ~, o: true}"
     expected = {"a": 0.001, "b": -2e5, "c": 1500.0, "d": 0.5, "e": 10, "f": "1e", "g": "e3", "h": "1e3"}
+    expected |= {"i": -1, "j": "010", "k": "no", "l": "1:30", "m": "2024-01-01", "n": None, "o": True}
     assert parse_yaml(text, "here") == expected
 
 
@@ -82,14 +87,14 @@ def test_byte_order_mark(tmp_path):
 SET = {
     "{finetune_step: 1}": "'finetune_step': did you mean 'finetune_steps'",
     "{Probe_steps: 1}": "'Probe_steps': did you mean 'probe_steps'",
-    "{encoder_lr: 0,001}": "1 is no name of a parameter .1,5 is written 1.5",
+    "{encoder_lr: 0,001}": "'001' is no name of a parameter .1,5 is written 1.5",
     "{encoder_lr: '0,001'}": "encoder_lr of .*: expected float like its default 0.001, found '0,001'",
     "{encoder_lr: 1.0.0}": "encoder_lr of .*expected float",
     "{encoder_lr: .nan}": "encoder_lr of .*expected finite numbers",
     "{encoder_lr: -.inf}": "encoder_lr of .*expected finite numbers",
     "{encoder_lr: -0.001}": "encoder_lr of .*expected no negative number",
     "{encoder_lr: }": "encoder_lr of .*expected float .* found None",
-    "{encoder_lr: yes}": "encoder_lr of .*expected float .* found True",
+    "{encoder_lr: true}": "encoder_lr of .*expected float .* found True",
     "{encoder_lr: [0.001]}": "encoder_lr of .*expected float",
     "{finetune_steps: 1.5}": "finetune_steps of .*expected int",
     "{finetune_steps: -1}": "finetune_steps of .*expected no negative number",
@@ -99,6 +104,35 @@ SET = {
     "{lambdas: [[0.5]]}": "lambdas of .*expected float in it",
     "{alphas: {ties: ['0,4']}}": "alphas of .*expected float in it",
     "{backbone_args: {depth: six}}": "backbone_args of .*expected int in it",
+    "{finetune_steps: true}": "finetune_steps of .*expected int .* found True",
+    "{finetune_steps: yes}": "finetune_steps of .*expected int .* found 'yes'",
+    "{finetune_steps: 010}": "finetune_steps of .*expected int .* found '010'",
+    "{finetune_steps: 0x10}": "finetune_steps of .*expected int .* found '0x10'",
+    "{finetune_steps: 0o10}": "finetune_steps of .*expected int .* found '0o10'",
+    "{finetune_steps: 1_000}": "finetune_steps of .*expected int .* found '1_000'",
+    "{finetune_steps: 1:30}": "finetune_steps of .*expected int .* found '1:30'",
+    "{encoder_lr: 1:30.5}": "encoder_lr of .*expected float .* found '1:30.5'",
+    "{encoder_lr: 1e400}": "encoder_lr of .*expected finite numbers",
+    "{encoder_lr: 1" + 400 * "0" + "}": "encoder_lr of .*expected finite numbers",
+    "{encoder_lr: 1e-400}": "line 1: 1e-400 is too small for a number",
+    "{encoder_lr: !!str 1}": "encoder_lr of .*expected float .* found '1'",
+    "{<<: {finetune_steps: 1}}": "'<<' is no name of a parameter",
+    "{clip: 1.0, <<: {clip: 2.0}}": "'<<' is no name of a parameter",
+    "{clip: &a 1.0, head_lr: *a}": "line 1: an alias",
+    "{finetune_steps: !!python/object:os.system x}": "line 1: .*python/object",
+    "{clip: =}": "clip of .*expected float .* found '='",
+    "{true: 1}": "True is no name of a parameter",
+    "{'clip': 1.0, clip: 2.0}": "'clip' is given twice",
+    "{alphas: {task_arithmatic: [0.1]}}": "expected 'task_arithmetic' in place of 'task_arithmatic'",
+    "{alphas: {ties: [0.4]}}": "alphas of .*expected 'average', too,",
+    "{alphas: {ties: 0.4}}": "alphas of .*expected list in it",
+    "{alphas: {ties: [0.4, -0.4]}}": "alphas of .*expected no negative number in it",
+    "{alphas: {ties: [.nan]}}": "alphas of .*expected finite numbers in it",
+    "{crop: [-8, 8]}": "crop of .*expected no negative number in it",
+    "{method_options: {tis: {density: 0.2}}}": "expected 'ties' in place of 'tis'",
+    "{method_options: {ties: {densty: 0.2}}}": "expected 'density' in place of 'densty' in it",
+    "{joint_variants: {a: 1, pcgrad: {balence: x}}}": "expected 'balance' in place of 'balence' in it",
+    "{backbone_args: {dpth: 4}}": "expected 'depth' in place of 'dpth'",
     "{head: 3}": "head of .*expected str",
     "{seed: 1}": "pipeline sets 'seed' itself: use .*SEEDS",
     "{dataset: cityscapes}": "pipeline sets 'dataset' itself",
@@ -129,6 +163,9 @@ def test_usable_changes():
     """What the Makefile's help and the rehearsal change is accepted, also in the notations of floats."""
     assert read_changes("", OWN) == {}
     assert read_changes("{encoder_lr: 1e-3, clip: 2}", OWN) == {"encoder_lr": 0.001, "clip": 2}
+    others = {"joint_variants": {"cagrad2": {"balance": "cagrad"}}, "backbone_args": {"depths": [2, 2]}}
+    others["backbone_args"]["img_size"] = [48, 64]  # in place of a number, as timm takes both
+    assert read_changes(str(others), OWN) == others
     text = re.search(r"rehearsal_values = (.*?)\nrehearsal:", (ROOT / "Makefile").read_text(), re.DOTALL)[1]
     assert len(read_changes(re.sub(r"\\\n\s*", "", text), OWN)) > 20
 

@@ -1,7 +1,9 @@
 """What users hand over: one SimoError that names it, and nothing is changed by what was refused."""
 
+import copy
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from simo.merging.experts import load_experts
 from simo.merging.task_vectors import TaskVector
 from simo.metrics import create_metric
 from simo.models import create_model, load_model
-from simo.own import _checked_size, _number, export, load_exported, merge_experts
+from simo.own import _checked_size, _number, export, load_expert, load_exported, merge_experts
 from simo.tasks import RESERVED, Task
 from simo.training import Optimisation, _load_state, fit
 
@@ -337,6 +339,101 @@ def test_settings_that_make_no_model(tasks, settings, change, message):
         create_model(tasks[1:2], 0, **settings | change)
 
 
+def with_head(model, value):
+    """A copy of a model with a value in the last tensor of its depth head."""
+    model = copy.deepcopy(model)
+    list(model.heads["depth"].state_dict().values())[-1].view(-1)[0] = value
+    return model
+
+
+# what is given to `merge_experts` in place of what is right, made from the model, and what is said
+MERGED = {
+    "no model": (
+        lambda m: {"experts": {"depth": None}},
+        "expert 'depth': .* found .'NoneType'",
+    ),
+    "a state": (
+        lambda m: {"experts": {"depth": m.state_dict()}},
+        "expert 'depth': .* found .'OrderedDict'",
+    ),
+    "an encoder": (lambda m: {"experts": {"depth": m.encoder}}, "expert 'depth': .* found .'PlainViT'"),
+    "another name": (lambda m: {"experts": {"deph": m}}, r"head of that name, found \['segm"),
+    "nothing": (lambda m: {"experts": {}}, "expected at least one task vector"),
+    "NaN in a head": (
+        lambda m: {"experts": {"depth": with_head(m, math.nan)}},
+        "head of depth: project.* has 1 values",
+    ),
+    "infinity in a head": (lambda m: {"experts": {"depth": with_head(m, -math.inf)}}, "NaN or infinite"),
+    "a head on meta": (
+        lambda m: {"experts": {"depth": m.to("meta")}},
+        "head of depth: .* on the device meta",
+    ),
+    "no file": (
+        lambda m: {"pretrained_file": None},
+        "expected the path of a file .* found None",
+    ),
+    "a state for a file": (lambda m: {"pretrained_file": m.state_dict()}, "expected the path of a file"),
+    "a number for a file": (lambda m: {"pretrained_file": 3}, "expected the path of a file .* found 3"),
+    "no settings": (lambda m: {"settings": None}, "settings: expected the keys .* found NoneType"),
+    "method in a list": (lambda m: {"method": ["average"]}, r"unknown merging method \['average'\]"),
+    "no method": (lambda m: {"method": None}, "unknown merging method None"),
+    "huge alpha": (lambda m: {"alpha": 10**400}, "alpha: expected a finite number, found 1000"),
+    "alpha beyond floats": (lambda m: {"alpha": 1e39}, "too large for torch.float32|NaN or infinite"),
+    "option of text": (lambda m: {"method": "ties", "density": "x"}, "expected a number as density"),
+    "no option": (lambda m: {"method": "ties", "density": None}, "of ties: expected a number as density"),
+    "option NaN": (lambda m: {"method": "ties", "density": math.nan}, "density nan: expected a fraction"),
+    "option infinite": (lambda m: {"method": "dare", "drop": math.inf}, "drop is inf: expected a fraction"),
+    "seed of text": (lambda m: {"method": "dare", "seed": "a"}, "of dare: expected a number as seed"),
+    "unknown option": (lambda m: {"method": "ties", "densty": 1}, "unexpected keyword argument 'densty'"),
+    "no moments": (
+        lambda m: {"method": "regmean", "moments": None},
+        "moments of 1 experts, found a NoneType",
+    ),
+    "moments by name": (lambda m: {"method": "regmean", "moments": {}}, "moments of 1 experts, found a dict"),
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_what_is_merged(tmp_path, model, settings, name):
+    """In place of an AttributeError, a merged model of NaN or, without a file, of random weights."""
+    change, message = MERGED[name]
+    save_tensors(tmp_path / "base.safetensors", model.encoder.backbone.state_dict())
+    moved = copy.deepcopy(model)
+    for tensor in moved.encoder.state_dict().values():
+        tensor.add_(1)
+    right = {"pretrained_file": tmp_path / "base.safetensors", "experts": {"depth": moved}}
+    right |= {"settings": settings, "method": "average", "alpha": 1.0}
+    assert torch.isfinite(merge_experts(**right).encoder.backbone.cls_token).all()
+    with pytest.raises(SimoError, match=message):
+        merge_experts(**right | change(moved))
+
+
+@pytest.mark.parametrize("given", [None, "depth", ["depth"], [None], 3])
+def test_no_tasks(tmp_path, model, settings, given):
+    """Names are no tasks; whatever asks for tasks says so."""
+    for use in (
+        lambda: create_model(given, 0, **settings),
+        lambda: evaluate(model, [], given),
+        lambda: export(model, tmp_path / "out", settings, given, (16, 16), {}, {}),
+        lambda: load_expert(tmp_path / "a", tmp_path / "b", given, settings),
+    ):
+        with pytest.raises(SimoError, match="expected a list of Task"):
+            use()
+
+
+@pytest.mark.parametrize("folder", ["l" * 300, "file", "file/below"])
+@pytest.mark.parametrize("scores", [None, {}, {"depth": None}, [1.0]])
+def test_export_that_cannot_be(tmp_path, model, tasks, settings, folder, scores):
+    """Neither scores nor a folder: the first is named, nothing is written."""
+    (tmp_path / "file").touch()
+    export_depth = partial(export, model.only(["depth"]), tmp_path / folder, settings, tasks[1:2], (16, 16))
+    with pytest.raises(SimoError, match="the score of depth, which the card shows: expected a finite number"):
+        export_depth(scores, {})
+    with pytest.raises(SimoError, match="(cannot write|cannot read) .*(too long|exists|Not a directory)"):
+        export_depth({"depth": 1.0}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_experts_as_a_list(tmp_path, model, settings):
     """Names are needed to find their heads."""
     save_tensors(tmp_path / "base.safetensors", model.encoder.backbone.state_dict())
@@ -349,7 +446,7 @@ def test_experts_as_a_list(tmp_path, model, settings):
 def test_one_task_twice(tmp_path, model, tasks, settings):
     """Two outputs of one name would be written."""
     scores = dict.fromkeys(model.heads, 1.0)
-    with pytest.raises(SimoError, match="expected those of the model's heads"):
+    with pytest.raises(SimoError, match="expected a new name for each task"):
         export(model, tmp_path / "out", settings, [*tasks, tasks[0]], (16, 16), scores, {})
     with pytest.raises(SimoError, match="expected a new name for each task"):
         create_model([*tasks, tasks[0]], 0, **settings)

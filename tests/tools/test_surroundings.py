@@ -194,6 +194,47 @@ def test_project_that_cannot_be_written_is_named(tmp_path):
     assert re.match("cannot write .*the project needs a folder that you may write", driver.output.read_text())
 
 
+PLACES = {  # of a folder that has `file`, `loop` that leads to itself and `lost` that leads nowhere
+    "loop": "Too many levels of symbolic links",
+    "loop/x": "Too many levels of symbolic links",
+    "lost": "No such file or directory",
+    "lost/x": "No such file or directory",
+    "file": "Not a directory",
+    "file/x/y": "Not a directory",
+    "/dev/null/x": "Not a directory",
+    "l" * 300: "File name too long",
+    "/".join(["d" * 200] * 25): "File name too long",
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_place_that_no_build_can_have(tmp_path, monkeypatch, capsys, name):
+    """It is named before anything is planned, by the doctor, too; Snakemake would show its own insides."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("loop").symlink_to("loop")
+    Path("lost").symlink_to("nowhere")
+    assert pipeline.refusal(name).startswith(f"{PLACES[name]}: /")
+    assert [each[:2] for each in doctor.examine_machine(name) if each[1] in ("BUILD", "disk")] == [
+        ("FAIL", "BUILD")
+    ]
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "reconfigure", lambda **_: None, raising=False)
+    assert pipeline.main(["all", "--config", f"build={name}"]) == 1
+    output = capsys.readouterr().out
+    assert f"cannot write to BUILD={name} ({PLACES[name]}" in output
+    assert "Choose a folder that you may write to" in output
+    assert sorted(os.listdir()) == ["file", "loop", "lost"]
+
+
+@pytest.mark.parametrize("name", ["new/er", "-x", "%s", "#", "a/", "a//b", ".", "/dev/shm/simo"])
+def test_place_that_a_build_can_have(tmp_path, monkeypatch, name):
+    """Nothing is made by looking."""
+    monkeypatch.chdir(tmp_path)
+    assert pipeline.refusal(name) is None
+    assert not os.listdir()
+
+
 NAMES = [
     "a b",
     "it's",
@@ -208,6 +249,15 @@ NAMES = [
     "~",
     "a\\b",
     "a,b",
+    "~/x",
+    "50%",
+    "%s",
+    "-x",
+    "a/",
+    "a=b",
+    "@x",
+    "*",
+    "a  b",
 ]
 
 
@@ -253,6 +303,9 @@ def test_name_of_a_folder_survives_the_snakefile():
     ("config", "message"),
     [
         ("build={x}", "BUILD={x}: braces"),
+        ("build=a\nb", "BUILD=a\\s+b: braces and line ends"),
+        ("build=.", "BUILD=.: the project's own files are there"),
+        ("build=records/mine", "BUILD=records/mine: the project's own files are there"),
         ("profile=smok", "PROFILE=smok: .*did you mean 'smoke'"),
         ("set={clip: 1.0", "SET, line 1"),
     ],
