@@ -22,6 +22,7 @@ from report.notebooks import ROOT
 from report.records import repository
 from simo.checkpoints import versions
 from simo.files import write_json
+from simo.training import device_name
 
 GROUPS = ("merging", "realigning", "training", "growing", "starting")
 
@@ -66,18 +67,13 @@ def measured(group, options):
 def surroundings():
     """Date, commit, machine, what else it does, and versions."""
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    machine = {"processor": processor(), "cores": os.cpu_count(), "system": platform.system(), "load": busy}
+    machine = {
+        "processor": device_name("cpu"),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "load": busy,
+    }
     return {"date": time.strftime("%Y-%m-%d"), **repository(), "machine": machine, "versions": versions()}
-
-
-def processor():
-    """The processor's name, or its architecture where the system does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -163,9 +163,7 @@ def read_split(root, split):
     """Names `folder/index` of a split, from its text file; SimoError if there is none."""
     root, path = Path(root), Path(root) / "splits" / f"{split}.txt"
     if not root.is_dir():
-        raise SimoError(
-            f"data folder {root} does not exist: `make data` prepares it, or set DATA=/your/folder"
-        )
+        raise SimoError(f"data folder {root} does not exist: `make data` prepares it, or set DATA=/its/place")
     if split not in SPLITS:
         raise SimoError(f"unknown split {split!r}: expected one of {SPLITS}")
     if not path.is_file():

@@ -16,9 +16,7 @@ def check_finite(prediction):
     """Refuse predictions that are NaN or infinite: a metric would hide or spread them."""
     if not torch.isfinite(prediction).all():
         count = (~torch.isfinite(prediction)).sum().item()
-        raise SimoError(
-            f"expected finite predictions, found {count} NaN or infinite values: the model diverged"
-        )
+        raise SimoError(f"expected finite predictions, found {count} NaN or infinite: the model diverged")
 
 
 class MeanIoU:

@@ -294,8 +294,8 @@ def device_name(device):
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     told = Path("/proc/cpuinfo")  # by Linux, and not of every processor
-    name = re.search(r"^model name\s*: (.+)$", told.read_text(), re.MULTILINE) if told.is_file() else None
-    name = name[1] if name else f"CPU {platform.machine()}"
+    names = re.findall(r"^model name\s*: (.+)$", told.read_text() if told.is_file() else "", re.MULTILINE)
+    name = [*names, platform.machine()][0]
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s)"
 
 

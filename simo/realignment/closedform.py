@@ -251,15 +251,15 @@ def residuals(model, encoders, batches, device="cpu", precision="float32"):
     """
     layers, read = _first_layers(model.to(device).eval(), encoders, device)
     pairs = stream_grams(model.encoder, encoders, batches, read, _output_of(layers), device, precision)
-    left, apart = ({name: [] for name in encoders} for _ in range(2))
+    shares = {name: [] for name in encoders}
     for number, (fitted, held_out) in enumerate(pairs):
         prior, groups = _stacked(layers, number)
         errors = _held_out_errors(fitted, held_out, prior, groups, (*STRENGTHS, float("inf")))
         *_, spread = centre(held_out, prior.shape[1])
         for name, error, total in zip(encoders, errors, spread.diagonal().split(groups), strict=True):
-            left[name].append((error[:-1].min() / total.sum()).item())
-            apart[name].append((error[-1] / total.sum()).item())
-    return tuple({name: sum(own) / len(own) for name, own in each.items()} for each in (left, apart))
+            shares[name].append(torch.stack([error[:-1].min(), error[-1]]) / total.sum())
+    means = {name: sum(own) / len(own) for name, own in shares.items()}
+    return tuple({name: mean[which].item() for name, mean in means.items()} for which in (0, 1))
 
 
 def _first_layers(model, encoders, device):

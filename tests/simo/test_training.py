@@ -606,8 +606,8 @@ def test_a_processor_is_named_as_its_system_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "Path", lambda path: told)
     monkeypatch.setattr(training.platform, "machine", lambda: "riscv64")
     rest = f", {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s)"
-    assert device_name("cpu") == "CPU riscv64" + rest
+    assert device_name("cpu") == "riscv64" + rest
     told.write_text("processor\t: 0\nmodel name\t: Fast One @ 2 GHz\nmodel name\t: Other\n")
     assert device_name("cpu") == "Fast One @ 2 GHz" + rest
     told.write_text("processor\t: 0\n")
-    assert device_name("cpu") == "CPU riscv64" + rest
+    assert device_name("cpu") == "riscv64" + rest
