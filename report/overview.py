@@ -103,11 +103,14 @@ def ledger(pages):
     Returns
     -------
     DataFrame
-        Of HTML, one row a claim: `claim`, `in the paper`, and one column a study with the verdict, linked to
-        the page, the numbers of the seeds with their unit, where these do not settle it the 95 % interval of
-        their mean, and the paper's verdict and number; empty where a claim is not about the data set.
+        Of HTML, one row a claim: `claim` with its unit, `in the paper`, and one column a study with the
+        verdict, linked to the page, the numbers of the seeds, the 95 % interval of their mean where they do
+        not settle it, and the paper's verdict and number; empty where a claim is not about the data set.
     """
-    rows = {claim.name: {"claim": claim.sentence, "in the paper": claim.source} for claim in CLAIMS}
+    rows = {
+        claim.name: {"claim": f"{claim.sentence} <em>({claim.unit})</em>", "in the paper": claim.source}
+        for claim in CLAIMS
+    }
     studies = [page.study for page in pages]
     for page in pages:
         judged = page.judge() if page.records else None
@@ -179,11 +182,11 @@ def _verdict(claim, page, judged):
     numbers = [f"{row[name]:.1f}" for name in judged if name.startswith("seed ") and row[name] == row[name]]
     place = page.study if (ROOT / "notebooks" / "pages" / f"{page.study}.ipynb").exists() else page.dataset
     text = marked(row.verdict, f"{place}.html#claims")
-    text += f": {', '.join(numbers)} {claim.unit}" if numbers else ""
+    text += f": {', '.join(numbers)}" if numbers else ""
     text += f"<br>close: {row.close}" if row.close else ""
     text += " [fixture]" if page.fixture else ""
     if row.paper == row.paper:  # not NaN: the paper has such a number
-        text += f"<br>paper: {marked('holds' if claim.holds(row.paper) else 'fails')}, {row.paper:.1f}"
+        text += f"<br>paper: {marked('holds' if claim.holds(row.paper) else 'fails')} {row.paper:.1f}"
     return text
 
 

@@ -150,7 +150,7 @@ class Page:
     def _results(self):
         """Those of `numbers` that come from records."""
         delta, mark = self.frame.printed.unstack("model"), f" ({FIXTURE})" if self.fixture else ""
-        values = {f"delta {model}": f"{value:.1f}{mark}" for model, value in delta.mean().items()}
+        values = {f"delta {model}": f"{value:z.1f}{mark}" for model, value in delta.mean().items()}
         for kind in {"heads", "representation"} & {name.split("+")[-1] for name in delta}:
             share = tables.recovered(delta, "task_arithmetic", kind).mean()
             values[f"recovered {kind}"] = f"{share:.0f}{mark}"
@@ -189,17 +189,19 @@ class Page:
             table = table.assign(**{first: table[first] + f" [{FIXTURE}]"})
         show(table, caption, name, corner, **options)
 
-    def _show(self, table, caption, kind, corner="model", **options):
-        """Display a table of this page's records alone: its title leads the caption and the address."""
+    def _show(self, table, caption, kind, corner="model", others=(), **options):
+        """Display a table of this page's records: its title leads the caption and the address.
+
+        Only the study's leads the caption where other pages' records are shown, too.
+        """
         name = f"{self.study}-{self.profile}-{kind}".replace("_", "-")
-        self.show(table, f"{self.title}: {caption}", name, corner, **options)
+        title = TITLES[self.study] if others else self.title
+        self.show(table, f"{title}: {caption}", name, corner, **options)
 
     def _metrics(self, models, caption, kind):
-        """Display the paper's kind of table of some models, errors without the zero before their point."""
+        """Display the paper's kind of table of some models."""
         table = tables.table_of(self.frame, self.dataset, models)
-        metrics = [column for column in table if "Δ" not in column[0]]
-        table[metrics] = table[metrics].map(lambda text: re.sub(r"\b0\.", ".", text))
-        self._show(table, caption, kind)
+        self._show(table.map(_shorter), caption, kind, classes="wide")
 
     def table(self):
         """Display the paper's kind of table, with the experts and a constant prediction."""
@@ -225,12 +227,13 @@ class Page:
             frames = {page.name: page.frame for page in (self, *others)}
             frames.setdefault(tables.FULL_SCALE, None if full.fixture else full.frame)
             table = tables.paper_beside_ours(frames, self.dataset, self.paper)
-            # a wide table: heads are short, and ± may begin a line
-            table = table.map(lambda text: text.replace("\u00a0±", " ±")).rename(columns=_short, level=1)
-            short = ", ".join(f"{_short(name)}: {name}" for name in frames if name != _short(name))
-            caption = "the paper's metrics and, in per cent of the experts', the paper's performance and ours"
-            caption += f" ({short})." if short else "."
-            self._show(table, caption, "beside-paper")
+            # a wide table: ± may begin a line
+            table = table.map(lambda text: _shorter(text).replace("\u00a0±", " ±"))
+            table = table.rename(columns=_hyphenated, level=1)
+            caption = (
+                "the paper's metrics and, in per cent of the experts', the paper's performance and ours."
+            )
+            self._show(table, caption, "beside-paper", others=others, classes="wide")
 
     def pattern(self, *others):
         """Display what is comparable at any size: order, signs, shares recovered; of this and other pages."""
@@ -238,7 +241,7 @@ class Page:
             frames = {page.name: page.frame for page in (self, *others) if page.records}
             caption = "what can be compared at any size, in the paper and here."
             table = tables.pattern(frames, self.dataset, self.paper)
-            self._show(table, caption, "pattern", "what is compared")
+            self._show(table, caption, "pattern", "what is compared", others)
 
     def claims(self):
         """Display every claim with the number that decides it on each seed."""
@@ -331,7 +334,8 @@ class Page:
         if self:
             paper = self.paper if self.dataset == "taskonomy" else None
             caption = f"what each model costs, {self.over_seeds}. {SECONDS}"
-            self._show(tables.efficiency(self.records, paper), caption, "costs")
+            table = tables.efficiency(self.records, paper)
+            self._show(table if paper else table.droplevel(1, axis="columns"), caption, "costs")
 
     def derive(self, experiment, function, **options):
         """What a function of `report.beyond` or `report.variations` makes of an experiment's records."""
@@ -343,9 +347,13 @@ class Page:
             table = self.derive(experiment, function, **options)
             self._show(table, caption, function.__name__, corner)
 
+    def ran(self, experiment):
+        """Whether there are records of an experiment."""
+        return bool(self._all(experiment))
+
     def has(self, experiment):
         """Whether there are records of an experiment; says so if not."""
-        found = bool(self._all(experiment))
+        found = self.ran(experiment)
         if not found:
             what = f"{experiment} of {self.study}" if self.records else self.study
             display(Markdown(f"*Not run: there are no records of {what} at this scale.*"))
@@ -360,9 +368,22 @@ class Page:
             figure.text(0.5, 0.5, "FIXTURE: no result", color="#AA3333", alpha=0.35, size=26, ha="center")
 
 
-def _short(name):
-    """The name of a page, or another header, short enough for a wide table."""
-    return name.replace("photographs", "photos").replace("miniature", "mini")
+def _hyphenated(header):
+    """A header that may break within its words, for a wide table."""
+    return header.replace("photographs", "photo\u00adgraphs").replace("miniature", "mini\u00adature")
+
+
+def _shorter(text):
+    """Errors of four decimals without the zero before their point, for a wide table."""
+    return re.sub(r"\b0(?=\.\d{4})", "", text)
+
+
+def having(pages, experiment):
+    """Those of several pages with records of an experiment; says once of the others that they lack it."""
+    without = [TITLES[page.study] for page in pages if not page.ran(experiment)]
+    if without:
+        display(Markdown(f"*Not run at this scale: {experiment} on {', '.join(without)}.*"))
+    return [page for page in pages if page.ran(experiment)]
 
 
 def _records(folder):

@@ -95,7 +95,7 @@ def idea_figure():
     -------
     Figure
     """
-    figure, axes = plt.subplots(figsize=(8.2, 4.3), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.1, 4.3), layout="constrained")
     axes.set(xlim=(0, 16.4), ylim=(0, 8.6))
     axes.axis("off")
 

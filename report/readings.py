@@ -120,17 +120,13 @@ def unlabelled_alpha(*pages):
     """What the α of closed form's least residual reaches, beside that of the labels; or "not run"."""
     parts = []
     for page in pages:
-        chosen = page.derive("unlabelled_alpha", _chosen, main=page.records)
-        if chosen is not None:
+        if page.ran("unlabelled_alpha"):
+            chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas, main=page.records)
             own = chosen[chosen.method == "task_arithmetic"].groupby("rule").delta.mean()
             parts.append(f"{TITLES[page.dataset]} {own.residual:+.1f} ({own.after:+.1f})")
     if not parts:
         return "not run"
     return real_minus(f"Δ after it, in brackets that of the α that labels choose: {', '.join(parts)}")
-
-
-def _chosen(records, *study, main):
-    return beyond.chosen_alphas(records, *study, main) if records else None
 
 
 def pictures(page):

@@ -93,7 +93,8 @@ def test_alpha_without_labels_is_read_or_not_run():
         {"method": "task_arithmetic", "rule": ["residual", "after"] * 2, "delta": [-5.0, -4.0, -7.0, -5.0]}
     )
     page = stub()
-    page.records, page.derive = [], lambda experiment, function, main: chosen
+    page.records, page.ran = [], lambda experiment: True
+    page.derive = lambda experiment, function, main: chosen
     assert "choose: NYUv2 −6.0 (−4.5)" in readings.unlabelled_alpha(page)
     assert readings.unlabelled_alpha(Page("nyuv2", "records/none")) == "not run"
 

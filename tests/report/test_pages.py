@@ -77,6 +77,14 @@ def test_page_without_records_says_not_run(tmp_path, shown):
     assert overview([page]).loc["TA"].tolist() == ["-83.3", "not run"]
 
 
+def test_what_was_not_run_is_said_once(tmp_path, shown):
+    """Not a line a data set: one names them all, and those that were run go on."""
+    found = [Page(name, COMMITTED) for name in ("nyuv2", "cityscapes")]
+    others = [Page(name, tmp_path) for name in ("cityscapes_dpt", "taskonomy")]
+    assert pages.having([*found, *others], "masks") == found
+    assert shown == ["*Not run at this scale: masks on Cityscapes, DPT heads, Taskonomy.*"]
+
+
 def test_numbers_are_those_of_the_table(shown):
     """The numbers in the text are the means that the table shows."""
     page = Page("nyuv2", COMMITTED)
