@@ -66,12 +66,13 @@ def configuration(address):
     said = PUBLISHED.format(address) if address else UNPUBLISHED
     config["parse"] = {"myst_substitutions": {"repository": said}}
     if address:
-        config["repository"] = {"url": address, "branch": "main"}
-        config["html"] = {"use_repository_button": True, "use_issues_button": True}
         launch = {"notebook_interface": "jupyterlab", "binderhub_url": "https://mybinder.org"}
         if "github.com/" in address:  # Colab opens no others
             launch["colab_url"] = "https://colab.research.google.com"
-        config["launch_buttons"] = launch
+        # the theme's own names: what `_config.yml` has under them hides jupyter-book's
+        options = {"repository_url": address, "repository_branch": "main", "launch_buttons": launch}
+        options |= {"use_repository_button": True, "use_issues_button": True}
+        config["sphinx"]["config"]["html_theme_options"] |= options
     return config
 
 

@@ -151,9 +151,11 @@ def test_the_repositorys_address_brings_its_buttons():
         said = config["parse"]["myst_substitutions"]["repository"]
         assert ("no public address" in said) == (address is None)
         assert (f"git clone --depth 1 {address}" in said) == (address is not None)
-        assert config.get("repository", {}).get("url") == address
-        assert set(config.get("launch_buttons", {})) - {"notebook_interface"} == kinds
-        assert any(config.get("html", {}).values()) == (address is not None)
+        options = config["sphinx"]["config"]["html_theme_options"]
+        assert options.get("repository_url") == address
+        assert set(options.get("launch_buttons", {})) - {"notebook_interface"} == kinds
+        for name in ("use_repository_button", "use_issues_button"):
+            assert options.get(name, False) == (address is not None)
 
 
 def test_missing_drawn_page_is_an_error(tmp_path, pages):
