@@ -313,7 +313,7 @@ rule page:
 rule html:
     input:
         pages=expand(rules.page.output.notebook, page=PAGES, allow_missing=True),
-        sources=["_config.yml", "_toc.yml", "CONTRIBUTING.md", "tools/book.py", "tools/supplements.py", *map(str, listed("book", "**/*.*"))],
+        sources=["_config.yml", "_toc.yml", "CITATION.cff", "CONTRIBUTING.md", "tools/book.py", "tools/supplements.py", *map(str, listed("book", "**/*.*"))],
         documented=list(map(str, listed("simo", "**/*.py"))),  # in the API's pages
         notebooks=list(map(str, listed("notebooks", "*/*.ipynb"))),
     output: BUILD + "/{kind}/_build/html/index.html"

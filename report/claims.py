@@ -150,7 +150,7 @@ def faster(kind):
         f"{KINDS[kind]} realignment takes less than half of joint training's time, the experts being given.",
         lambda seed: 100 * seed.costs[f"task_arithmetic+{kind}"]["seconds"] / seed.costs["joint"]["seconds"],
         lambda value: value < 50,
-        "% of joint training's",
+        "% of joint training's time, roughly",
         source="ours: the paper has steps only",
     )
 

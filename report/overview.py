@@ -8,7 +8,7 @@ import pandas as pd
 from report import tables
 from report.claims import CLAIMS
 from report.notebooks import ROOT
-from report.paper import paper_deltas
+from report.paper import paper_costs, paper_deltas
 from report.records import commit_of
 
 TITLES = {"nyuv2": "NYUv2", "cityscapes": "Cityscapes", "taskonomy": "Taskonomy"}
@@ -62,6 +62,39 @@ def overview(pages):
     return pd.DataFrame(columns).fillna("")
 
 
+def effort(pages):
+    """Images and steps of realigning TA in per cent of joint training's, as parameter files set them.
+
+    Parameters
+    ----------
+    pages : sequence of Page
+
+    Returns
+    -------
+    DataFrame
+        Of text, with the columns of `overview`, the paper's where it says; steps of heads are summed.
+    """
+    columns = {}
+    for page in pages:
+        title = TITLES[page.dataset]
+        if page.dataset == "taskonomy":  # the paper's Table 4
+            columns[title, "paper", f"{PAPER_HEADS[page.dataset]} heads"] = _shares(paper_costs(page.paper))
+        costs = {model: cost for _, model, cost in tables.costs_of(page.records)}  # the same on every seed
+        columns[title, page.name, f"{page.heads} heads"] = _shares(costs)
+    return pd.DataFrame(columns)
+
+
+def _shares(costs):
+    """Column of `effort`: costs of realigned task arithmetic by those of joint training, as text."""
+    kinds = {"images": ("heads", "samples"), "steps, heads": ("heads", "steps")}
+    kinds |= {"steps, representation": ("representation", "steps")}
+    column = {}
+    for row, (kind, quantity) in kinds.items():
+        own, joint = costs.get(f"task_arithmetic+{kind}"), costs.get("joint")
+        column[row] = f"{100 * own[quantity] / joint[quantity]:.0f} %" if own and joint else "not run"
+    return column
+
+
 def ledger(pages):
     """Every claim with its verdict on each data set, the paper's own beside.
 
@@ -72,11 +105,14 @@ def ledger(pages):
     Returns
     -------
     DataFrame
-        Of HTML, one row a claim: `claim`, `in the paper`, and one column a study with the verdict, linked to
-        the page, the numbers of the seeds with their unit, and the same of the paper; empty where a claim is
-        not about the data set.
+        Of HTML, one row a claim: `claim` with its unit, `in the paper`, and one column a study with the
+        verdict, linked to the page, the numbers of the seeds, the 95 % interval of their mean where they do
+        not settle it, and the paper's verdict and number; empty where a claim is not about the data set.
     """
-    rows = {claim.name: {"claim": claim.sentence, "in the paper": claim.source} for claim in CLAIMS}
+    rows = {
+        claim.name: {"claim": f"{claim.sentence} <em>({claim.unit})</em>", "in the paper": claim.source}
+        for claim in CLAIMS
+    }
     studies = [page.study for page in pages]
     for page in pages:
         judged = page.judge() if page.records else None
@@ -98,7 +134,22 @@ MAIN_CLAIMS = [
         "beats-pretrained",
     )
 ]
+# of captions, with a place below the pages
+VARIED = '<a href="../../book/reproduce.html#what-a-seed-varies">what a seed varies</a>'
+CLOSE = f"Close: Student's 95 % interval of the seeds' mean, where it crosses the criterion ({VARIED})."
 KINDS = ("holds", "fails", "mixed", "not applicable", "set by us", "not run")
+
+
+def kind_of(verdict):
+    """Which of `KINDS` a verdict is; *mixed* is what not all seeds that it applies to agree on."""
+    word = verdict.split(",")[0]
+    return "mixed" if word.startswith("holds on") else word
+
+
+def marked(verdict, link=""):
+    """A verdict as HTML, whose class gives it a colour and a sign (`book/_static/simo.css`)."""
+    named = f'class="verdict {kind_of(verdict).replace(" ", "-")}"'
+    return f'<a {named} href="{link}">{verdict}</a>' if link else f"<span {named}>{verdict}</span>"
 
 
 def verdict_counts(pages):
@@ -111,12 +162,11 @@ def verdict_counts(pages):
     Returns
     -------
     DataFrame
-        Columns `KINDS`; *mixed* is what not all seeds that it applies to agree on.
+        Columns `KINDS`, see `kind_of`.
     """
     rows, studies = {}, [page.study for page in pages]
     for page in (page for page in pages if page.records):
-        words = page.judge().verdict.str.split(",").str[0]
-        words = words.where(~words.str.startswith("holds on"), "mixed")
+        words = page.judge().verdict.map(kind_of)
         title = _title(page, studies) + " [fixture]" * page.fixture
         rows[title] = {kind: int((words == kind).sum()) for kind in KINDS}
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -129,15 +179,16 @@ def _title(page, studies):
 
 def _verdict(claim, page, judged):
     if judged is None:
-        return "not run"
+        return marked("not run")
     row = judged.loc[claim.name]
     numbers = [f"{row[name]:.1f}" for name in judged if name.startswith("seed ") and row[name] == row[name]]
     place = page.study if (ROOT / "notebooks" / "pages" / f"{page.study}.ipynb").exists() else page.dataset
-    text = f'<a href="{place}.html#claims">{row.verdict}</a>'
-    text += f": {', '.join(numbers)} {claim.unit}" if numbers else ""
+    text = marked(row.verdict, f"{place}.html#claims")
+    text += f": {', '.join(numbers)}" if numbers else ""
+    text += f"<br>close: {row.close}" if row.close else ""
     text += " [fixture]" if page.fixture else ""
     if row.paper == row.paper:  # not NaN: the paper has such a number
-        text += f"<br>paper: {'holds' if claim.holds(row.paper) else 'fails'}, {row.paper:.1f}"
+        text += f"<br>paper: {marked('holds' if claim.holds(row.paper) else 'fails')} {row.paper:.1f}"
     return text
 
 

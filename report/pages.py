@@ -4,15 +4,15 @@ Numbers that were computed from made-up data (fixtures, which rehearse the paper
 data) are marked as such wherever they appear. What was not run says so.
 """
 
+import re
 from pathlib import Path
 
-import pandas as pd
 from IPython.display import Markdown, display
 
 from report import claims, plotting, tables
 from report.display import SECONDS, real_minus, show
 from report.notebooks import ROOT
-from report.overview import TITLES
+from report.overview import CLOSE, TITLES, VARIED, marked
 from report.paper import paper_curves, paper_deltas, read_paper
 from report.parameters import check_injected
 from report.pictures import qualitative_figure
@@ -43,7 +43,6 @@ UNITS = {
     "cityscapes": "Disparity's error is in units of 256 pixels, at a width of 2,048.",
     "taskonomy": "Errors are on the targets' scales: −1 to 1, and for depth 0 to 1 of a logarithm.",
 }
-CELLS = "Cells: the metric, ± its standard deviation over seeds, in brackets per cent of the experts'."
 PICTURED = {
     "truth": "truth",
     "expert": "expert",
@@ -78,6 +77,8 @@ class Page:
         Study and name, for captions.
     heads : str
         Their kind, as the page calls it: "linear" or "DPT"; "no" without records.
+    seeds : int
+        How many seeds have records.
     """
 
     def __init__(self, study, records_folder, recomputed=""):
@@ -96,6 +97,7 @@ class Page:
         known = set() if self.frame is None else set(self.frame.index.unique("model"))
         self.models = [name for name in tables.MODELS if name in known and name != "expert"]
         self.fixture = any(record["provenance"]["fixture"] for record in self.records + fresh)
+        self.seeds = len({record["seed"] for record in self.records})
         self.name = NAMES.get(self.profile, self.profile) + f" [{FIXTURE}]" * self.fixture
         self.title = f"{TITLES[study]}, {self.name}"
         self.paper = read_paper()
@@ -130,15 +132,16 @@ class Page:
         -------
         dict of str to str
             `delta <model>` and `paper <model>`, `recovered <realignment>`, `best score` of any α in per cent,
-            `zero coefficients` of AdaMerging in per cent, `beside <realignment>`: Δ of realigned TA relative
-            to experts with the same budget, `largest spread` of a realigned model's Δ over seeds,
-            `seeds`, `tolerance`, `full tolerance`; "not run" where there is no result.
+            `beside <realignment>`: Δ of realigned TA relative to experts with the same budget, `largest
+            spread` of a realigned model's Δ over seeds, `title`, `seeds`, `over seeds` (in a caption),
+            `tolerance`, `full tolerance`; "not run" where there is no result.
         """
         keys = [f"delta {name}" for name in tables.MODELS]
-        keys += ["recovered heads", "recovered representation", "best score", "zero coefficients"]
+        keys += ["recovered heads", "recovered representation", "best score"]
         keys += ["largest spread", "seeds", "beside heads", "beside representation"]
         values = dict.fromkeys(keys, "not run") | {"tolerance": f"{claims.TOLERANCE:.0f}"}
-        values["full tolerance"] = f"{tables.FULL_SCALE_TOLERANCE:.0f}"
+        values |= {"full tolerance": f"{tables.FULL_SCALE_TOLERANCE:.0f}", "title": self.title}
+        values |= {"over seeds": self.over_seeds}
         for model, delta in paper_deltas(self.dataset, self.paper).items():
             values[f"paper {model}"] = f"{delta:.1f}"
         values |= self._results() if self.records else {}
@@ -147,7 +150,7 @@ class Page:
     def _results(self):
         """Those of `numbers` that come from records."""
         delta, mark = self.frame.printed.unstack("model"), f" ({FIXTURE})" if self.fixture else ""
-        values = {f"delta {model}": f"{value:.1f}{mark}" for model, value in delta.mean().items()}
+        values = {f"delta {model}": f"{value:z.1f}{mark}" for model, value in delta.mean().items()}
         for kind in {"heads", "representation"} & {name.split("+")[-1] for name in delta}:
             share = tables.recovered(delta, "task_arithmetic", kind).mean()
             values[f"recovered {kind}"] = f"{share:.0f}{mark}"
@@ -159,14 +162,20 @@ class Page:
         if scans:
             best = sum(max(row["score"] for row in scan) for scan in scans) / len(scans)
             values["best score"] = f"{100 * best:.0f}{mark}"
-        coefficients = [record["details"]["coefficients"] for record in self._all("adamerging")]
-        if coefficients:
-            zeros = [pd.DataFrame(learned).eq(0).to_numpy().mean() for learned in coefficients]
-            values["zero coefficients"] = f"{100 * sum(zeros) / len(zeros):.0f}{mark}"
         spread = delta[[name for name in delta if "+" in name and name not in tables.CONTROLS]].std(ddof=1)
         if spread.notna().any():
             values["largest spread"] = f"{spread.max():.1f}{mark}"
-        return values | {"seeds": str(len(delta))}
+        return values | {"seeds": str(self.seeds)}
+
+    @property
+    def over_seeds(self):
+        """What a number or a line of this page is: of one seed, or a mean."""
+        return f"mean over {self.seeds} seeds" if self.seeds > 1 else "one seed"
+
+    def _cells(self):
+        """What a cell of the tables of metrics holds."""
+        deviation = ", ± its standard deviation" if self.seeds > 1 else ""
+        return f"Cells: the metric, {self.over_seeds}{deviation}, in brackets per cent of the experts'."
 
     def show(self, table, caption, name, corner, **options):
         """Display a table, every row of a fixture marked, in its index or, if hidden, its first column.
@@ -180,24 +189,33 @@ class Page:
             table = table.assign(**{first: table[first] + f" [{FIXTURE}]"})
         show(table, caption, name, corner, **options)
 
-    def _show(self, table, caption, kind, corner="model", **options):
-        """Display a table of this page's records alone: its title leads the caption and the address."""
+    def _show(self, table, caption, kind, corner="model", others=(), **options):
+        """Display a table of this page's records: its title leads the caption and the address.
+
+        Only the study's leads the caption where other pages' records are shown, too.
+        """
         name = f"{self.study}-{self.profile}-{kind}".replace("_", "-")
-        self.show(table, f"{self.title}: {caption}", name, corner, **options)
+        title = TITLES[self.study] if others else self.title
+        self.show(table, f"{title}: {caption}", name, corner, **options)
+
+    def _metrics(self, models, caption, kind):
+        """Display the paper's kind of table of some models."""
+        table = tables.table_of(self.frame, self.dataset, models)
+        self._show(table.map(_shorter), caption, kind, classes="wide")
 
     def table(self):
         """Display the paper's kind of table, with the experts and a constant prediction."""
         if self:
             rows = ["expert", *(name for name in self.models if name not in tables.CONTROLS)]
-            caption = f"every model on the test split. {CELLS} {UNITS[self.dataset]}".strip()
-            self._show(tables.table_of(self.frame, self.dataset, rows), caption, "table")
+            caption = f"every model on the test split. {self._cells()} {UNITS[self.dataset]}".strip()
+            self._metrics(rows, caption, "table")
 
     def controls(self):
         """Display the same table for the controls."""
         if self:
             rows = [name for name in self.models if name in tables.CONTROLS]
-            caption = f"realignment without merging, and of experts that were not merged. {CELLS}"
-            self._show(tables.table_of(self.frame, self.dataset, rows), caption, "controls")
+            caption = f"realignment without merging, and of experts that were not merged. {self._cells()}"
+            self._metrics(rows, caption, "controls")
             missing = [tables.MODELS[name] for name in tables.CONTROLS if name not in rows]
             if missing:
                 display(Markdown(f"*Not run here: {'; '.join(missing)}.*"))
@@ -209,9 +227,13 @@ class Page:
             frames = {page.name: page.frame for page in (self, *others)}
             frames.setdefault(tables.FULL_SCALE, None if full.fixture else full.frame)
             table = tables.paper_beside_ours(frames, self.dataset, self.paper)
-            caption = "the paper's results beside ours, relative to the experts of each."
-            # ± may begin a line: this table is wide
-            self._show(table.map(lambda text: text.replace("\u00a0±", " ±")), caption, "beside-paper")
+            # a wide table: ± may begin a line
+            table = table.map(lambda text: _shorter(text).replace("\u00a0±", " ±"))
+            table = table.rename(columns=_hyphenated, level=1)
+            caption = (
+                "the paper's metrics and, in per cent of the experts', the paper's performance and ours."
+            )
+            self._show(table, caption, "beside-paper", others=others, classes="wide")
 
     def pattern(self, *others):
         """Display what is comparable at any size: order, signs, shares recovered; of this and other pages."""
@@ -219,15 +241,18 @@ class Page:
             frames = {page.name: page.frame for page in (self, *others) if page.records}
             caption = "what can be compared at any size, in the paper and here."
             table = tables.pattern(frames, self.dataset, self.paper)
-            self._show(table, caption, "pattern", "what is compared")
+            self._show(table, caption, "pattern", "what is compared", others)
 
     def claims(self):
         """Display every claim with the number that decides it on each seed."""
         if self:
             table = self.judge()
             table = table[["claim", "verdict", *table.columns.drop(["claim", "verdict", "source"]), "source"]]
-            caption = "each claim, its verdict, and the number that decides it on each seed and in the paper."
-            self._show(table, caption, "claims", index=False, classes="claims")
+            table = table.assign(verdict=table.verdict.map(marked))
+            caption, last = "each claim, its verdict, and the number that decides it, of each seed.", CLOSE
+            if self.seeds == 1:
+                table, last = table.drop(columns="close"), f"One seed has no interval ({VARIED})."
+            self._show(table, f"{caption} {last}", "claims", index=False, classes="claims", escape=None)
 
     def judge(self):
         """Decide every claim about this data set; see `report.claims.judge`."""
@@ -308,8 +333,9 @@ class Page:
         """Display Table 4: steps, trained parameters, images and time; the paper's is Taskonomy's."""
         if self:
             paper = self.paper if self.dataset == "taskonomy" else None
-            caption = f"what each model costs, means over seeds. {SECONDS}"
-            self._show(tables.efficiency(self.records, paper), caption, "costs")
+            caption = f"what each model costs, {self.over_seeds}. {SECONDS}"
+            table = tables.efficiency(self.records, paper)
+            self._show(table if paper else table.droplevel(1, axis="columns"), caption, "costs")
 
     def derive(self, experiment, function, **options):
         """What a function of `report.beyond` or `report.variations` makes of an experiment's records."""
@@ -321,9 +347,13 @@ class Page:
             table = self.derive(experiment, function, **options)
             self._show(table, caption, function.__name__, corner)
 
+    def ran(self, experiment):
+        """Whether there are records of an experiment."""
+        return bool(self._all(experiment))
+
     def has(self, experiment):
         """Whether there are records of an experiment; says so if not."""
-        found = bool(self._all(experiment))
+        found = self.ran(experiment)
         if not found:
             what = f"{experiment} of {self.study}" if self.records else self.study
             display(Markdown(f"*Not run: there are no records of {what} at this scale.*"))
@@ -336,6 +366,24 @@ class Page:
         """Write over a figure that its numbers are a fixture's, if they are."""
         if self.fixture:
             figure.text(0.5, 0.5, "FIXTURE: no result", color="#AA3333", alpha=0.35, size=26, ha="center")
+
+
+def _hyphenated(header):
+    """A header that may break within its words, for a wide table."""
+    return header.replace("photographs", "photo\u00adgraphs").replace("miniature", "mini\u00adature")
+
+
+def _shorter(text):
+    """Errors of four decimals without the zero before their point, for a wide table."""
+    return re.sub(r"\b0(?=\.\d{4})", "", text)
+
+
+def having(pages, experiment):
+    """Those of several pages with records of an experiment; says once of the others that they lack it."""
+    without = [TITLES[page.study] for page in pages if not page.ran(experiment)]
+    if without:
+        display(Markdown(f"*Not run at this scale: {experiment} on {', '.join(without)}.*"))
+    return [page for page in pages if page.ran(experiment)]
 
 
 def _records(folder):

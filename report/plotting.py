@@ -95,7 +95,7 @@ def idea_figure():
     -------
     Figure
     """
-    figure, axes = plt.subplots(figsize=(8.2, 4.3), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.1, 4.3), layout="constrained")
     axes.set(xlim=(0, 16.4), ylim=(0, 8.6))
     axes.axis("off")
 
@@ -135,7 +135,7 @@ def idea_figure():
     axes.text(12.7, 3.55, "adapters (optional)", ha="center", fontsize=8.5, color=GREY)
     arrow((10.95, 4.55), (11.6, 4.55), GREY)
     axes.text(7.6, 0.35, "task vectors $τ_t = θ_t − θ_0$,  $τ = g(τ_1, τ_2, τ_3)$", ha="center", fontsize=9)
-    axes.text(13.6, 0.35, "few validation images, few steps", ha="center", fontsize=9)
+    axes.text(13.6, 0.35, "trained on validation images", ha="center", fontsize=9)
     return figure
 
 
@@ -211,9 +211,8 @@ def subset_figure(points, paper):
     axes.fill_between(
         [1, *seeds.index], [1, *seeds.min(axis=1)], [1, *seeds.max(axis=1)], color=INK, alpha=0.2, lw=0
     )
-    axes.plot(
-        [1, *mean.index], [1, *mean], "-o", color=INK, lw=1.8, label="ours, mean over subsets and seeds"
-    )
+    label = "ours, mean over subsets" + " and seeds" * (len(seeds.columns) > 1)
+    axes.plot([1, *mean.index], [1, *mean], "-o", color=INK, lw=1.8, label=label)
     for size, values in paper["taskonomy_points"].items():
         axes.plot([int(size) + 0.08] * len(values), values, "s", color=PAPER, ms=3, mfc="none", alpha=0.6)
     for name, label, style in (

@@ -9,8 +9,10 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
-from report import tables
+from report import beyond, tables
+from report.display import real_minus
 from report.evidence import EFFECT, block_coefficients
+from report.overview import TITLES
 from report.paper import paper_curves
 from report.records import load_pictures
 from simo.tasks import tasks_of
@@ -65,6 +67,15 @@ def _relationships(page):
     return _where(page) + text
 
 
+def lines(*pages):
+    """What the lines of a figure of relationships are of, for its caption; see `Page.relationships`."""
+    shown = [page for page in pages if page.curves()]
+    dashes = ("solid", "dashed", "dotted") if len(shown) > 1 else ("",)
+    parts = [f"{each} {page.name}, {page.over_seeds}" for each, page in zip(dashes, shown, strict=False)]
+    text = "; ".join(part.strip() for part in parts) or "not run"
+    return text + ", bands their range" * any(page.seeds > 1 for page in shown)
+
+
 def subsets(page):
     """Whether performance goes on falling from two merged tasks to all of them (Figure 1)."""
     points = page.derive("subsets", tables.subset_scores)
@@ -103,6 +114,19 @@ def _coefficients(page, learned):
         f"{_where(page)}Inside the blocks {zero:.0f} % are exactly 0: {word}. Each task's middle, counted in "
         f"blocks from 1 to {means.index.max() + 1}: {listed}."
     )
+
+
+def unlabelled_alpha(*pages):
+    """What the α of closed form's least residual reaches, beside that of the labels; or "not run"."""
+    parts = []
+    for page in pages:
+        if page.ran("unlabelled_alpha"):
+            chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas, main=page.records)
+            own = chosen[chosen.method == "task_arithmetic"].groupby("rule").delta.mean()
+            parts.append(f"{TITLES[page.dataset]} {own.residual:+.1f} ({own.after:+.1f})")
+    if not parts:
+        return "not run"
+    return real_minus(f"Δ after it, in brackets that of the α that labels choose: {', '.join(parts)}")
 
 
 def pictures(page):

@@ -156,6 +156,8 @@ FULL_SCALE = "at its scale"  # title of the column
 def paper_beside_ours(frames, dataset, paper):
     """Metrics, normalised performance and printed Δ of the paper, beside ours, for the rows that it prints.
 
+    The spread stands at Δ only: `table_of` has that of our metrics.
+
     Parameters
     ----------
     frames : dict of str to DataFrame or None
@@ -185,13 +187,15 @@ def paper_beside_ours(frames, dataset, paper):
             row[f"{task.name}, %", "paper"] = f"{values[task.name]:.{decimals(task)}f} ({theirs:.1f})"
             for title, frame in frames.items():
                 if title != FULL_SCALE:
-                    row[f"{task.name}, %", title] = _cell(frame, model, f"{task.name} %")
+                    row[f"{task.name}, %", title] = _cell(
+                        frame, model, f"{task.name} %", lambda own: f"{own.mean():.1f}"
+                    )
         if model != "expert":
             delta = printed[name][-1]
             star = "*" if name in paper["misprints"].get(PAPER_TABLES[dataset], {}) else ""
             row["Δ_MTL, %", "paper"] = f"{delta:+.1f}{star}"
             for title, frame in frames.items():
-                ours = _cell(frame, model, "printed", sign=True)
+                ours = _cell(frame, model, "printed", spread)
                 compared = title == FULL_SCALE and ours != "not run"
                 far = compared and abs(frame.loc[model].printed.mean() - delta) > FULL_SCALE_TOLERANCE
                 row["Δ_MTL, %", title] = f"{ours}, differs" if far else ours
@@ -199,11 +203,11 @@ def paper_beside_ours(frames, dataset, paper):
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
-def _cell(frame, model, column, sign=False):
-    """Mean and spread of a column of a model's scores as text; "not run" without any."""
+def _cell(frame, model, column, as_text):
+    """A column of a model's scores as text; "not run" without any."""
     if frame is None or model not in frame.index.unique("model"):
         return "not run"
-    return spread(frame.loc[model][column], "+.1f" if sign else ".1f")
+    return as_text(frame.loc[model][column])
 
 
 def recovered(delta, method, realignment, floor=None):

@@ -32,8 +32,48 @@ FIXTURE_CELL = markdown_cell(
     "```{warning}\nExecuted on a fixture: made-up data that only show that all parts work together. No "
     "number below is a result.\n```",
 )
-OWN = ("_config.yml", "_toc.yml", "CONTRIBUTING.md")  # of which book/add.md includes a section
+OWN = ("_toc.yml", "CONTRIBUTING.md")  # of which book/add.md includes a section
 DATASET_PAGES = ("nyuv2", "cityscapes", "taskonomy")  # notebooks with a cell that the tests check
+
+
+# how the page on citing speaks of the repository, without a public address and with one
+UNPUBLISHED = "The repository has no public address yet: name this book, and the commit if you have it."
+PUBLISHED = """The repository is at [{0}]({0}): name that and the commit. Buttons above each notebook open
+it on Binder, which installs the project; on Colab, which does not, run this first, then the notebook's cells:
+
+```
+!git clone --depth 1 {0} simo
+%cd simo
+%pip install ".[book,data]"
+```
+"""
+
+
+def configuration(address):
+    """The book's configuration, with buttons to the repository if it has a public address.
+
+    Parameters
+    ----------
+    address : str or None
+        Such as `https://github.com/owner/name`: `repository-code` of `CITATION.cff`, the only place to set.
+
+    Returns
+    -------
+    dict
+        What `_config.yml` has, and what follows from the address.
+    """
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    said = PUBLISHED.format(address) if address else UNPUBLISHED
+    config["parse"] = {"myst_substitutions": {"repository": said}}
+    if address:
+        launch = {"notebook_interface": "jupyterlab", "binderhub_url": "https://mybinder.org"}
+        if "github.com/" in address:  # Colab opens no others
+            launch["colab_url"] = "https://colab.research.google.com"
+        # the theme's own names: what `_config.yml` has under them hides jupyter-book's
+        options = {"repository_url": address, "repository_branch": "main", "launch_buttons": launch}
+        options |= {"use_repository_button": True, "use_issues_button": True}
+        config["sphinx"]["config"]["html_theme_options"] |= options
+    return config
 
 
 def read_toc():
@@ -68,6 +108,9 @@ def assemble(source, pages, executed):
         target = source / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)  # not its permissions: some file systems refuse them
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    text = yaml.safe_dump(configuration(cited.get("repository-code")), allow_unicode=True, sort_keys=False)
+    (source / "_config.yml").write_text(text, encoding="utf-8")
     for page in pages_of(read_toc()):
         if not page.startswith("notebooks/"):
             continue
@@ -78,6 +121,7 @@ def assemble(source, pages, executed):
         notebook = read_json(pages / f"{name}.ipynb" if drawn else [*found, ROOT / f"{page}.ipynb"][0])
         given = notebook["metadata"].get("papermill", {}).get("parameters", {})
         if drawn:
+            caption_pictures_only(notebook["cells"])
             notebook["cells"].append(data_cell(name, given, source))
         elif not found:
             notebook["cells"].insert(1, not_run_cell(name))
@@ -85,6 +129,14 @@ def assemble(source, pages, executed):
             notebook["cells"].insert(1, FIXTURE_CELL)
         show_parameters_once(notebook["cells"], drawn)
         write_json(source / f"{page}.ipynb", notebook)
+
+
+def caption_pictures_only(cells):
+    """Take the captions from cells that drew nothing, but say so: a sentence is no figure."""
+    for cell in cells:
+        kinds = {kind for output in cell.get("outputs", []) for kind in output.get("data", {})}
+        if not any(kind.startswith("image/") for kind in kinds):
+            cell["metadata"].pop("mystnb", None)
 
 
 def show_parameters_once(cells, drawn):

@@ -77,6 +77,28 @@ def test_pictures_of_taskonomy_are_read():
     assert "with realigned representation" in readings.pictures(page)
 
 
+def test_lines_of_a_figure_are_named():
+    """Its caption says which line is what, of how many seeds; bands are named where there are any."""
+    one = SimpleNamespace(**vars(stub()), over_seeds="one seed", seeds=1)
+    three = SimpleNamespace(**vars(stub()), over_seeds="mean over 3 seeds", seeds=3)
+    assert readings.lines(one) == "miniature, one seed"
+    text = "solid miniature, one seed; dashed miniature, mean over 3 seeds, bands their range"
+    assert readings.lines(one, three) == text
+    assert readings.lines(Page("nyuv2", "records/none")) == "not run"
+
+
+def test_alpha_without_labels_is_read_or_not_run():
+    """The page on which method when fills itself as soon as there are records of it."""
+    chosen = pd.DataFrame(
+        {"method": "task_arithmetic", "rule": ["residual", "after"] * 2, "delta": [-5.0, -4.0, -7.0, -5.0]}
+    )
+    page = stub()
+    page.records, page.ran = [], lambda experiment: True
+    page.derive = lambda experiment, function, main: chosen
+    assert "choose: NYUv2 −6.0 (−4.5)" in readings.unlabelled_alpha(page)
+    assert readings.unlabelled_alpha(Page("nyuv2", "records/none")) == "not run"
+
+
 def test_nothing_run_is_nothing_read():
     """A page without records has no sentence."""
     page = Page("nyuv2", "records/none")

@@ -1,18 +1,22 @@
 """report.overview: the ledger says what the claims' tables say, and the index leads to what exists."""
 
+import re
 from fnmatch import fnmatch
 
 import pytest
 
 from report.claims import CLAIMS
-from report.notebooks import ROOT
+from report.notebooks import ROOT, read_parameters
 from report.overview import (
     KINDS,
     MAIN_CLAIMS,
     RESULTS,
     TITLES,
+    effort,
+    kind_of,
     ledger,
     manifest,
+    marked,
     one_commit,
     results_index,
     verdict_counts,
@@ -43,15 +47,61 @@ def test_ledger_agrees_with_the_pages(pages):
     table, judged = ledger(pages), pages[0].judge()
     row = judged.loc["ties-heads-reach-joint"]
     text = table.loc["ties-heads-reach-joint", "NYUv2"]
-    assert text.startswith(f'<a href="nyuv2.html#claims">{row.verdict}</a>: {row["seed 0"]:.1f}, ')
-    assert text.endswith(" points of Δ<br>paper: fails, -3.3")
+    link = f'<a class="verdict fails" href="nyuv2.html#claims">{row.verdict}</a>'
+    assert text.startswith(f"{link}: {row['seed 0']:.1f}, ")
+    assert text.endswith('<br>paper: <span class="verdict fails">fails</span> -3.3')
+    assert table.loc["ties-heads-reach-joint", "claim"].endswith(" <em>(points of Δ)</em>")
     assert "paper" not in table.loc["experts-converged-heads", "NYUv2"]
+
+
+def test_ledger_shows_the_interval_of_a_close_verdict(pages):
+    """Where seeds do not settle a claim, the ledger has what its page has, and else nothing."""
+    table, close = ledger(pages)["NYUv2"], pages[0].judge().close
+    assert 0 < (close != "").sum() < len(close)
+    for name, interval in close.items():
+        assert (f"<br>close: {interval}" in table[name]) == (interval != "")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "kind"),
+    [
+        ("holds", "holds"),
+        ("holds, 1 not applicable", "holds"),
+        ("holds on 2 of 3 seeds", "mixed"),
+        ("holds on 1 of 2 seeds, 1 not applicable", "mixed"),
+        ("not applicable", "not applicable"),
+    ],
+)
+def test_a_verdict_is_of_one_kind(verdict, kind):
+    """Colour and sign follow the verdict, and every kind has a sign of its own in the style sheet."""
+    assert kind_of(verdict) == kind
+    assert marked(verdict) == f'<span class="verdict {kind.replace(" ", "-")}">{verdict}</span>'
+
+
+def test_every_kind_of_verdict_has_its_own_sign():
+    """Without colour, verdicts differ; of the kinds, one has the default sign."""
+    style = (ROOT / "book" / "_static" / "simo.css").read_text(encoding="utf-8")
+    signs = dict(re.findall(r'\.verdict(?:\.([a-z-]+))?::before \{ content: "(.) "', style))
+    assert set(signs) - {""} == {kind.replace(" ", "-") for kind in KINDS} - {"not-applicable"}
+    assert len(set(signs.values())) == len(KINDS)
+
+
+def test_effort_is_what_parameters_say(pages):
+    """Images and steps beside joint training's, from the parameters; the paper's from its Table 4."""
+    table = effort(pages)
+    for page in pages:
+        own = read_parameters(ROOT / "notebooks" / "params" / "miniature" / f"{page.study}.yaml")
+        joint = own["probe_steps"] + own["joint_steps"]
+        steps = [len(page.tasks) * own["realign_steps"], own["realign_steps"]]
+        expected = ["32 %", *(f"{100 * each / joint:.0f} %" for each in steps)]  # 256 of 800 images
+        assert table[TITLES[page.study], "miniature", "linear heads"].tolist() == expected
+    assert table["Taskonomy", "paper", "DPT heads"].tolist() == ["25 %", "17 %", "13 %"]
 
 
 def test_ledger_tells_two_sizes_of_a_study_apart(pages, tmp_path):
     """Photographs and miniature of NYUv2 have a column each, and none hides the other."""
     table = ledger([Page("nyuv2", tmp_path / "photos"), *pages])
-    assert set(table["NYUv2, photographs"]) <= {"not run", ""}
+    assert set(table["NYUv2, photographs"]) <= {marked("not run"), ""}
     assert (table["NYUv2, miniature"] == ledger(pages)["NYUv2"]).all()
 
 
@@ -75,7 +125,7 @@ def test_counts_are_those_of_the_ledger(pages):
 def test_ledger_without_records_is_not_run(tmp_path):
     """A scale that was not run has no verdict."""
     table = ledger([Page(name, tmp_path) for name in TASKS])
-    assert set(table.loc["ties-collapses", [TITLES[name] for name in TASKS]]) == {"not run"}
+    assert set(table.loc["ties-collapses", [TITLES[name] for name in TASKS]]) == {marked("not run")}
 
 
 def test_made_up_verdicts_are_marked(pages, monkeypatch):

@@ -1,6 +1,7 @@
 """report.pages: what a page shows, and that made-up numbers and missing results say what they are."""
 
 import copy
+import re
 
 import pytest
 
@@ -76,6 +77,14 @@ def test_page_without_records_says_not_run(tmp_path, shown):
     assert overview([page]).loc["TA"].tolist() == ["-83.3", "not run"]
 
 
+def test_what_was_not_run_is_said_once(tmp_path, shown):
+    """Not a line a data set: one names them all, and those that were run go on."""
+    found = [Page(name, COMMITTED) for name in ("nyuv2", "cityscapes")]
+    others = [Page(name, tmp_path) for name in ("cityscapes_dpt", "taskonomy")]
+    assert pages.having([*found, *others], "masks") == found
+    assert shown == ["*Not run at this scale: masks on Cityscapes, DPT heads, Taskonomy.*"]
+
+
 def test_numbers_are_those_of_the_table(shown):
     """The numbers in the text are the means that the table shows."""
     page = Page("nyuv2", COMMITTED)
@@ -100,10 +109,22 @@ def test_recomputed_seeds_are_compared(shown):
     assert "NO" not in shown[0]
 
 
-def test_share_of_zero_coefficients_counts_tensors():
-    """The sentence beside Figure 2 counts each task's coefficients of each tensor once, over all seeds."""
-    records = load_records(COMMITTED / "nyuv2")
-    learned = [r["details"]["coefficients"] for r in records if r["experiment"] == "adamerging"]
-    values = [value for seed in learned for tensors in seed.values() for value in tensors.values()]
-    expected = 100 * values.count(0.0) / len(values)
-    assert Page("nyuv2", COMMITTED).numbers()["zero coefficients"] == f"{expected:.0f}"
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_captions_say_how_many_seeds(seeds, tmp_path, shown):
+    """One seed is neither a mean nor has it a spread or an interval; of several, the caption counts them."""
+    for seed in range(seeds):
+        for record in load_records(COMMITTED / "nyuv2" / f"seed{seed}"):
+            write_json(tmp_path / "nyuv2" / f"seed{seed}" / f"{record['experiment']}.json", record)
+    page = Page("nyuv2", tmp_path)
+    assert (
+        page.numbers()["over seeds"] == page.over_seeds == ("one seed" if seeds == 1 else "mean over 3 seeds")
+    )
+    for display in (page.table, page.controls, page.efficiency, page.claims):
+        display()
+    captions = [re.search("<caption>(.*)</caption>", text).group(1) for text in shown if "<caption>" in text]
+    assert len(captions) == 4
+    for caption in captions[:3]:
+        assert page.over_seeds in caption
+    assert [("standard deviation" in caption) for caption in captions] == [seeds > 1, seeds > 1, False, False]
+    assert ("95 %" in captions[3]) == ("close</th>" in shown[-1].split("<tbody>")[0]) == (seeds > 1)
+    assert "what a seed varies" in captions[3]

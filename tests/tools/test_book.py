@@ -126,6 +126,38 @@ def test_notebook_executed_on_made_up_data_says_so(tmp_path, pages, fixture):
     assert len(cells) == len(run["cells"]) + fixture
 
 
+def test_a_sentence_is_no_figure(tmp_path, pages):
+    """What was not run says so in words: they get no caption, and no number of a figure."""
+    figure = {"mystnb": {"figure": {"name": "f", "caption": "A figure."}}}
+    cells = [
+        {"cell_type": "code", "metadata": dict(figure), "outputs": [{"data": {kind: ""}}], "source": []}
+        for kind in ("text/markdown", "image/svg+xml")
+    ]
+    (pages / "nyuv2.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}}))
+    book.assemble(tmp_path / "source", pages, executed=None)
+    said, drawn, _ = json.loads((tmp_path / "source/notebooks/pages/nyuv2.ipynb").read_text())["cells"]
+    assert "mystnb" not in said["metadata"]
+    assert drawn["metadata"] == figure
+
+
+def test_the_repositorys_address_brings_its_buttons():
+    """One line of CITATION.cff: without it no button and a plain word, with it all that need it."""
+    for address, kinds in {
+        None: set(),
+        "https://github.com/owner/name": {"binderhub_url", "colab_url"},
+        "https://gitlab.com/owner/name": {"binderhub_url"},
+    }.items():
+        config = book.configuration(address)
+        said = config["parse"]["myst_substitutions"]["repository"]
+        assert ("no public address" in said) == (address is None)
+        assert (f"git clone --depth 1 {address}" in said) == (address is not None)
+        options = config["sphinx"]["config"]["html_theme_options"]
+        assert options.get("repository_url") == address
+        assert set(options.get("launch_buttons", {})) - {"notebook_interface"} == kinds
+        for name in ("use_repository_button", "use_issues_button"):
+            assert options.get(name, False) == (address is not None)
+
+
 def test_missing_drawn_page_is_an_error(tmp_path, pages):
     """A page that was not drawn cannot silently fall back to its source without figures."""
     (pages / "nyuv2.ipynb").unlink()
