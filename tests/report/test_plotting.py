@@ -29,7 +29,7 @@ def lines_of(axes):
 
 
 def test_subset_figure_shows_means_and_the_paper():
-    """Figure 1: one expert is 1, then the mean over subsets and seeds; the paper's curves as printed."""
+    """Figure 1: one expert is 1, then the mean over subsets of one seed; the paper's curves as printed."""
     points = pd.DataFrame(
         [
             {"seed": 0, "tasks": "a+b", "size": 2, "performance": 0.5},
@@ -40,7 +40,7 @@ def test_subset_figure_shows_means_and_the_paper():
     paper = read_paper()["fig1"]
     (axes,) = plotting.subset_figure(points, paper).axes
     lines = lines_of(axes)
-    assert lines["ours, mean over subsets and seeds"].tolist() == [[1, 1], [2, 0.4], [3, 0.2]]
+    assert lines["ours, mean over subsets"].tolist() == [[1, 1], [2, 0.4], [3, 0.2]]
     assert lines["paper, Taskonomy"][:, 1].tolist() == list(paper["taskonomy_mean"].values())
     assert lines["paper, CLIP: an input a task"][:, 0].tolist() == list(range(1, 9))
 
