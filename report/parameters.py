@@ -20,6 +20,8 @@ from simo.files import listed, read_json, reason
 ROOT = Path(__file__).resolve().parents[1]
 TYPES = {"bool", "int", "float", "str", "list", "dict", "NoneType"}
 COMPLETE = {"alphas"}  # of these, each name that a default has is read
+COUNTS = r"(realign_)?batch_size|(finetune|joint|realign|longer)_steps|accumulate|(adapter|lora)_rank"
+WORDS = {"device": r"auto|cpu|cuda(:\d+)?", "precision": "auto|float32|bfloat16"}
 INJECTED = "# Parameters\n"  # how the cell begins that papermill puts after the declaring one
 
 
@@ -145,16 +147,27 @@ def _check(declarations, parameters, where):
         if name not in declarations:
             raise SimoError(f"{where} has no parameter {name!r}: {nearest(name, declarations)}")
         default, types = declarations[name]
-        expected = _unlike(value, default, types)
-        if not expected and default is None and _is_number(value) and value < 0:
-            expected = "no negative number"
-        if not expected and name in COMPLETE and (missing := default.keys() - value.keys()):
-            expected = f"{sorted(missing)[0]!r}, too,"
+        expected = _unlike(value, default, types) or _useless(name, value, default)
         if expected:
             raise SimoError(
                 f"parameter {name} of {where}: expected {expected} like its default {default!r}, "
                 f"found {value!r}"
             )
+
+
+def _useless(name, value, default):
+    """What was to be expected where no notebook can use a value of the right type; None where one can."""
+    if default is None and _is_number(value) and value < 0:
+        return "no negative number"
+    if name in COMPLETE and (missing := default.keys() - value.keys()):
+        return f"{sorted(missing)[0]!r}, too,"
+    if re.fullmatch(COUNTS, name) and value < 1:
+        return "a number above 0"
+    if name in WORDS and not re.fullmatch(WORDS[name], value):
+        return WORDS[name].replace("|", ", ")
+    if name == "crop" and (len(value) != 2 or min(value) < 1):
+        return "2 numbers above 0"
+    return "entries" if value == [] and default else None
 
 
 def _is_number(value):
