@@ -147,7 +147,8 @@ def faster(kind):
     """The claim that a realignment of task arithmetic takes less wall time than joint training."""
     return Claim(
         f"{kind}-faster-than-joint",
-        f"{KINDS[kind]} realignment takes less than half of joint training's time, the experts being given.",
+        f"{KINDS[kind]} realignment takes less than half of joint training's time, the experts being given. "
+        "(A run that was interrupted has no time.)",
         lambda seed: 100 * seed.costs[f"task_arithmetic+{kind}"]["seconds"] / seed.costs["joint"]["seconds"],
         lambda value: value < 50,
         "% of joint training's time, roughly",

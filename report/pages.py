@@ -28,9 +28,9 @@ NAMES = {
 }  # of columns, by profile
 SCALES = {
     "photos": "The paper's own photographs of NYUv2, at less than half its resolution, with a ViT-S/14 "
-    "that descends from DINOv2 instead of ViT-B/14, fewer steps, depth in steps of 3.9 cm and normals "
-    "derived from it. Compare the *pattern* with the paper; [the photographs](../../book/photographs.md) "
-    "have a page that says what each of these may change.",
+    "that descends from DINOv2, by all signs, and was trained on for saliency, instead of ViT-B/14, fewer "
+    "steps, depth in steps of 3.9 cm and normals derived from it. Compare the *pattern* with the "
+    "paper; [the photographs](../../book/photographs.md) say what each of these may change.",
     "miniature": "Rendered scenes and a small ViT pretrained on such renders, **not the real data and "
     "DINOv2**. Compare the *pattern* with the paper: which methods collapse, what repairs "
     "them, and by how much.",

@@ -79,7 +79,7 @@ def test_parameters_are_read_with_their_defaults(notebook):
     "parameters",
     [
         {},
-        {"name": "b", "count": 0, "flag": True, "sizes": [], "options": {}},
+        {"name": "b", "count": 0, "flag": True, "sizes": [7], "options": {}},
         {"rate": 1},
         {"anything": "text"},
         {"anything": True},

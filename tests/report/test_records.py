@@ -52,11 +52,9 @@ def other(value):
         return not value
     if isinstance(value, str):
         return "cpu" if value == "auto" else f"{value}2"
-    return (
-        {**value, "depth": 2}
-        if isinstance(value, dict)
-        else value + (type(value)((1,)) if isinstance(value, list) else 1)
-    )
+    if isinstance(value, list):
+        return [*value[:-1], value[-1] + 1]
+    return {**value, "depth": 2} if isinstance(value, dict) else value + 1
 
 
 def test_clock_measures_a_block(namespace):
