@@ -47,15 +47,26 @@ it on Binder, which installs the project; on Colab, which does not, run this fir
 %pip install ".[book,data]"
 ```
 """
+BIBTEX = """
+```bibtex
+@software{simo_companion,
+  title = {%(title)s},
+  author = {{%(author)s}},
+  version = {%(version)s},
+  date = {%(date-released)s},
+}
+```
+"""
 
 
-def configuration(address):
+def configuration(cited):
     """The book's configuration, with buttons to the repository if it has a public address.
 
     Parameters
     ----------
-    address : str or None
-        Such as `https://github.com/owner/name`: `repository-code` of `CITATION.cff`, the only place to set.
+    cited : dict
+        What `CITATION.cff` says. Its `repository-code`, such as `https://github.com/owner/name`, is the only
+        place to set the address.
 
     Returns
     -------
@@ -63,7 +74,9 @@ def configuration(address):
         What `_config.yml` has, and what follows from the address.
     """
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    address, author = cited.get("repository-code"), cited["authors"][0]["name"]
     said = PUBLISHED.format(address) if address else UNPUBLISHED
+    said += "\n" + BIBTEX % (cited | {"author": author})
     config["parse"] = {"myst_substitutions": {"repository": said}}
     if address:
         launch = {"notebook_interface": "jupyterlab", "binderhub_url": "https://mybinder.org"}
@@ -109,7 +122,7 @@ def assemble(source, pages, executed):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)  # not its permissions: some file systems refuse them
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    text = yaml.safe_dump(configuration(cited.get("repository-code")), allow_unicode=True, sort_keys=False)
+    text = yaml.safe_dump(configuration(cited), allow_unicode=True, sort_keys=False)
     (source / "_config.yml").write_text(text, encoding="utf-8")
     for page in pages_of(read_toc()):
         if not page.startswith("notebooks/"):

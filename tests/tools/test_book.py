@@ -5,7 +5,9 @@ import zipfile
 
 import pandas as pd
 import pytest
+import yaml
 
+import simo
 from report.notebooks import ROOT, notebook_code
 from report.pages import Page
 from simo.errors import SimoError
@@ -147,9 +149,11 @@ def test_the_repositorys_address_brings_its_buttons():
         "https://github.com/owner/name": {"binderhub_url", "colab_url"},
         "https://gitlab.com/owner/name": {"binderhub_url"},
     }.items():
-        config = book.configuration(address)
+        cited = yaml.safe_load((book.ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+        config = book.configuration(cited | {"repository-code": address})
         said = config["parse"]["myst_substitutions"]["repository"]
         assert ("no public address" in said) == (address is None)
+        assert f"version = {{{simo.__version__}}}" in said  # of the entry to cite
         assert (f"git clone --depth 1 {address}" in said) == (address is not None)
         options = config["sphinx"]["config"]["html_theme_options"]
         assert options.get("repository_url") == address
