@@ -128,7 +128,9 @@ audit: environment ## check that no package of constraints.txt has a known hole;
 	@.venv/bin/python -m uv tool run pip-audit==2.10.1 --requirement constraints.txt --no-deps --disable-pip
 
 test: lint ## check style, then run every test; says what of simo none of them reached
-	@.venv/bin/python -m pytest tests --cov -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@# the longest files first
+	@.venv/bin/python -m pytest tests/test_end_to_end.py tests/tools/test_site.py tests \
+		--cov -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 	@# in a process of their own: kernels hear nothing after tests that drove a browser
 	@.venv/bin/python -m pytest --nbval-lax --nbval-current-env \
 		$(addprefix notebooks/pages/,nyuv2.ipynb cityscapes.ipynb taskonomy.ipynb)

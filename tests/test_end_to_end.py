@@ -143,6 +143,7 @@ def test_only_affected_pages_are_drawn_again(project):
         "what_varies",
         "why_it_breaks",
         "along_vectors",
+        "which_method",
     }
 
 

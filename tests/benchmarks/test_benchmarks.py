@@ -136,9 +136,10 @@ def test_a_page_of_nothing_says_so(tmp_path):
     done = tmp_path / "page.ipynb"
     run_notebook("benchmarks", done, {"results_file": str(tmp_path / "none.json")})
     outputs = [cell["outputs"] for cell in read_json(done)["cells"] if cell.get("outputs")]
-    said = ["".join("".join(output["text"]) for output in own) for own in outputs]
-    assert len(said) == 7
-    assert all(text.startswith("Not run") for text in said)
+    said = [[output["text"] for output in own if output.get("name") == "stdout"] for own in outputs]
+    assert len(said) == 7  # what a library has to say beside, on a busy machine, goes to stderr
+    assert [text for own in said for text in own if not "".join(text).startswith("Not run")] == []
+    assert all(said)
 
 
 @pytest.mark.parametrize("arguments", [["mergin"], ["--rounds", "0"], ["--threads", "0"]])
