@@ -70,9 +70,9 @@ def _relationships(page):
 def lines(*pages):
     """What the lines of a figure of relationships are of, for its caption; see `Page.relationships`."""
     shown = [page for page in pages if page.curves()]
-    dashes = ("solid", "dashed", "dotted") if len(shown) > 1 else ("",)
-    parts = [f"{each} {page.name}, {page.over_seeds}" for each, page in zip(dashes, shown, strict=False)]
-    text = "; ".join(part.strip() for part in parts) or "not run"
+    dashes = ("solid ", "dashed ", "dotted ")[: len(shown)] if len(shown) > 1 else [""] * len(shown)
+    parts = [f"{each}{page.name}, {page.over_seeds}" for each, page in zip(dashes, shown, strict=True)]
+    text = "; ".join(parts) or "not run"
     return text + ", bands their range" * any(page.seeds > 1 for page in shown)
 
 
