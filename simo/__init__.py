@@ -6,6 +6,6 @@ torchvision, because it makes a CUDA build of torchvision work beside a CPU buil
 
 from simo import _torchvision
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 _torchvision.install_finder()

@@ -371,9 +371,10 @@ def test_every_parameter_has_a_value_in_the_profile():
 
 def test_profiles_have_the_same_keys():
     """Only values differ between profiles, so that what the smoke test runs is what the book runs."""
-    folders = {name: PARAMS / name for name in ("miniature", "smoke", "photos", "paper")}
+    folders = {name: PARAMS / name for name in ("miniature", "smoke", "photos", "photos_gpu", "paper")}
     names = {profile: {path.name for path in folder.glob("*.yaml")} for profile, folder in folders.items()}
-    names["photos"].remove("raw.yaml")
+    for photographs in ("photos", "photos_gpu"):
+        names[photographs].remove("raw.yaml")
     assert names["miniature"] == names["smoke"]
     assert names["paper"] == {"nyuv2.yaml", "cityscapes.yaml", "taskonomy.yaml"}
     for profile, name in [(p, name) for p, own in names.items() for name in own]:
@@ -463,7 +464,8 @@ def test_photographs_are_tested_as_they_are_shown_in_training():
     At 144×192 pixels, padded to 154×196 in tests only, depth was a fifth worse, and every realigned model,
     whose images are padded, too, looked better than the experts for that alone.
     """
-    size = yaml.safe_load((PARAMS / "photos" / "raw.yaml").read_text())["nyuv2"]["size"]
-    for path in sorted((PARAMS / "photos").glob("[nt]*.yaml")):
-        assert read_parameters(path)["crop"] == size
-    assert all(length % 14 == 0 for length in size)
+    for folder in (PARAMS / "photos", PARAMS / "photos_gpu"):
+        size = yaml.safe_load((folder / "raw.yaml").read_text())["nyuv2"]["size"]
+        for path in sorted(folder.glob("[nt]*.yaml")):
+            assert read_parameters(path)["crop"] == size
+        assert all(length % 14 == 0 for length in size)
