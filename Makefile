@@ -38,7 +38,8 @@ help: ## this list
 	@echo
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-13s%s\n", $$1, $$2 }'
 	@echo
-	@echo "  PROFILE      smoke (seconds), miniature (minutes on a CPU), photos (hours on a CPU) or paper (days on a GPU)"
+	@echo "  PROFILE      smoke (seconds), miniature (minutes on a CPU), photos (CPU hours),"
+	@echo "               photos_gpu (the same larger, an hour on a GPU) or paper (days on a GPU)"
 	@echo "  SEEDS        the seeds to run, for example SEEDS=\"0 1 2\""
 	@echo "  STUDIES      what to run of notebooks/params/PROFILE; default: nyuv2 cityscapes taskonomy"
 	@echo "  DATA         the folder of the real data sets, raw or prepared; without it, small ones are rendered"

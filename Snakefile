@@ -274,7 +274,7 @@ def drawn_from(wildcards):
     dataset = wildcards.page.split("_")[0]
     about = [dataset] if dataset in TASKS else about
     # the paper's scale, photographs and, where another profile is drawn beside it, the miniature stand beside
-    committed = {Path(COMMITTED or "-"), *map(Path, ("records/paper", "records/photos", "records/miniature"))}
+    committed = {Path(COMMITTED or "-"), *map(Path, listed("records", "*"))}
     records = [str(path) for folder in sorted(committed) for path in listed(folder, "*/*/*.*")]
     beside = wildcards.kind == "book" and "recomputed" in declared_parameters(wildcards.page)
     fresh = recomputed() if beside or not COMMITTED else []

@@ -13,6 +13,7 @@ from report.records import commit_of
 
 TITLES = {"nyuv2": "NYUv2", "cityscapes": "Cityscapes", "taskonomy": "Taskonomy"}
 TITLES["cityscapes_dpt"] = "Cityscapes, DPT heads"
+TITLES["nyuv2_lite0"] = "NYUv2"  # with another encoder, which the page's name says
 TITLES["taskonomy_photos"] = "Taskonomy's tasks"  # on NYUv2's photographs
 PAPER_HEADS = {"nyuv2": "linear", "cityscapes": "DPT", "taskonomy": "DPT"}
 # what a merged encoder must beat: the untouched one, realigned in the same way; the paper has no such rows
@@ -113,10 +114,10 @@ def ledger(pages):
         claim.name: {"claim": f"{claim.sentence} <em>({claim.unit})</em>", "in the paper": claim.source}
         for claim in CLAIMS
     }
-    studies = [page.study for page in pages]
+    titles = [TITLES[page.study] for page in pages]
     for page in pages:
         judged = page.judge() if page.records else None
-        title = _title(page, studies)
+        title = _title(page, titles)
         for claim in CLAIMS:
             about = not claim.datasets or page.dataset in claim.datasets
             rows[claim.name][title] = _verdict(claim, page, judged) if about else ""
@@ -164,17 +165,17 @@ def verdict_counts(pages):
     DataFrame
         Columns `KINDS`, see `kind_of`.
     """
-    rows, studies = {}, [page.study for page in pages]
+    rows, titles = {}, [TITLES[page.study] for page in pages]
     for page in (page for page in pages if page.records):
         words = page.judge().verdict.map(kind_of)
-        title = _title(page, studies) + " [fixture]" * page.fixture
+        title = _title(page, titles) + " [fixture]" * page.fixture
         rows[title] = {kind: int((words == kind).sum()) for kind in KINDS}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _title(page, studies):
-    """The study's title, with the page's name where two pages are of one study."""
-    return TITLES[page.study] + f", {page.name}" * (studies.count(page.study) > 1)
+def _title(page, titles):
+    """The study's title, with the page's name where two pages have this title."""
+    return TITLES[page.study] + f", {page.name}" * (titles.count(TITLES[page.study]) > 1)
 
 
 def _verdict(claim, page, judged):

@@ -23,14 +23,19 @@ from simo.tasks import tasks_of
 FIXTURE = "fixture"  # the mark
 NAMES = {
     "photos": "photographs",
+    "photos_gpu": "photographs, 280×378",
     "miniature": "miniature",
     "paper": tables.FULL_SCALE,
 }  # of columns, by profile
+ENCODERS = {"nyuv2_lite0": ("EfficientNet-Lite0",)}  # of studies with another than their profile's
 SCALES = {
     "photos": "The paper's own photographs of NYUv2, at less than half its resolution, with a ViT-S/14 "
     "that descends from DINOv2, by all signs, and was trained on for saliency, instead of ViT-B/14, fewer "
     "steps, depth in steps of 3.9 cm and normals derived from it. Compare the *pattern* with the "
     "paper; [the photographs](../../book/photographs.md) say what each of these may change.",
+    "photos_gpu": "The paper's own photographs of NYUv2, at its resolution and with its numbers of steps, but with "
+    "a ViT-S/14 that descends from DINOv2, by all signs, and was trained on for saliency, instead of ViT-B/14, "
+    "depth in steps of 3.9 cm and normals derived from it.",
     "miniature": "Rendered scenes and a small ViT pretrained on such renders, **not the real data and "
     "DINOv2**. Compare the *pattern* with the paper: which methods collapse, what repairs "
     "them, and by how much.",
@@ -98,7 +103,8 @@ class Page:
         self.models = [name for name in tables.MODELS if name in known and name != "expert"]
         self.fixture = any(record["provenance"]["fixture"] for record in self.records + fresh)
         self.seeds = len({record["seed"] for record in self.records})
-        self.name = NAMES.get(self.profile, self.profile) + f" [{FIXTURE}]" * self.fixture
+        names = [NAMES.get(self.profile, self.profile), *ENCODERS.get(study, ())]
+        self.name = ", ".join(names) + f" [{FIXTURE}]" * self.fixture
         self.title = f"{TITLES[study]}, {self.name}"
         self.paper = read_paper()
         plotting.set_style()
