@@ -13,8 +13,7 @@ sys.path.insert(0, workflow.basedir)
 from data_scripts.sources import data_folder, missing_data
 from report.experiments import EXPERIMENTS, records_of
 from report.notebooks import code_hash
-from report.parameters import ROOT, declared_parameters, read_changes, read_seeds, read_study, read_yaml
-from report.records import PLACES
+from report.parameters import PLACES, ROOT, declared_parameters, read_changes, read_seeds, read_study, read_yaml
 from simo.errors import SimoError
 from simo.files import listed
 from simo.tasks import TASKS, tasks_of

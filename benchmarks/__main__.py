@@ -39,8 +39,9 @@ def main(arguments=None):
     groups = options.groups or GROUPS
     if options.rounds < 1 or options.threads < 1 or not set(groups) <= set(GROUPS):
         parser.error(f"expected at least one round and thread, and groups of {', '.join(GROUPS)}")
-    before, start, around = torch.get_num_threads(), time.monotonic(), surroundings()
+    before, start = torch.get_num_threads(), time.monotonic()
     torch.set_num_threads(options.threads)
+    around = surroundings()
     try:
         rows = [row for group in groups for row in measured(group, options)]
     finally:

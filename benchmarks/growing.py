@@ -18,7 +18,7 @@ from simo.models import create_model
 from simo.training import Optimisation
 
 # the profile of a step, the one with a larger encoder, and steps that are timed in a round
-SIZES = {"full": ("photos", "paper", 2), "tiny": ("tiny", "tiny", 1)}
+SIZES = {"full": ("photos", "paper", 1), "tiny": ("tiny", "tiny", 1)}
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,14 @@ def pairs(size, folder):
     profile, larger, steps = SIZES[size]
     settings, (height, width), images = model_of(profile)
     step = Step(settings, (height, width), images)
-    large = replace(step, settings=settings | {"backbone": model_of(larger)[0]["backbone"]})
+    large = replace(
+        step, images=images // 2, settings=settings | {"backbone": model_of(larger)[0]["backbone"]}
+    )
     for less, full, unlike in (
         (replace(step, images=images // 2), step, f"{images // 2} images a step instead of {images}"),
         (replace(step, shape=(height, width // 2)), step, f"Half the pixels: {height}×{width // 2}"),
         (replace(step, tasks=TASKS[:1]), step, f"1 task instead of {len(TASKS)}"),
-        (step, large, "The encoder of this profile, not the paper's"),
+        (replace(step, images=images // 2), large, "The encoder of this profile, not the paper's"),
     ):
         ratio = full.operations() / less.operations()
         yield Pair(

@@ -12,23 +12,23 @@ from benchmarks.throughput import WARM_UP, RandomSamples, clock, time_training
 from simo.models import create_model
 from simo.training import Optimisation, autocast
 
-# by profile: images a step (None: the profile's), and steps that are timed in a round; the last one's
-# precision and attention are compared, too
+# by profile: images a step (None: the profile's), steps that are timed in a round, and with how many workers;
+# the last one's precision and attention are compared, too
 SIZES = {
-    "full": {"miniature": (None, 20), "paper": (2, 3), "photos": (None, 4)},
-    "tiny": {"tiny": (None, 1)},
+    "full": {"miniature": (None, 10, (0, 1)), "paper": (1, 1, (0,)), "photos": (None, 2, (0, 1))},
+    "tiny": {"tiny": (None, 1, (0, 1))},
 }
 
 
 def pairs(size, folder):
     """Pairs of training steps. Nothing is written into the folder."""
-    for profile, (images, steps) in SIZES[size].items():
+    for profile, (images, steps, variants) in SIZES[size].items():
         settings, shape, batch = model_of(profile)
         budget = Optimisation(steps=steps, batch_size=images or batch, seed=0)
         model = create_model(TASKS, 0, **settings).train()
         samples = RandomSamples(TASKS, shape)
         of = {"miniature": "miniature ViT", "photos": "ViT-S/14", "paper": "ViT-B/14"}.get(profile, profile)
-        for workers in (0, 1):
+        for workers in variants:
             yield Pair(
                 f"Training, {of}, {workers or 'no'} worker{'s' * (not workers)}",
                 "bare forward, backward and step on one batch in memory",

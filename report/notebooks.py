@@ -61,17 +61,24 @@ def code_hash(source):
 
 def _imported_modules(code):
     """Files of this repository's modules that a source imports anywhere; of a package its `__init__.py`."""
+    ours = [ROOT / name.replace(".", "/") for name in _imported_names(code) if name.split(".")[0] in HOUSES]
+    files = {file for path in ours for file in (path.with_suffix(".py"), path / "__init__.py")}
+    return {file for file in files if file.is_file()}
+
+
+@cache  # the graph asks for all notebooks, and most import the same modules
+def _imported_names(code):
+    """Names of all that a source imports anywhere, and of what it imports from there."""
     names = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    ours = [ROOT / name.replace(".", "/") for name in names if name.split(".")[0] in HOUSES]
-    files = {file for path in ours for file in (path.with_suffix(".py"), path / "__init__.py")}
-    return {file for file in files if file.is_file()}
+    return names
 
 
+@cache
 def _code_only(source):
     """Syntax tree of a source as bytes, without docstrings."""
     tree = ast.parse(source)

@@ -18,6 +18,16 @@ from simo.errors import SimoError
 from simo.files import listed, read_json, reason
 
 ROOT = Path(__file__).resolve().parents[1]
+PLACES = (
+    "data",
+    "checkpoints",
+    "records",
+    "backbone_weights",
+    "device",
+    "threads",
+    "workers",
+    "compile_model",
+)  # parameters that say where, not what, is computed
 TYPES = {"bool", "int", "float", "str", "list", "dict", "NoneType"}
 COMPLETE = {"alphas"}  # of these, each name that a default has is read
 COUNTS = r"(realign_)?batch_size|(finetune|joint|realign|longer)_steps|accumulate|(adapter|lora)_rank"

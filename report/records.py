@@ -25,24 +25,13 @@ import pandas as pd
 import torch
 
 from report.notebooks import HOUSES, ROOT, code_hash
-from report.parameters import check_injected, check_parameters, declared_parameters
+from report.parameters import PLACES, check_injected, check_parameters, declared_parameters
 from simo.checkpoints import load_recipe, versions
 from simo.datasets import read_prepared
 from simo.errors import SimoError
 from simo.files import atomic_path, decoding, listed, read_json, read_object, write_json
 from simo.models import MODEL
 from simo.training import Optimisation, device_name, pick_device
-
-PLACES = (
-    "data",
-    "checkpoints",
-    "records",
-    "backbone_weights",
-    "device",
-    "threads",
-    "workers",
-    "compile_model",
-)  # where, not what, is computed
 
 
 class Run:

@@ -5,8 +5,8 @@ import pytest
 from report.claims import judge
 from report.overview import one_commit
 from report.paper import read_paper
-from report.parameters import ROOT, declared_parameters, read_parameters
-from report.records import PLACES, load_pictures, load_records, results_table
+from report.parameters import PLACES, ROOT, declared_parameters, read_parameters
+from report.records import load_pictures, load_records, results_table
 from report.tables import MODELS, scores
 from simo.files import read_json
 from simo.tasks import TASKS, tasks_of
