@@ -280,7 +280,7 @@ def drawn_from(wildcards):
     chosen = [path for path in records if Path(path).parts[2].split("_")[0] in about]
     own = [f"notebooks/pages/{wildcards.page}.ipynb"]  # its prose, too
     own += ["book/paper_numbers.json", *["book/outside_numbers.json"] * (wildcards.page == "evidence")]
-    own += [*map(str, listed("benchmarks", "results.json"))] * (wildcards.page == "benchmarks")
+    own += [*map(str, listed("benchmarks", "*.json"))] * (wildcards.page == "benchmarks")
     return [*own, *chosen] + [path for path in fresh if Path(path).parts[-3].split("_")[0] in about]
 
 

@@ -55,6 +55,15 @@ def table_of(results, group):
     return pd.DataFrame.from_dict(columns, orient="index").dropna(axis="columns", how="all")
 
 
+def images_a_second(rows):
+    """Rows of `benchmarks/gpu.json` as text: one column a model and size, by what was trained."""
+    table = pd.DataFrame(rows)
+    sizes = table.pixels.map(lambda pixels: "×".join(map(str, pixels)))
+    table["column"] = table.encoder + ", " + sizes + ", " + table["images a step"].astype(str) + " a step"
+    wide = table.pivot(index="what", columns="column", values="images a second").loc[table.what.unique()]
+    return wide.map("{:.0f}".format).rename_axis(index=None, columns=None)
+
+
 def _cells(row):
     middle, low, high = row["ratio"]
     ours, other = (pd.Series(row[f"{key}_seconds"]).median() for key in ("ours", "other"))

@@ -148,3 +148,23 @@ def test_impossible_wishes_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     assert "groups of merging, realigning, training, growing, starting" in capsys.readouterr().err
+
+
+def test_images_a_second_of_a_gpu_stand_where_they_belong():
+    """One row a training, in the order of the file, one column a model, size and batch."""
+    sizes = {"ViT-S/14": ([126, 168], 8), "ViT-B/14": ([280, 378], 16)}
+    rows = [
+        {
+            "encoder": encoder,
+            "pixels": pixels,
+            "images a step": images,
+            "what": what,
+            "images a second": value,
+        }
+        for (encoder, (pixels, images)), first in zip(sizes.items(), (100.4, 200.6), strict=True)
+        for what, value in (("expert", first), ("all", first / 2))
+    ]
+    table = speed.images_a_second(rows)
+    assert list(table.index) == ["expert", "all"]
+    assert table["ViT-S/14, 126×168, 8 a step"].tolist() == ["100", "50"]
+    assert table["ViT-B/14, 280×378, 16 a step"].tolist() == ["201", "100"]
