@@ -4,6 +4,7 @@ import zipfile
 
 from report.notebooks import ROOT
 from report.overview import TITLES
+from report.pages import ENCODERS
 from report.parameters import declared_parameters
 from report.records import load_records, results_table
 from report.tables import scores
@@ -66,7 +67,7 @@ def data_cell(page, given, source):
 
 def _about(page, study):
     """Whether a page shows a study: a data set's page its own, every other page all."""
-    return page.split("_")[0] not in TASKS or study in (page, f"{page}_photos")
+    return page.split("_")[0] not in TASKS or study in (page, f"{page}_photos", f"{page}_lite0")
 
 
 def _links(study, folder):
@@ -84,7 +85,8 @@ def _links(study, folder):
         f"{{download}}`{kind} <../../data/{path.name}>`"
         for kind, path in (("scores", table), ("records", archive))
     ]
-    return f"{TITLES[study.name]}, {study.parent.name}: {', '.join(parts)}"
+    title = ", ".join([TITLES[study.name], study.parent.name, *ENCODERS.get(study.name, ())])
+    return f"{title}: {', '.join(parts)}"
 
 
 def _title(page):
