@@ -177,6 +177,10 @@ def build(folder, executed):
         raise SimoError(
             f"the build lacks {missing[0]}.html although _toc.yml lists it ({len(missing)} missing)"
         )
+    for path in [*listed(html / "book", "**/*.html"), *listed(html / "notebooks", "**/*.html")]:
+        origin = folder / "source" / path.relative_to(html)
+        if not listed(origin.parent, f"{origin.stem}.*"):
+            path.unlink()  # of an earlier build: its page was moved or removed since
 
 
 def run_sphinx(folder, builder):

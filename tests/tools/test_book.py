@@ -169,6 +169,23 @@ def test_missing_drawn_page_is_an_error(tmp_path, pages):
         book.assemble(tmp_path / "source", pages, executed=None)
 
 
+def test_a_page_that_was_removed_does_not_stay(tmp_path, pages, monkeypatch):
+    """In a folder that is built again nobody finds a page that the book has no longer; all others stay."""
+    listed = {f"{page}.html" for page in book.pages_of(book.read_toc())}
+
+    def sphinx(folder, builder):
+        for name in [*listed, "notebooks/pages/old.html", "book/old.html", "search.html"]:
+            path = folder / "_build" / builder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+    monkeypatch.setattr(book, "run_sphinx", sphinx)
+    (tmp_path / "pages").symlink_to(pages)
+    book.build(tmp_path, executed=None)
+    html = tmp_path / "_build" / "html"
+    assert {str(path.relative_to(html)) for path in html.rglob("*.html")} == listed | {"search.html"}
+
+
 def test_records_are_copied_but_pictures_of_seed_0_only(tmp_path):
     """Committed records are the JSON of all seeds; pictures, which are large, of one, if rendered."""
     computed = (("nyuv2", 0, "rendered"), ("nyuv2", 1, "rendered"), ("photos", 0, "pictures"))
