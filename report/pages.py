@@ -34,8 +34,8 @@ SCALES = {
     "steps, depth in steps of 3.9 cm and normals derived from it. Compare the *pattern* with the "
     "paper; [the photographs](../../book/photographs.md) say what each of these may change.",
     "photos_gpu": "The paper's own photographs of NYUv2, at its resolution and with as many steps for an "
-    "expert as its at most, but with a ViT-S/14 that descends from DINOv2, by all signs, and was trained on for saliency, instead of "
-    "ViT-B/14, depth in steps of 3.9 cm and normals derived from it.",
+    "expert as its at most, but with a ViT-S/14 that descends from DINOv2, by all signs, and was trained on "
+    "for saliency, instead of ViT-B/14, depth in steps of 3.9 cm and normals derived from it.",
     "miniature": "Rendered scenes and a small ViT pretrained on such renders, **not the real data and "
     "DINOv2**. Compare the *pattern* with the paper: which methods collapse, what repairs "
     "them, and by how much.",
