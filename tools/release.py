@@ -76,13 +76,14 @@ def check_version():
 
 
 def check_records():
-    """Yield profiles whose records are not of one commit of this history."""
-    for folder in sorted({path.parents[2] for path in listed(ROOT / "records", "*/*/seed*/*.json")}):
-        commit, again = one_commit(load_records(folder)), f"make records PROFILE={folder.name}"
+    """Yield studies whose records are not of one commit of this history."""
+    for folder in sorted({path.parents[1] for path in listed(ROOT / "records", "*/*/seed*/*.json")}):
+        commit, name = one_commit(load_records(folder)), f"{folder.parent.name}/{folder.name}"
+        again = f"make records PROFILE={folder.parent.name} STUDIES={folder.name}"
         if commit is None:
-            yield f"records/{folder.name} are not of one clean commit: commit everything, then {again}"
+            yield f"records/{name} are not of one clean commit: commit everything, then {again}"
         elif run("git", "merge-base", "--is-ancestor", commit, "HEAD")[0]:
-            yield f"records/{folder.name} are of commit {commit[:8]}, which HEAD does not come from: {again}"
+            yield f"records/{name} are of commit {commit[:8]}, which HEAD does not come from: {again}"
 
 
 def check_tests():
