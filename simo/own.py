@@ -4,7 +4,7 @@ Example::
 
     experts = {t.name: load_expert(f"{t.name}_encoder.safetensors", f"{t.name}_head.safetensors", t, settings)
                for t in tasks}
-    merged = merge_experts("pretrained.safetensors", experts, settings, "task_arithmetic", alpha=0.3)
+    merged = merge_experts("pretrained.safetensors", experts, settings, "task_arithmetic", "auto", images)
     encoders = {name: expert.encoder for name, expert in experts.items()}
     realigned = realign_closed_form(merged, encoders, images)
     scores = evaluate(realigned, labelled, tasks)
@@ -35,8 +35,11 @@ from simo.merging.methods import merge
 from simo.merging.task_vectors import TaskVector
 from simo.metrics import create_metric
 from simo.models import MODEL, MultiTaskModel, create_model
+from simo.realignment.closedform import residuals
 from simo.tasks import Task, names_of
 
+# that "auto" tries: methods that average want more than 1
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 1.75, 2.0)
 TOLERANCE = 1e-3  # largest difference between ONNX and eager outputs, relative to the outputs' largest value
 # put in place in this order: an export that was cut short is known by the first, and does not load
 FILES = ("model.json", "README.md", "model.onnx.data", "model.onnx", "model.safetensors")
@@ -75,7 +78,7 @@ def load_expert(encoder_file, head_file, task, settings):
     return MultiTaskModel(encoder, {task.name: head}).eval()
 
 
-def merge_experts(pretrained_file, experts, settings, method, alpha, **options):
+def merge_experts(pretrained_file, experts, settings, method, alpha, images=None, **options):
     """Merge experts' encoders under their heads, by any method of `simo.merging.field.METHODS`.
 
     Parameters
@@ -88,8 +91,12 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, **options):
         As for `load_expert`.
     method : str
         Such as `task_arithmetic` or `ties`; `regmean` and `lot` need `moments`, see `input_moments`.
-    alpha : float
-        The merging coefficient. With labelled images, `evaluate` a few and take the best.
+    alpha : float or "auto"
+        The merging coefficient. With labelled images, `evaluate` a few and take the best. "auto" needs none:
+        of `ALPHAS` it takes that from whose features the experts' outputs can be told best, by the held-out
+        residual summed over tasks, see `simo.realignment.closedform.residuals`.
+    images : iterable of dict, optional
+        For "auto": batches of `image` `(B, 3, H, W)` in `[0, 1]`, which are iterated once for each α.
     **options
         Of the method, such as `density=0.2`.
 
@@ -101,10 +108,11 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, **options):
     Raises
     ------
     SimoError
-        For experts of another architecture, one without a head of its name, and what `merge` refuses.
+        For experts of another architecture, one without a head of its name, what `merge` refuses, and "auto"
+        without images.
     """
     encoder = _encoder(pretrained_file, settings)
-    base = encoder.state_dict()
+    base = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     if not isinstance(experts, Mapping):
         raise SimoError(f"expected experts as a dict by their tasks' names, found a {type(experts).__name__}")
     vectors = []
@@ -114,10 +122,27 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, **options):
             raise SimoError(f"expert {name!r}: expected a head of that name, found {found}")
         load_into(copy.deepcopy(expert.heads[name]), expert.heads[name].state_dict(), f"the head of {name}")
         vectors.append(TaskVector.between(base, expert.encoder.state_dict(), name))
-    merged = merge(method, vectors, METHODS, **options).apply(base, _number(alpha, "alpha"))
-    load_into(encoder, merged, f"encoder merged by {method}")
     heads = {name: copy.deepcopy(expert.heads[name]).cpu() for name, expert in experts.items()}
-    return MultiTaskModel(encoder, heads).eval()
+    model, vector = MultiTaskModel(encoder, heads).eval(), merge(method, vectors, METHODS, **options)
+    if alpha == "auto":
+        alpha = _least_residual(model, base, vector.compute(), experts, images)
+    vector.load_into(encoder, base, _number(alpha, "alpha"))
+    return model
+
+
+def _least_residual(model, base, vector, experts, images):
+    """The α of `ALPHAS` that leaves the least residual, summed over tasks."""
+    if images is None:
+        raise SimoError('alpha="auto": expected `images`, batches without labels that α can be chosen on')
+    encoders = {name: expert.encoder for name, expert in experts.items()}
+
+    def left(alpha):
+        vector.load_into(model.encoder, base, alpha)
+        return sum(residuals(model, encoders, images)[0].values())
+
+    best = min(ALPHAS, key=left)
+    print(f"α = {best} leaves the least residual of {len(ALPHAS)} values")
+    return best
 
 
 def export(model, folder, settings, tasks, size, scores, made):

@@ -12,7 +12,7 @@ from simo.adapters import add_adapters
 from simo.checkpoints import TensorFile, save_tensors
 from simo.errors import SimoError
 from simo.merging.moments import input_moments
-from simo.models import create_model
+from simo.models import MultiTaskModel, create_model
 from simo.own import (
     FILES,
     TOLERANCE,
@@ -97,6 +97,29 @@ def test_methods_of_the_wider_field_are_called_by_name(files, tasks):
         merge_experts(pretrained, experts, SETTINGS, "regmean", alpha=0.5)
     with pytest.raises(SimoError, match="unknown merging method 'isoc': expected one of .*'iso_c'"):
         merge_experts(pretrained, experts, SETTINGS, "isoc", alpha=0.5)
+
+
+@pytest.mark.parametrize(("copies", "alpha"), [(1, 1.0), (2, 0.5), (4, 0.25)])
+def test_alpha_without_labels_is_right_where_it_is_known(files, tasks, copies, alpha, monkeypatch):
+    """n copies of one expert sum to it at α = 1/n, where nothing that its head should receive is left out."""
+    task, grid = tasks[1], (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
+    monkeypatch.setattr("simo.own.ALPHAS", grid)
+    expert = experts_of(files, [task])[task.name]
+    experts = {"depth": expert}
+    for number in range(1, copies):
+        head = {f"depth{number}": expert.heads["depth"]}
+        experts |= {f"depth{number}": MultiTaskModel(expert.encoder, head)}
+    given = files / "pretrained.safetensors"
+    images = [{"image": torch.rand(16, 3, 16, 16)} for _ in range(4)]
+    chosen = merge_experts(given, experts, SETTINGS, "task_arithmetic", "auto", images)
+    wanted = merge_experts(given, experts, SETTINGS, "task_arithmetic", alpha)
+    assert all(torch.equal(a, b) for a, b in zip(chosen.parameters(), wanted.parameters(), strict=True))
+
+
+def test_alpha_without_labels_needs_images(files, tasks):
+    """Nothing else is there to choose it by."""
+    with pytest.raises(SimoError, match='alpha="auto": expected `images`'):
+        merge_experts(files / "pretrained.safetensors", experts_of(files, tasks), SETTINGS, "ties", "auto")
 
 
 def test_expert_under_another_name_is_refused(files, tasks):
