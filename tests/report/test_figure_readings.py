@@ -99,6 +99,24 @@ def test_alpha_without_labels_is_read_or_not_run():
     assert readings.unlabelled_alpha(Page("nyuv2", "records/none")) == "not run"
 
 
+def test_what_alpha_without_labels_brings_is_the_least_and_the_most():
+    """By hand: of two seeds and one method, against labels before and after."""
+    rules = {"before": (-9.0, -8.0), "after": (-5.0, -4.0), "residual": (-5.5, -3.9)}
+    rows = [
+        {"method": "ties", "rule": rule, "seed": seed, "delta": delta}
+        for rule, deltas in rules.items()
+        for seed, delta in enumerate(deltas)
+    ]
+    page = stub()
+    page.records, page.ran, page.study = [], lambda experiment: True, "nyuv2"
+    page.derive = lambda experiment, function, main: pd.DataFrame(rows)
+    text = readings.unlabelled_regret(page, Page("nyuv2", "records/none"))
+    assert "Over 2 choices (NYUv2; two methods, each seed)" in text
+    assert "ends +3.5 to +4.1 points of Δ above" in text
+    assert "−0.5 to +0.1 above" in text
+    assert readings.unlabelled_regret(Page("nyuv2", "records/none")) == ""
+
+
 def test_nothing_run_is_nothing_read():
     """A page without records has no sentence."""
     page = Page("nyuv2", "records/none")
