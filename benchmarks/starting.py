@@ -8,7 +8,7 @@ from benchmarks.pairs import Pair
 from report.notebooks import ROOT, notebook_code
 
 # computing notebooks and pages whose imports are timed
-SIZES = {"full": ("compute/expert", "compute/merge", "pages/nyuv2"), "tiny": ("pages/status",)}
+SIZES = {"full": ("compute/expert", "pages/nyuv2"), "tiny": ("pages/status",)}
 
 
 def pairs(size, folder):
