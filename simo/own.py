@@ -125,7 +125,8 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, images=None
     heads = {name: copy.deepcopy(expert.heads[name]).cpu() for name, expert in experts.items()}
     model, vector = MultiTaskModel(encoder, heads).eval(), merge(method, vectors, METHODS, **options)
     if alpha == "auto":
-        alpha = _least_residual(model, base, vector.compute(), experts, images)
+        vector = vector.compute()  # once for all that are tried
+        alpha = _least_residual(model, base, vector, experts, images)
     vector.load_into(encoder, base, _number(alpha, "alpha"))
     return model
 
