@@ -182,6 +182,7 @@ def neighbours_table(records, frame, dataset):
     return pd.DataFrame(table).loc[order].rename_axis(index=None)
 
 
+EITHER = "method, and its α"
 RULES = {
     "before": "labels, before realignment",  # the paper's
     "after": "labels, after closed form",
@@ -204,11 +205,12 @@ def chosen_alphas(records, frame, dataset, main):
     Returns
     -------
     DataFrame
-        Columns `seed`, `method`, `rule` (a key of `RULES`), `alpha`, `delta`, and `order`, the rank
-        correlation of the residual with Δ over the grid, of which -1 is best.
+        Columns `seed`, `method` (`EITHER`: the rule chooses it, too), `rule` (a key of `RULES`), `choice`
+        (α, or the method), `delta`, and `order`, the rank correlation of the residual with Δ over the grid,
+        of which -1 is best.
     """
     tasks = tasks_of(dataset)
-    before = {(record["experiment"], record["seed"]): record["details"].get("alpha") for record in main}
+    before = {(record["experiment"], record["seed"]): record["details"] for record in main}
     experts = {
         (record["seed"], task): value
         for record in main
@@ -220,12 +222,14 @@ def chosen_alphas(records, frame, dataset, main):
     for kind in ("residual", "distance"):
         rows[kind] = rows[kind].map(lambda left: sum(left.values()) / len(left))
     found = []
-    for (seed, method), grid in rows.groupby(["seed", "method"], sort=False):
+    grids = [*rows.groupby(["seed", "method"], sort=False), *rows.assign(any=EITHER).groupby(["seed", "any"])]
+    for (seed, method), grid in grids:
         baselines = {task.name: experts[seed, task.name] for task in tasks}
         after = grid.val.map(lambda values, own=baselines: mean_score(tasks, values, own))
-        given = before[f"merge_{method}", seed]
+        merged = {name: before[f"merge_{name}", seed] for name in grid.method.unique()}
+        first = max(merged, key=lambda name: max(row["score"] for row in merged[name]["scan"]))
         best = {
-            "before": (grid.alpha - given).abs().idxmin(),
+            "before": (grid.alpha[grid.method == first] - merged[first]["alpha"]).abs().idxmin(),
             "after": after.idxmax(),
             "distance": grid.distance.idxmin(),
             "residual": grid.residual.idxmin(),
@@ -233,16 +237,19 @@ def chosen_alphas(records, frame, dataset, main):
         }
         order = grid.residual.corr(grid.delta, method="spearman")
         for rule, row in best.items():
-            chosen = {"alpha": grid.alpha[row], "delta": grid.delta[row], "order": order}
+            choice = MODELS[grid.method[row]] if method == EITHER else grid.alpha[row]
+            chosen = {"choice": choice, "delta": grid.delta[row], "order": order}
             found.append({"seed": seed, "method": method, "rule": rule} | chosen)
     return pd.DataFrame(found)
 
 
 def alphas_table(records, frame, dataset, main):
-    """Δ after closed form by the rule that chose α, and the α of each seed, as text; see `chosen_alphas`."""
+    """Δ after closed form by the rule that chose α, and each seed's choice, as text; see `chosen_alphas`."""
     chosen = chosen_alphas(records, frame, dataset, main)
     groups = chosen.groupby(["method", "rule"], sort=False)
-    cells = groups.delta.agg(spread) + groups.alpha.agg(lambda own: f" (α {', '.join(map(str, own))})")
+    choices = groups.choice.agg(lambda own: ", ".join(map(str, own)))
+    choices = choices.where(choices.index.get_level_values("method") == EITHER, "α " + choices)
+    cells = groups.delta.agg(spread) + " (" + choices + ")"
     table = cells.unstack("rule")[list(RULES)].rename(columns=RULES)
     table["rank correlation of residual and Δ"] = chosen.groupby("method").order.agg(spread, "+.2f")
     return table.rename(index=MODELS).rename_axis(index=None, columns=None)
@@ -259,10 +266,13 @@ FIELD_NAMES = {
     "tsv_m": "TSV-M (2025)",
     "equal_norms": "Equal norms (2026)",
     "wudi": "WUDI (2025)",
+    "ace": "ACE (2026)",
     "svc": "SVC (2026)",
     "regmean": "RegMean (2023), images",
     "lot": "LOT (2025), images",
+    "esm": "ESM (2026), images",
     "symerge": "SyMerge's idea (2026), heads trained",
+    "distillation": "Distillation, nothing merged",
 }
 
 

@@ -10,8 +10,10 @@ from functools import partial
 
 import torch
 
-from simo.encoders import Features
+from simo.encoders import Features, block_number
 from simo.errors import SimoError
+from simo.merging.methods import average
+from simo.merging.moments import regmean
 from simo.merging.task_vectors import is_matrix
 from simo.realignment.closedform import FEATURE_MAPS, centre, choose_ridge, squared_errors, stream_grams
 
@@ -127,3 +129,36 @@ def _tap_all(encoder):
     copied = copy.deepcopy(encoder)
     copied.taps = list(range(len(copied.backbone.feature_info)))
     return copied
+
+
+def compare_moments(moments, task_vectors):
+    """How far the experts' second moments are from their mean, and what merging by them changes.
+
+    Parameters
+    ----------
+    moments : dict of str to dict
+        By task name, see `simo.merging.moments.input_moments`.
+    task_vectors : dict of str to TaskVector
+
+    Returns
+    -------
+    list of dict
+        One row a linear layer: `layer`; `block`, from 1, in order of depth, 0 for what is in none;
+        `distances` by task, ‖G_t − G‖ / ‖G‖ with G the mean over tasks; `change`, ‖τ − τ̄‖ / ‖τ̄‖ of
+        RegMean's τ beside the average τ̄. Equal moments have distances and change of 0: RegMean and LOT are
+        the average then.
+    """
+    vectors, found = list(task_vectors.values()), list(moments.values())
+    solved, mean = regmean(vectors, found), average(vectors)
+    layers = [name for name, matrix in found[0].items() if matrix.ndim == 2]
+    blocks = sorted({block_number(name) for name in layers} - {()})
+    rows = []
+    for name in layers:
+        middle = sum(each[name] for each in found) / len(found)
+        distances = {
+            task: ((own[name] - middle).norm() / middle.norm()).item() for task, own in moments.items()
+        }
+        change = ((solved[name] - mean[name]).norm() / mean[name].norm()).item()
+        block = blocks.index(block_number(name)) + 1 if block_number(name) else 0
+        rows.append({"layer": name, "block": block, "distances": distances, "change": change})
+    return rows

@@ -138,14 +138,21 @@ def unlabelled_regret(*pages):
         page.study: page.derive("unlabelled_alpha", beyond.chosen_alphas, main=page.records) for page in ran
     }
     rows = pd.concat(found, names=["study"]).reset_index("study")
-    deltas = rows.pivot(index=["study", "method", "seed"], columns="rule", values="delta")
-    gained = {rule: deltas.residual - deltas[rule] for rule in ("before", "after")}
-    before, after = (f"{own.min():+.1f} to {own.max():+.1f}" for own in gained.values())
     names = ", ".join(TITLES[page.study] for page in ran)
+
+    def gained(rows):
+        deltas = rows.pivot(index=["study", "method", "seed"], columns="rule", values="delta")
+        least = [deltas.residual - deltas[rule] for rule in ("before", "after")]
+        return len(deltas), *(f"{own.min():+.1f} to {own.max():+.1f}" for own in least)
+
+    (count, before, after), (_, both, both_after) = (
+        gained(rows[which]) for which in (rows.method != beyond.EITHER, rows.method == beyond.EITHER)
+    )
     text = (
-        f"Over {len(deltas)} choices ({names}; two methods, each seed) the α of the least residual ends "
+        f"Over {count} choices ({names}; two methods, each seed) the α of the least residual ends "
         f"{before} points of Δ above the one that labels choose before realignment, and {after} above "
-        "the one that they choose after closed form."
+        "the one that they choose after closed form. If the rules choose the method with its α, it is "
+        f"{both} and {both_after}."
     )
     return real_minus(text)
 

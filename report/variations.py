@@ -4,9 +4,11 @@ Each function takes the records of one experiment, one a seed; the study's score
 whose experts Δ is relative; and the data set's name. Δ is as printed, in per cent.
 """
 
+import numpy as np
 import pandas as pd
 
 from report.beyond import with_deltas
+from report.overview import TITLES
 from report.tables import MODELS, spread
 from simo.performance import delta_printed
 from simo.tasks import tasks_of
@@ -154,6 +156,33 @@ def shares_table(records, frame, dataset):
     rows = rows[(rows.encoder == "merged") & (rows.block == rows.block.max())]
     cells = rows.groupby(["task", "method"], sort=False).share.agg(spread, ".2f")
     return cells.unstack("method").rename_axis(index=None)
+
+
+def moment_distances(records, frame, dataset):
+    """How far each expert's second moments are from the experts' mean, in the mean over a block's layers.
+
+    Columns `seed`, `block`, `method` (the task), `distance`; empty if no record has them.
+    """
+    rows = [
+        {"seed": record["seed"], "block": row["block"], "method": task, "distance": distance}
+        for record in records
+        for row in record["details"].get("moments", [])
+        for task, distance in row["distances"].items()
+    ]
+    frame = pd.DataFrame(rows, columns=["seed", "block", "method", "distance"])
+    return frame.groupby(["seed", "block", "method"], sort=False).distance.mean().reset_index()
+
+
+def regmean_changes(records, frame, dataset):
+    """Say how far RegMean's matrices are from the average's, in norms of the latter: Markdown, or nothing."""
+    rows = [row["change"] for record in records for row in record["details"].get("moments", [])]
+    if not rows:
+        return ""
+    low, middle, high = np.quantile(rows, [0.1, 0.5, 0.9])
+    return (
+        f"*{TITLES[dataset]}: what RegMean adds to the average of a layer's task vectors is {middle:.1f} "
+        f"times as long as this (median over layers and seeds; for four fifths {low:.1f} to {high:.1f}).*"
+    )
 
 
 def vectors_table(records, frame, dataset):

@@ -339,17 +339,11 @@ def check_keys(batch, names):
 def training_batches(dataset, batch_size, start, stop, seed, workers=0):
     """A loader of shuffled, augmented batches for the steps `start` to `stop - 1`."""
     batches = ShuffledBatches(len(dataset), batch_size, start, stop, seed)
-    return DataLoader(
-        dataset, batch_sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available()
-    )
+    options = {"num_workers": workers, "pin_memory": torch.cuda.is_available()}
+    return DataLoader(dataset, batch_sampler=batches, **options)
 
 
 def evaluation_batches(dataset, batch_size, workers=0):
     """A loader of the split in order, as stored; its workers stay for the next pass over it."""
-    return DataLoader(
-        dataset,
-        batch_size,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
+    options = {"num_workers": workers, "pin_memory": torch.cuda.is_available()}
+    return DataLoader(dataset, batch_size, persistent_workers=workers > 0, **options)

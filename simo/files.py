@@ -160,14 +160,8 @@ def write_json(path, value):
 
 def read_json(path):
     """Read a JSON file; SimoError if it is missing, not JSON, or cannot be read."""
-    try:
+    with decoding(f"{path}, in JSON,", "make it again"):
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SimoError(f"{path} does not exist") from error
-    except OSError as error:
-        raise SimoError(f"the system cannot read {path}: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise SimoError(f"{path} is not JSON: {reason(error)}") from error
 
 
 def read_object(path):

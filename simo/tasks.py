@@ -206,18 +206,16 @@ class Task:
 
 
 NYUV2_CLASSES = (
-    "bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table",
-    "tv", "wall", "window",
+    "bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "tv",
+    "wall", "window",
 )  # fmt: skip
 
 CITYSCAPES_CLASSES = (
-    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
-    "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle",
-    "bicycle",
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
+    "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 )  # fmt: skip
 CITYSCAPES_PARTS = (
-    "background", "torso", "head", "arms", "legs", "windows", "wheels", "lights", "licence plate",
-    "chassis",
+    "background", "torso", "head", "arms", "legs", "windows", "wheels", "lights", "licence plate", "chassis",
 )  # fmt: skip
 
 # Taskonomy's normals are trained and scored by absolute error, as all its tasks are in the paper's Table 3:

@@ -5,6 +5,7 @@ task vector, applied as θ_0 + α τ. Matrices are 2-D weights of linear layers;
 where a method is about matrices only. `merge(name, task_vectors, METHODS)` calls them by name.
 """
 
+import re
 import zlib
 
 import torch
@@ -13,7 +14,7 @@ from simo.encoders import block_number
 from simo.errors import SimoError
 from simo.merging import methods
 from simo.merging.methods import average, task_arithmetic
-from simo.merging.moments import lot, regmean, solve
+from simo.merging.moments import by_moments, lot, regmean, solve
 from simo.merging.task_vectors import TaskVector, is_matrix
 
 
@@ -157,12 +158,7 @@ def iso_c(task_vectors):
     >>> iso_c([TaskVector(x, x.get) for x in (a, b)])["x.weight"].diag()  # 3 and 1 become 2
     tensor([2., 2.])
     """
-
-    def flatten(matrices):
-        u, values, v = _svd(sum(matrices))
-        return values.mean() * u @ v
-
-    return _by_matrix(task_vectors, flatten)
+    return _by_matrix(task_vectors, lambda matrices: _isotropic(sum(matrices)))
 
 
 def iso_cts(task_vectors, common=0.8):
@@ -341,9 +337,122 @@ def svc(task_vectors, floor=1.0):
     return _by_matrix(task_vectors, merge, task_arithmetic)
 
 
-DATA_FREE = (dare, breadcrumbs, lines, iso_c, iso_cts, tsv_m, equal_norms, wudi, svc)
-METHODS = methods.METHODS | {each.__name__: each for each in (*DATA_FREE, regmean, lot)}
-FROM_IMAGES = ("regmean", "lot")  # they need `input_moments` of every expert
+def ace(task_vectors, ridge=0.01, uneven=0.3, strongest=0.3):
+    """Each matrix solved for inputs whose covariance is read off the task vectors (ACE; Xu et al., 2026).
+
+    As `wudi`, with rows centred, a ridge, and the mean row of Σ τ_tᵀ τ_t added to each of its rows
+    (in the example: 13, to 18 + 8). Where the
+    logarithms of ‖τ_t‖² have a variance of more than `uneven` times their squared mean, each covariance is
+    divided by its trace, and the strongest directions of what is left over are added with one singular
+    value. Read as abstract and code, in which τ_t loses the mean of its rows, too.
+
+    Parameters
+    ----------
+    task_vectors : sequence of TaskVector
+    ridge : float
+        Added to each covariance's diagonal; above 0.
+    uneven : float
+    strongest : float
+        Share of the directions, in (0, 1].
+
+    Returns
+    -------
+    TaskVector
+
+    Raises
+    ------
+    SimoError
+        For a `ridge` or `strongest` out of range.
+
+    Examples
+    --------
+    >>> a, b = ({"x.weight": torch.tensor([[w, 0.0], [-w, 0.0]])} for w in (3.0, 2.0))
+    >>> ace([TaskVector(x, x.get) for x in (a, b)], ridge=1e-9)["x.weight"]  # (3 · 18 + 2 · 8) / (26 + 13)
+    tensor([[ 1.7949,  0.0000],
+            [-1.7949,  0.0000]])
+    """
+    _check("ridge", ridge, ridge > 0, "a number above 0")
+    _check("strongest", strongest, 0 < strongest <= 1, "a fraction in (0, 1]")
+
+    def merge(matrices):
+        centred = [matrix - matrix.mean(dim=0) for matrix in matrices]
+        sizes = torch.stack([matrix.square().sum() for matrix in matrices])
+        logs = sizes.clamp(min=1e-12).log()
+        apart = len(matrices) > 1 and bool(logs.var() > uneven * logs.mean().square())
+        scales = [each.square().sum().clamp(min=1e-12) if apart else 1.0 for each in centred]
+        raw = [each.T @ each / scale for each, scale in zip(centred, scales, strict=True)]
+        one = torch.eye(len(raw[0]), dtype=sizes.dtype, device=sizes.device)
+        grams = [gram + ridge / scale * one for gram, scale in zip(raw, scales, strict=True)]
+        whole = sum(grams)
+        shared = whole + sum(raw).mean(dim=0) / (sizes.mean() if apart else 1.0)
+        weighted = sum(each @ gram for each, gram in zip(centred, grams, strict=True))
+        merged = torch.linalg.solve(shared.T, weighted.T).T
+        if not apart:
+            return merged
+        over = sum(x @ (gram - whole / len(raw)) for x, gram in zip(matrices, raw, strict=True))
+        return merged + _isotropic(merged + over, max(1, int(min(merged.shape) * strongest)))
+
+    return _by_matrix(task_vectors, merge)
+
+
+def esm(task_vectors, moments, power=2.0):
+    """Every task's directions that move a layer's outputs most, made orthogonal (ESM; Li et al., 2026).
+
+    Of T tasks' matrices with r outputs, each gives the first r / T principal directions of what τ_t does to
+    its expert's inputs. Tasks with long τ_t, inputs on which several act, and layers that change more than
+    others of their kind count for more. Read as abstract and code, that of the extended version; there,
+    attention's output layer is merged without images, as by `tsv_m`.
+
+    Parameters
+    ----------
+    task_vectors, moments
+        See `simo.merging.moments.regmean`.
+    power : float
+        To which ratios to the mean are raised that say what counts for more; 0 switches this off.
+
+    Returns
+    -------
+    TaskVector
+
+    Raises
+    ------
+    SimoError
+        For moments as in `regmean`; if a layer has fewer outputs than there are tasks.
+
+    Examples
+    --------
+    >>> a, b = ({"x.weight": torch.tensor(w).diag()} for w in ([3.0, 1.0], [1.0, 3.0]))
+    >>> seen = [{"x.weight": torch.tensor(m).double().diag()} for m in ([1.0, 1.0], [1.0, 1.0])]
+    >>> esm([TaskVector(x, x.get) for x in (a, b)], seen)["x.weight"].diag()  # twice the stronger of each
+    tensor([6., 6.])
+    """
+
+    def merge(changes, grams):
+        own = len(changes[0]) // len(changes)
+        _check("outputs of a layer", len(changes[0]), own > 0, f"at least one a task, {len(changes)}")
+        left, right, lengths = [], [], _to_mean(torch.stack([change.norm() for change in changes]))
+        for change, gram, much in zip(changes, grams, lengths**power, strict=True):
+            values, u = torch.linalg.eigh(change @ gram @ change.T)
+            values, u = values.flip(0)[:own].clamp(min=0), u.flip(1)[:, :own]
+            left.append(u * _to_mean(_to_mean(values) ** 0.15))
+            right.append(left[-1].T @ change * much)
+        right = torch.cat(right)
+        right = right * _to_mean(right.norm(dim=0)) ** power
+        return 2 * _isotropic(torch.cat(left, dim=1)) @ _isotropic(right)
+
+    merged = by_moments(task_vectors, moments, merge, scales=False).compute()
+    norms = {name: merged[name].double().norm() for name, found in moments[0].items() if found.ndim == 2}
+
+    def scale(name):
+        alike = [norms[other] for other in norms if re.sub(r"\d", "", other) == re.sub(r"\d", "", name)]
+        return float(norms[name] * len(alike) / sum(alike).clamp(min=1e-300)) ** power
+
+    return TaskVector(merged, lambda name: merged[name] * (scale(name) if name in norms else 1.0))
+
+
+DATA_FREE = (dare, breadcrumbs, lines, iso_c, iso_cts, tsv_m, equal_norms, wudi, ace, svc)
+METHODS = methods.METHODS | {each.__name__: each for each in (*DATA_FREE, regmean, lot, esm)}
+FROM_IMAGES = ("regmean", "lot", "esm")  # they need `input_moments` of every expert
 
 
 def _by_matrix(task_vectors, merge, rest=average):
@@ -357,6 +466,17 @@ def _by_matrix(task_vectors, merge, rest=average):
         return merge([tensor.double() for tensor in tensors]).float()
 
     return TaskVector(others, compute)
+
+
+def _to_mean(values):
+    """Values relative to their mean; 0 where all are 0."""
+    return values / values.mean().clamp(min=1e-300)
+
+
+def _isotropic(matrix, count=None):
+    """The matrix of the first `count` singular vectors, or all, with the mean of their singular values."""
+    u, values, v = _svd(matrix, count)
+    return values.mean() * u @ v
 
 
 def _polar(matrix):

@@ -66,10 +66,11 @@ def consensus(task_vectors, scales, least=2):
     tensor([5., 0.])
     """
     experts = list(zip(task_vectors, scales, strict=True))
-    return _masked(
-        task_vectors,
-        lambda name, whole: sum(_outweighs(own[name], whole, scale).int() for own, scale in experts) >= least,
-    )
+
+    def keep(name, whole):
+        return sum(_outweighs(own[name], whole, scale).int() for own, scale in experts) >= least
+
+    return _masked(task_vectors, keep)
 
 
 def _masked(task_vectors, keep):

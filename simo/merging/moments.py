@@ -55,7 +55,7 @@ def regmean(task_vectors, moments, shrink=0.95):
         grams = [gram * shrink + gram.diagonal().diag() * (1 - shrink) for gram in grams]
         return solve(changes, grams)
 
-    return _by_moments(task_vectors, moments, merge, scales=False)
+    return by_moments(task_vectors, moments, merge, scales=False)
 
 
 def lot(task_vectors, moments):
@@ -86,7 +86,7 @@ def lot(task_vectors, moments):
     >>> lot([TaskVector(x, x.get) for x in (a, b)], seen)["x.weight"]  # scales of a norm
     tensor([7., 6.])
     """
-    return _by_moments(task_vectors, moments, solve, scales=True)
+    return by_moments(task_vectors, moments, solve, scales=True)
 
 
 @torch.no_grad()
@@ -184,8 +184,11 @@ def solve(changes, grams):
     return (torch.linalg.pinv(sum(grams), rtol=1e-10, hermitian=True) @ weighted).T
 
 
-def _by_moments(task_vectors, moments, merge, scales):
-    """Merge linear layers, and perhaps norms' scales, by their inputs' moments, and average other tensors."""
+def by_moments(task_vectors, moments, merge, scales):
+    """Merge linear layers, and perhaps norms' scales, by their inputs' moments, and average other tensors.
+
+    `merge` takes the layer's changes and Gram matrices, each a list of one an expert, in float64.
+    """
     found = len(moments) if isinstance(moments, list | tuple) else f"a {type(moments).__name__}"
     if found != len(task_vectors):
         raise SimoError(f"expected moments of {len(task_vectors)} experts, found {found}")

@@ -124,16 +124,8 @@ def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=Non
     model = copy.deepcopy(model).to(optimisation.device).requires_grad_(False)
     histories = {}
     with _scratch_folder(resume) as folder:
-        features = FeatureDataset(
-            model.encoder,
-            dataset,
-            folder,
-            optimisation.batch_size,
-            optimisation.device,
-            optimisation.precision,
-            optimisation.workers,
-            label,
-        )
+        where = optimisation.device, optimisation.precision, optimisation.workers
+        features = FeatureDataset(model.encoder, dataset, folder, optimisation.batch_size, *where, label)
         for task in tasks:
             head = model.heads[task.name].train().requires_grad_(True)
 

@@ -258,7 +258,12 @@ def test_rules_that_choose_alpha_by_hand():
     grid = [row(0.2, 0.3, 0.5, 70, 60), row(0.4, 0.1, 0.6, 80, 90), row(0.6, 0.2, 0.7, 85, 95)]
     records = [{"seed": 0, "details": {"alphas": grid}, "provenance": {}}]
     main = [
-        {"experiment": "merge_ties", "seed": 0, "results": [], "details": {"alpha": 0.2}},
+        {
+            "experiment": "merge_ties",
+            "seed": 0,
+            "results": [],
+            "details": {"alpha": 0.2, "scan": [{"score": 0.5}]},
+        },
         {
             "experiment": "expert",
             "seed": 0,
@@ -266,8 +271,9 @@ def test_rules_that_choose_alpha_by_hand():
             "details": {},
         },
     ]
-    chosen = beyond.chosen_alphas(records, frame, "nyuv2", main).set_index("rule")
-    assert chosen.alpha.to_dict() == {
+    every = beyond.chosen_alphas(records, frame, "nyuv2", main)
+    chosen = every[every.method == "ties"].set_index("rule")
+    assert chosen.choice.to_dict() == {
         "before": 0.2,
         "after": 0.6,
         "distance": 0.2,
@@ -278,3 +284,28 @@ def test_rules_that_choose_alpha_by_hand():
     assert chosen.order["residual"] == pytest.approx(-0.5)
     table = beyond.alphas_table(records, frame, "nyuv2", main)
     assert table.loc["TIES", beyond.RULES["residual"]] == "-10.0 (α 0.4)"
+    assert table.loc[beyond.EITHER, beyond.RULES["residual"]] == "-10.0 (TIES)"  # there is no other
+
+
+def test_rules_that_choose_the_method_by_hand():
+    """Before realignment the better score leads to TIES, the residual to task arithmetic, which is better."""
+    experts = dict(zip(TASKS, (40.0, 0.5, 20.0), strict=True))
+    frame = pd.DataFrame([experts], index=pd.MultiIndex.from_tuples([("expert", 0)], names=["model", "seed"]))
+
+    def row(method, residual, share):
+        values = dict(zip(TASKS, (40.0 * share, 0.5 / share, 20.0 / share), strict=True))
+        apart = {name: dict.fromkeys(TASKS, residual) for name in ("residual", "distance")}
+        return {"method": method, "alpha": 0.5, "val": values, "metrics": values} | apart
+
+    grid = [row("task_arithmetic", 0.1, 0.9), row("ties", 0.2, 0.8)]
+    records = [{"seed": 0, "details": {"alphas": grid}, "provenance": {}}]
+    main = [
+        {"experiment": f"merge_{name}", "seed": 0, "results": [], "details": {"alpha": 0.5, "scan": [best]}}
+        for name, best in (("task_arithmetic", {"score": 0.3}), ("ties", {"score": 0.4}))
+    ]
+    results = [{"model": "expert", "split": "val", "metrics": experts}]
+    main.append({"experiment": "expert", "seed": 0, "results": results, "details": {}})
+    chosen = beyond.chosen_alphas(records, frame, "nyuv2", main)
+    own = chosen[chosen.method == beyond.EITHER].set_index("rule")
+    assert own.choice.to_dict() == dict.fromkeys(beyond.RULES, "TA") | {"before": "TIES"}
+    assert own.delta["before"] == pytest.approx(-20)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from report import readings
+from report import beyond, readings
 from report.pages import Page
 from report.paper import paper_curves, read_paper
 
@@ -103,7 +103,8 @@ def test_what_alpha_without_labels_brings_is_the_least_and_the_most():
     """By hand: of two seeds and one method, against labels before and after."""
     rules = {"before": (-9.0, -8.0), "after": (-5.0, -4.0), "residual": (-5.5, -3.9)}
     rows = [
-        {"method": "ties", "rule": rule, "seed": seed, "delta": delta}
+        {"method": method, "rule": rule, "seed": seed, "delta": delta - lower * (rule == "before")}
+        for method, lower in (("ties", 0), (beyond.EITHER, 1))
         for rule, deltas in rules.items()
         for seed, delta in enumerate(deltas)
     ]
@@ -114,6 +115,7 @@ def test_what_alpha_without_labels_brings_is_the_least_and_the_most():
     assert "Over 2 choices (NYUv2; two methods, each seed)" in text
     assert "ends +3.5 to +4.1 points of Δ above" in text
     assert "−0.5 to +0.1 above" in text
+    assert "it is +4.5 to +5.1 and −0.5 to +0.1." in text  # where they choose the method, too
     assert readings.unlabelled_regret(Page("nyuv2", "records/none")) == ""
 
 

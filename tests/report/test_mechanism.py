@@ -7,6 +7,7 @@ import torch
 
 from report.mechanism import (
     compare_features,
+    compare_moments,
     explained,
     linear_cka,
     spectrum,
@@ -107,3 +108,23 @@ def test_spectrum_by_hand():
     assert spectrum(vector_of(**tensors), [0.5, 1.0]) == pytest.approx([0.9, 1.0])
     with pytest.raises(SimoError, match="expected a task vector with a matrix that is not 0"):
         spectrum(0.0 * vector_of(**tensors), [0.5])
+
+
+def test_moments_by_hand():
+    """G of 1 and 3 are 1 from their mean 2; RegMean of τ 1 and 5 is (1 + 3 · 5) / 4 = 4, the average 3."""
+    name = "blocks.7.fc.weight"
+    seen = {task: {name: torch.tensor([[value]]).double()} for task, value in (("a", 1.0), ("b", 3.0))}
+    vectors = {task: vector_of(**{name: torch.tensor([[value]])}) for task, value in (("a", 1.0), ("b", 5.0))}
+    (row,) = compare_moments(seen, vectors)
+    assert (row["layer"], row["block"]) == (name, 1)  # the first that there is
+    assert row["distances"] == pytest.approx({"a": 0.5, "b": 0.5})
+    assert row["change"] == pytest.approx(1 / 3)
+
+
+def test_equal_moments_are_at_no_distance():
+    """Experts that all see the same: every distance is 0, and RegMean the average."""
+    grams = {"fc.weight": torch.eye(3, dtype=torch.float64)}
+    vectors = {task: vector_of(**{"fc.weight": torch.randn(2, 3)}) for task in "abc"}
+    (row,) = compare_moments(dict.fromkeys("abc", grams), vectors)
+    assert row["block"] == 0
+    assert [*row["distances"].values(), row["change"]] == pytest.approx([0.0] * 4, abs=1e-6)

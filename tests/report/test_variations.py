@@ -190,3 +190,25 @@ def test_studies_stand_side_by_side():
     table = variations.studies_table({"one": frame(), "other": other}, ["joint", "task_arithmetic"])
     assert table.loc["Joint training"].tolist() == ["-2.0", "-1.0\u00a0±\u00a01.4"]
     assert table.loc["TA"].tolist() == ["-20.0", "-19.0\u00a0±\u00a01.4"]
+
+
+def test_moments_by_block_and_what_regmean_adds():
+    """Two layers of a block are averaged, seeds are not; of changes 1, 2 and 6 the median is 2."""
+    rows = [
+        {"layer": "a", "block": 1, "distances": {"depth": 0.2}, "change": 1.0},
+        {"layer": "b", "block": 1, "distances": {"depth": 0.4}, "change": 2.0},
+        {"layer": "c", "block": 2, "distances": {"depth": 0.9}, "change": 6.0},
+    ]
+    own = records({"moments": rows})
+    table = variations.moment_distances(own, None, "nyuv2").set_index(["seed", "block"])
+    assert table.distance.tolist() == pytest.approx([0.3, 0.9] * 2)
+    assert set(table.method) == {"depth"}
+    said = variations.regmean_changes(own, None, "nyuv2")
+    assert said.startswith("*NYUv2: what RegMean adds")
+    assert "is 2.0 times as long" in said
+
+
+def test_records_without_moments_say_nothing():
+    """Those that are older give no figure and no sentence."""
+    assert variations.moment_distances(records({}), None, "nyuv2").empty
+    assert variations.regmean_changes(records({}), None, "nyuv2") == ""

@@ -9,9 +9,11 @@ from simo.merging import field
 from simo.merging.field import (
     FROM_IMAGES,
     METHODS,
+    ace,
     breadcrumbs,
     dare,
     equal_norms,
+    esm,
     iso_c,
     iso_cts,
     lines,
@@ -191,7 +193,7 @@ def test_tsv_m_makes_directions_orthogonal_and_keeps_their_values():
     torch.testing.assert_close(values, strongest.sort(descending=True).values)
 
 
-@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m", "wudi"])
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m", "wudi", "ace"])
 def test_only_matrices_are_decomposed(method):
     """Biases, tokens and embeddings are averaged, a token that is 2-D, too, such as DINOv2's mask token."""
     vectors = [
@@ -210,6 +212,8 @@ def test_only_matrices_are_decomposed(method):
         ("breadcrumbs", {"keep": 0.9, "outliers": 0.2}, r"\(0.9, 0.2\): expected .* together at most 1"),
         ("breadcrumbs", {"keep": 0.0}, r"\(0.0, 0.006\): expected fractions in \(0, 1\]"),
         ("iso_cts", {"common": 0.0}, r"common is 0.0: expected a fraction in \(0, 1\]"),
+        ("ace", {"ridge": 0.0}, "ridge is 0.0: expected a number above 0"),
+        ("ace", {"strongest": 0.0}, r"strongest is 0.0: expected a fraction in \(0, 1\]"),
         ("svc", {"floor": 0.0}, "floor is 0.0: expected a number above 0"),
         ("regmean", {"moments": [], "shrink": 1.5}, r"shrink is 1.5: expected a factor in \[0, 1\]"),
     ],
@@ -273,6 +277,20 @@ def test_wudi_is_where_no_step_helps():
     for seed in range(5):
         step = 0.01 * torch.randn(best.shape, generator=torch.Generator().manual_seed(seed))
         assert interference(best + step) > interference(best)
+
+
+def test_ace_divides_uneven_covariances_by_their_traces():
+    """τ of 1 and 10 times (1, -1): traces of 2 and 200; rows are centred, and there is one input.
+
+    Divided by them, G are 1 and 1: Σ τ_t G_t = 11, over Σ G_t = 2 and the mean row 2 / 101, times (1, -1).
+    Nothing is left over, as G does not differ, so that what is added is this itself. Where the logarithms
+    are not that uneven, it is Σ τ_t G_t = 1 · 2 + 10 · 200 over Σ G_t = 202 and the mean row 202.
+    """
+    vectors = matrices([[1.0], [-1.0]], [[10.0], [-10.0]])
+    uneven = ace(vectors, ridge=1e-9, uneven=0.1, strongest=1.0)[W]
+    torch.testing.assert_close(uneven, 2 * 11 / (2 + 2 / 101) * torch.tensor([[1.0], [-1.0]]))
+    even = ace(vectors, ridge=1e-9, uneven=10.0)[W]
+    torch.testing.assert_close(even, 2002 / 404 * torch.tensor([[1.0], [-1.0]]))
 
 
 def test_svc_by_hand():
@@ -379,6 +397,37 @@ def test_lot_weighs_norms_by_their_channels():
     assert regmean(vectors, moments)["norm.weight"].item() == pytest.approx(3.5)
 
 
+def test_esm_keeps_what_moves_outputs_most():
+    """Of diag(3, 1) and diag(1, 3), each task's direction is that in which its inputs make the larger output.
+
+    With inputs as large in both, the first task gives 3 e₁ and the second 3 e₂, doubled by the method. With
+    inputs ten times as large where τ is small, it is 1 e₂ and 1 e₁: the matrices' own order plays no part.
+    """
+    vectors = matrices([[3.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 3.0]])
+    even = [{W: torch.eye(2, dtype=torch.float64)}] * 2
+    torch.testing.assert_close(esm(vectors, even)[W], 6 * torch.eye(2))
+    turned = [
+        {W: torch.tensor(square, dtype=torch.float64).diag()} for square in ([1.0, 100.0], [100.0, 1.0])
+    ]
+    torch.testing.assert_close(esm(vectors, turned)[W], 2 * torch.eye(2))
+
+
+def test_esm_lets_large_changes_count_for_more():
+    """Layers of a kind with changes of 1 and 3, mean 2, are multiplied by (1 / 2)² and (3 / 2)²."""
+    small, large = torch.tensor([[1.0]]), torch.tensor([[3.0]])
+    one = vector(blocks__0__fc__weight=small, blocks__1__fc__weight=large)
+    seen = [{name: torch.ones(1, 1, dtype=torch.float64) for name in one}]
+    merged, plain = esm([one], seen), esm([one], seen, power=0.0)
+    assert [plain[name].item() for name in one] == pytest.approx([2, 6])
+    assert [merged[name].item() for name in one] == pytest.approx([2 / 4, 6 * 9 / 4])
+
+
+def test_esm_leaves_a_layer_that_nobody_changed():
+    """No change stays none, without NaN."""
+    still = 0.0 * vector(blocks__0__fc__weight=torch.ones(2, 2))
+    assert esm([still, still], [{W: torch.eye(2, dtype=torch.float64)}] * 2)[W].count_nonzero() == 0
+
+
 def inputs_of_first_layer(encoder, images):
     """Rows that the first block's attention reads, and the name of its weight."""
     seen = []
@@ -389,7 +438,7 @@ def inputs_of_first_layer(encoder, images):
     return seen[0].detach().flatten(0, 1).double(), "backbone.blocks.0.attn.qkv.weight"
 
 
-@pytest.mark.parametrize("method", FROM_IMAGES)
+@pytest.mark.parametrize("method", ["regmean", "lot"])  # ESM makes singular values equal
 def test_one_expert_is_itself_from_images(model, method):
     """With one expert and its own moments, the layer computes what the expert's does on its inputs."""
     images = torch.rand(16, 3, 16, 16)
