@@ -205,12 +205,17 @@ def chosen_alphas(records, frame, dataset, main):
     Returns
     -------
     DataFrame
-        Columns `seed`, `method` (`EITHER`: the rule chooses it, too), `rule` (a key of `RULES`), `choice`
-        (α, or the method), `delta`, and `order`, the rank correlation of the residual with Δ over the grid,
-        of which -1 is best.
+        Columns `seed`, `method` (`EITHER`: the rule chooses it and its option, too), `rule` (a key of
+        `RULES`), `choice` (α, or the method), `delta`, and `order`, the rank correlation of the residual with
+        Δ over the grid, of which -1 is best.
     """
     tasks = tasks_of(dataset)
-    before = {(record["experiment"], record["seed"]): record["details"] for record in main}
+    scans = {
+        (record["seed"], record["experiment"], row["alpha"]): row["score"]
+        for record in main
+        if record["experiment"].startswith("merge_")
+        for row in record["details"]["scan"]
+    }
     experts = {
         (record["seed"], task): value
         for record in main
@@ -221,15 +226,20 @@ def chosen_alphas(records, frame, dataset, main):
     rows = with_deltas(records, frame, dataset, lambda details: details["alphas"])
     for kind in ("residual", "distance"):
         rows[kind] = rows[kind].map(lambda left: sum(left.values()) / len(left))
+    rows = rows.reindex(columns=rows.columns.union(["options", "bare"], sort=False))
     found = []
-    grids = [*rows.groupby(["seed", "method"], sort=False), *rows.assign(any=EITHER).groupby(["seed", "any"])]
-    for (seed, method), grid in grids:
+    usual = rows[rows.options.isna()].groupby(["seed", "method"], sort=False)
+    for (seed, method), grid in [*usual, *rows.assign(any=EITHER).groupby(["seed", "any"])]:
         baselines = {task.name: experts[seed, task.name] for task in tasks}
         after = grid.val.map(lambda values, own=baselines: mean_score(tasks, values, own))
-        merged = {name: before[f"merge_{name}", seed] for name in grid.method.unique()}
-        first = max(merged, key=lambda name: max(row["score"] for row in merged[name]["scan"]))
+        before = {
+            row.Index: scans[seed, f"merge_{row.method}", row.alpha]
+            if pd.isna(row.options)
+            else mean_score(tasks, row.bare, baselines)
+            for row in grid.itertuples()
+        }
         best = {
-            "before": (grid.alpha[grid.method == first] - merged[first]["alpha"]).abs().idxmin(),
+            "before": max(before, key=before.get),
             "after": after.idxmax(),
             "distance": grid.distance.idxmin(),
             "residual": grid.residual.idxmin(),
@@ -237,7 +247,8 @@ def chosen_alphas(records, frame, dataset, main):
         }
         order = grid.residual.corr(grid.delta, method="spearman")
         for rule, row in best.items():
-            choice = MODELS[grid.method[row]] if method == EITHER else grid.alpha[row]
+            options = "" if pd.isna(grid.options[row]) else f" {next(iter(grid.options[row].values()))}"
+            choice = MODELS[grid.method[row]] + options if method == EITHER else grid.alpha[row]
             chosen = {"choice": choice, "delta": grid.delta[row], "order": order}
             found.append({"seed": seed, "method": method, "rule": rule} | chosen)
     return pd.DataFrame(found)

@@ -257,12 +257,13 @@ def test_rules_that_choose_alpha_by_hand():
 
     grid = [row(0.2, 0.3, 0.5, 70, 60), row(0.4, 0.1, 0.6, 80, 90), row(0.6, 0.2, 0.7, 85, 95)]
     records = [{"seed": 0, "details": {"alphas": grid}, "provenance": {}}]
+    scan = [{"alpha": alpha, "score": score} for alpha, score in ((0.2, 0.5), (0.4, 0.3), (0.6, 0.1))]
     main = [
         {
             "experiment": "merge_ties",
             "seed": 0,
             "results": [],
-            "details": {"alpha": 0.2, "scan": [{"score": 0.5}]},
+            "details": {"scan": scan},
         },
         {
             "experiment": "expert",
@@ -300,8 +301,11 @@ def test_rules_that_choose_the_method_by_hand():
     grid = [row("task_arithmetic", 0.1, 0.9), row("ties", 0.2, 0.8)]
     records = [{"seed": 0, "details": {"alphas": grid}, "provenance": {}}]
     main = [
-        {"experiment": f"merge_{name}", "seed": 0, "results": [], "details": {"alpha": 0.5, "scan": [best]}}
-        for name, best in (("task_arithmetic", {"score": 0.3}), ("ties", {"score": 0.4}))
+        {"experiment": f"merge_{name}", "seed": 0, "results": [], "details": {"scan": [best]}}
+        for name, best in (
+            ("task_arithmetic", {"alpha": 0.5, "score": 0.3}),
+            ("ties", {"alpha": 0.5, "score": 0.4}),
+        )
     ]
     results = [{"model": "expert", "split": "val", "metrics": experts}]
     main.append({"experiment": "expert", "seed": 0, "results": results, "details": {}})
@@ -309,3 +313,10 @@ def test_rules_that_choose_the_method_by_hand():
     own = chosen[chosen.method == beyond.EITHER].set_index("rule")
     assert own.choice.to_dict() == dict.fromkeys(beyond.RULES, "TA") | {"before": "TIES"}
     assert own.delta["before"] == pytest.approx(-20)
+    # another density, which was scored by itself: best before and by its residual, not after
+    grid.append(row("ties", 0.05, 0.7) | {"options": {"density": 0.5}, "bare": experts})
+    chosen = beyond.chosen_alphas(records, frame, "nyuv2", main)
+    own = chosen[chosen.method == beyond.EITHER].set_index("rule")
+    other = dict.fromkeys(("before", "distance", "residual"), "TIES 0.5")
+    assert own.choice.to_dict() == dict.fromkeys(beyond.RULES, "TA") | other
+    assert set(chosen.method) == {"task_arithmetic", "ties", beyond.EITHER}  # it is no choice of α alone

@@ -16,7 +16,8 @@ FOLDER = ROOT / "records"
 SOURCES = {"miniature": {"rendered"}, "photos": {"pictures", "pictures of NYUv2"}, "photos_gpu": {"pictures"}}
 STUDIES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob("*/*"))  # miniature/nyuv2 ...
 PARAMETERS = {study: read_parameters(ROOT / f"notebooks/params/{study}.yaml") for study in STUDIES}
-LATER = {"field": {"encoder_lr"}}  # parameters that a notebook has only had since its records were made
+# parameters that a notebook has only had since its records were made
+LATER = {"field": {"encoder_lr"}, "unlabelled_alpha": {"field_options"}}
 MINIATURE = [study for study in STUDIES if study.startswith("miniature/")]
 
 
