@@ -206,8 +206,8 @@ def chosen_alphas(records, frame, dataset, main):
     -------
     DataFrame
         Columns `seed`, `method` (`EITHER`: the rule chooses it and its option, too), `rule` (a key of
-        `RULES`), `choice` (α, or the method), `delta`, and `order`, the rank correlation of the residual with
-        Δ over the grid, of which -1 is best.
+        `RULES`), `choice` (α, perhaps with the method), `delta`, and `order`, the rank correlation of the
+        residual with Δ over the grid, of which -1 is best.
     """
     tasks = tasks_of(dataset)
     scans = {
@@ -248,7 +248,8 @@ def chosen_alphas(records, frame, dataset, main):
         order = grid.residual.corr(grid.delta, method="spearman")
         for rule, row in best.items():
             options = "" if pd.isna(grid.options[row]) else f" {next(iter(grid.options[row].values()))}"
-            choice = MODELS[grid.method[row]] + options if method == EITHER else grid.alpha[row]
+            named = f"{MODELS[grid.method[row]]}{options} α " if method == EITHER else ""
+            choice = f"{named}{grid.alpha[row]}"
             chosen = {"choice": choice, "delta": grid.delta[row], "order": order}
             found.append({"seed": seed, "method": method, "rule": rule} | chosen)
     return pd.DataFrame(found)

@@ -131,6 +131,11 @@ def _tap_all(encoder):
     return copied
 
 
+def _relative(found, other):
+    """‖found − other‖ / ‖other‖; 0 where both are 0."""
+    return ((found - other).norm() / other.norm().clamp(min=1e-30)).item()
+
+
 def compare_moments(moments, task_vectors):
     """How far the experts' second moments are from their mean, and what merging by them changes.
 
@@ -145,8 +150,8 @@ def compare_moments(moments, task_vectors):
     list of dict
         One row a linear layer: `layer`; `block`, from 1, in order of depth, 0 for what is in none;
         `distances` by task, ‖G_t − G‖ / ‖G‖ with G the mean over tasks; `change`, ‖τ − τ̄‖ / ‖τ̄‖ of
-        RegMean's τ beside the average τ̄. Equal moments have distances and change of 0: RegMean and LOT are
-        the average then.
+        RegMean's τ beside the average τ̄. Equal moments have distances of 0, and, if they are of full rank, a
+        change of 0: RegMean and LOT are the average then. RegMean shrinks by its default.
     """
     vectors, found = list(task_vectors.values()), list(moments.values())
     solved, mean = regmean(vectors, found), average(vectors)
@@ -155,10 +160,8 @@ def compare_moments(moments, task_vectors):
     rows = []
     for name in layers:
         middle = sum(each[name] for each in found) / len(found)
-        distances = {
-            task: ((own[name] - middle).norm() / middle.norm()).item() for task, own in moments.items()
-        }
-        change = ((solved[name] - mean[name]).norm() / mean[name].norm()).item()
+        distances = {task: _relative(own[name], middle) for task, own in moments.items()}
+        change = _relative(solved[name], mean[name])
         block = blocks.index(block_number(name)) + 1 if block_number(name) else 0
         rows.append({"layer": name, "block": block, "distances": distances, "change": change})
     return rows

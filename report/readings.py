@@ -145,14 +145,14 @@ def unlabelled_regret(*pages):
         least = [deltas.residual - deltas[rule] for rule in ("before", "after")]
         return len(deltas), *(f"{own.min():+.1f} to {own.max():+.1f}" for own in least)
 
-    (count, before, after), (_, both, both_after) = (
+    (count, before, after), (both, both_before, both_after) = (
         gained(rows[which]) for which in (rows.method != beyond.EITHER, rows.method == beyond.EITHER)
     )
     text = (
         f"Over {count} choices ({names}; two methods, each seed) the α of the least residual ends "
         f"{before} points of Δ above the one that labels choose before realignment, and {after} above "
-        "the one that they choose after closed form. If the rules choose the method with its α, it is "
-        f"{both} and {both_after}."
+        "the one that they choose after closed form. Where the rules choose the method, too "
+        f"({both} choices), it ends {both_before} and {both_after} above theirs."
     )
     return real_minus(text)
 

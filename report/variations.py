@@ -180,8 +180,9 @@ def regmean_changes(records, frame, dataset):
         return ""
     low, middle, high = np.quantile(rows, [0.1, 0.5, 0.9])
     return (
-        f"*{TITLES[dataset]}: what RegMean adds to the average of a layer's task vectors is {middle:.1f} "
-        f"times as long as this (median over layers and seeds; for four fifths {low:.1f} to {high:.1f}).*"
+        f"*{TITLES[dataset]}: RegMean's task vector of a layer differs from the plain average by "
+        f"{middle:.0%} of the latter's norm (median over layers and seeds; {low:.0%} to {high:.0%} in the "
+        "middle four fifths).*"
     )
 
 

@@ -160,7 +160,7 @@ def write_json(path, value):
 
 def read_json(path):
     """Read a JSON file; SimoError if it is missing, not JSON, or cannot be read."""
-    with decoding(f"{path}, in JSON,", "make it again"):
+    with decoding(f"{path} (JSON)", "make it again"):
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
 

@@ -340,18 +340,21 @@ def svc(task_vectors, floor=1.0):
 def ace(task_vectors, ridge=0.01, uneven=0.3, strongest=0.3):
     """Each matrix solved for inputs whose covariance is read off the task vectors (ACE; Xu et al., 2026).
 
-    As `wudi`, with rows centred, a ridge, and the mean row of Σ τ_tᵀ τ_t added to each of its rows
-    (in the example: 13, to 18 + 8). Where the
-    logarithms of ‖τ_t‖² have a variance of more than `uneven` times their squared mean, each covariance is
-    divided by its trace, and the strongest directions of what is left over are added with one singular
-    value. Read as abstract and code, in which τ_t loses the mean of its rows, too.
+    Like `wudi`, but with rows centred, covariances τ_tᵀ τ_t as they are, a ridge, and their sum's mean row
+    added to each of its rows, of which the example has 13, to 18 + 8. Where the logarithms of ‖τ_t‖² have a
+    variance of more than `uneven` times their squared mean, each covariance is divided by its trace, and the
+    strongest directions of the result and what it leaves over are added, all with one singular value. Read
+    as abstract and code, in which τ_t loses the mean of its rows, too: one expert alone is not itself.
+    Variant: in what is left over, covariances are all without the ridge; in the code it makes the result
+    explode where an expert has hardly changed a layer.
 
     Parameters
     ----------
     task_vectors : sequence of TaskVector
     ridge : float
-        Added to each covariance's diagonal; above 0.
+        Added to each covariance's diagonal; above 0, and in units of τ_t squared where it is not divided.
     uneven : float
+        See above.
     strongest : float
         Share of the directions, in (0, 1].
 
@@ -375,21 +378,20 @@ def ace(task_vectors, ridge=0.01, uneven=0.3, strongest=0.3):
     _check("strongest", strongest, 0 < strongest <= 1, "a fraction in (0, 1]")
 
     def merge(matrices):
-        centred = [matrix - matrix.mean(dim=0) for matrix in matrices]
+        centred = torch.stack([matrix - matrix.mean(dim=0) for matrix in matrices])  # (T, outputs, inputs)
         sizes = torch.stack([matrix.square().sum() for matrix in matrices])
         logs = sizes.clamp(min=1e-12).log()
         apart = len(matrices) > 1 and bool(logs.var() > uneven * logs.mean().square())
-        scales = [each.square().sum().clamp(min=1e-12) if apart else 1.0 for each in centred]
-        raw = [each.T @ each / scale for each, scale in zip(centred, scales, strict=True)]
-        one = torch.eye(len(raw[0]), dtype=sizes.dtype, device=sizes.device)
-        grams = [gram + ridge / scale * one for gram, scale in zip(raw, scales, strict=True)]
-        whole = sum(grams)
-        shared = whole + sum(raw).mean(dim=0) / (sizes.mean() if apart else 1.0)
-        weighted = sum(each @ gram for each, gram in zip(centred, grams, strict=True))
-        merged = torch.linalg.solve(shared.T, weighted.T).T
+        traces = centred.square().sum(dim=(1, 2), keepdim=True)
+        # of an expert that changed nothing, the covariance is 0 whatever divides it, but the ridge is not
+        scales = traces.where(traces > 0, traces.max().clamp(min=1e-12)) if apart else torch.ones_like(traces)
+        raw = centred.mT @ centred / scales
+        grams = raw + ridge / scales * torch.eye(raw.shape[1], dtype=raw.dtype, device=raw.device)
+        shared = grams.sum(dim=0) + raw.sum(dim=0).mean(dim=0) / (sizes.mean() if apart else 1.0)
+        merged = torch.linalg.solve(shared.T, (centred @ grams).sum(dim=0).T).T
         if not apart:
             return merged
-        over = sum(x @ (gram - whole / len(raw)) for x, gram in zip(matrices, raw, strict=True))
+        over = (torch.stack(matrices) @ (raw - raw.mean(dim=0))).sum(dim=0)
         return merged + _isotropic(merged + over, max(1, int(min(merged.shape) * strongest)))
 
     return _by_matrix(task_vectors, merge)
@@ -399,16 +401,18 @@ def esm(task_vectors, moments, power=2.0):
     """Every task's directions that move a layer's outputs most, made orthogonal (ESM; Li et al., 2026).
 
     Of T tasks' matrices with r outputs, each gives the first r / T principal directions of what τ_t does to
-    its expert's inputs. Tasks with long τ_t, inputs on which several act, and layers that change more than
-    others of their kind count for more. Read as abstract and code, that of the extended version; there,
-    attention's output layer is merged without images, as by `tsv_m`.
+    its expert's inputs, weighted by their eigenvalues to the power of .15. Tasks with long τ_t, inputs on
+    which several act, and layers that change more than others of their kind count for more. Read as abstract
+    and code, that of the extended version; there, attention's output layer is merged without images, as by
+    `tsv_m`.
 
     Parameters
     ----------
     task_vectors, moments
         See `simo.merging.moments.regmean`.
     power : float
-        To which ratios to the mean are raised that say what counts for more; 0 switches this off.
+        To which ratios to the mean are raised that say what counts for more; 0 switches this off, but for
+        the directions' weights.
 
     Returns
     -------
@@ -433,7 +437,8 @@ def esm(task_vectors, moments, power=2.0):
         left, right, lengths = [], [], _to_mean(torch.stack([change.norm() for change in changes]))
         for change, gram, much in zip(changes, grams, lengths**power, strict=True):
             values, u = torch.linalg.eigh(change @ gram @ change.T)
-            values, u = values.flip(0)[:own].clamp(min=0), u.flip(1)[:, :own]
+            values, u = values.flip(0)[:own], u.flip(1)[:, :own]
+            values = values.where(values > 1e-10 * values[0], 0.0)  # of rounding, where inputs are fewer
             left.append(u * _to_mean(_to_mean(values) ** 0.15))
             right.append(left[-1].T @ change * much)
         right = torch.cat(right)
@@ -442,9 +447,10 @@ def esm(task_vectors, moments, power=2.0):
 
     merged = by_moments(task_vectors, moments, merge, scales=False).compute()
     norms = {name: merged[name].double().norm() for name, found in moments[0].items() if found.ndim == 2}
+    kinds = {name: re.sub(r"\.\d+\.", ".", name) for name in norms}
 
     def scale(name):
-        alike = [norms[other] for other in norms if re.sub(r"\d", "", other) == re.sub(r"\d", "", name)]
+        alike = [norms[other] for other in norms if kinds[other] == kinds[name]]
         return float(norms[name] * len(alike) / sum(alike).clamp(min=1e-300)) ** power
 
     return TaskVector(merged, lambda name: merged[name] * (scale(name) if name in norms else 1.0))

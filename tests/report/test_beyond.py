@@ -275,17 +275,17 @@ def test_rules_that_choose_alpha_by_hand():
     every = beyond.chosen_alphas(records, frame, "nyuv2", main)
     chosen = every[every.method == "ties"].set_index("rule")
     assert chosen.choice.to_dict() == {
-        "before": 0.2,
-        "after": 0.6,
-        "distance": 0.2,
-        "residual": 0.4,
-        "test": 0.6,
+        "before": "0.2",
+        "after": "0.6",
+        "distance": "0.2",
+        "residual": "0.4",
+        "test": "0.6",
     }
     assert chosen.delta.tolist() == pytest.approx([-40, -5, -40, -10, -5])
     assert chosen.order["residual"] == pytest.approx(-0.5)
     table = beyond.alphas_table(records, frame, "nyuv2", main)
     assert table.loc["TIES", beyond.RULES["residual"]] == "-10.0 (α 0.4)"
-    assert table.loc[beyond.EITHER, beyond.RULES["residual"]] == "-10.0 (TIES)"  # there is no other
+    assert table.loc[beyond.EITHER, beyond.RULES["residual"]] == "-10.0 (TIES α 0.4)"  # there is no other
 
 
 def test_rules_that_choose_the_method_by_hand():
@@ -311,12 +311,12 @@ def test_rules_that_choose_the_method_by_hand():
     main.append({"experiment": "expert", "seed": 0, "results": results, "details": {}})
     chosen = beyond.chosen_alphas(records, frame, "nyuv2", main)
     own = chosen[chosen.method == beyond.EITHER].set_index("rule")
-    assert own.choice.to_dict() == dict.fromkeys(beyond.RULES, "TA") | {"before": "TIES"}
+    assert own.choice.to_dict() == dict.fromkeys(beyond.RULES, "TA α 0.5") | {"before": "TIES α 0.5"}
     assert own.delta["before"] == pytest.approx(-20)
     # another density, which was scored by itself: best before and by its residual, not after
     grid.append(row("ties", 0.05, 0.7) | {"options": {"density": 0.5}, "bare": experts})
     chosen = beyond.chosen_alphas(records, frame, "nyuv2", main)
     own = chosen[chosen.method == beyond.EITHER].set_index("rule")
-    other = dict.fromkeys(("before", "distance", "residual"), "TIES 0.5")
-    assert own.choice.to_dict() == dict.fromkeys(beyond.RULES, "TA") | other
+    other = dict.fromkeys(("before", "distance", "residual"), "TIES 0.5 α 0.5")
+    assert own.choice.to_dict() == dict.fromkeys(beyond.RULES, "TA α 0.5") | other
     assert set(chosen.method) == {"task_arithmetic", "ties", beyond.EITHER}  # it is no choice of α alone

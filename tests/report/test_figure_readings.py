@@ -115,7 +115,7 @@ def test_what_alpha_without_labels_brings_is_the_least_and_the_most():
     assert "Over 2 choices (NYUv2; two methods, each seed)" in text
     assert "ends +3.5 to +4.1 points of Δ above" in text
     assert "−0.5 to +0.1 above" in text
-    assert "it is +4.5 to +5.1 and −0.5 to +0.1." in text  # where they choose the method, too
+    assert "the method, too (2 choices), it ends +4.5 to +5.1 and −0.5 to +0.1 above theirs." in text
     assert readings.unlabelled_regret(Page("nyuv2", "records/none")) == ""
 
 

@@ -121,6 +121,13 @@ def test_moments_by_hand():
     assert row["change"] == pytest.approx(1 / 3)
 
 
+def test_a_layer_that_nobody_changed_is_a_number():
+    """No NaN, which no record may hold: neither where nothing moved nor where an input is always 0."""
+    still = {task: vector_of(**{"fc.weight": torch.zeros(2, 3)}) for task in "ab"}
+    (row,) = compare_moments(dict.fromkeys("ab", {"fc.weight": torch.zeros(3, 3).double()}), still)
+    assert [*row["distances"].values(), row["change"]] == [0.0] * 3
+
+
 def test_equal_moments_are_at_no_distance():
     """Experts that all see the same: every distance is 0, and RegMean the average."""
     grams = {"fc.weight": torch.eye(3, dtype=torch.float64)}

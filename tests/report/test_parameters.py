@@ -289,7 +289,7 @@ def test_other_cells_are_refused(tmp_path, cell):
 def test_file_that_is_no_notebook(tmp_path, text):
     """JSON of another kind, or of an old format, is no KeyError."""
     (tmp_path / "n.ipynb").write_text(text)
-    with pytest.raises(SimoError, match="n.ipynb(, in JSON, cannot be decoded| is not a notebook)"):
+    with pytest.raises(SimoError, match=r"n.ipynb( \(JSON\) cannot be decoded| is not a notebook)"):
         declared_parameters(tmp_path / "n.ipynb")
 
 

@@ -204,8 +204,8 @@ def test_moments_by_block_and_what_regmean_adds():
     assert table.distance.tolist() == pytest.approx([0.3, 0.9] * 2)
     assert set(table.method) == {"depth"}
     said = variations.regmean_changes(own, None, "nyuv2")
-    assert said.startswith("*NYUv2: what RegMean adds")
-    assert "is 2.0 times as long" in said
+    assert said.startswith("*NYUv2: RegMean's task vector")
+    assert "by 200% of" in said
 
 
 def test_records_without_moments_say_nothing():

@@ -279,18 +279,55 @@ def test_wudi_is_where_no_step_helps():
         assert interference(best + step) > interference(best)
 
 
-def test_ace_divides_uneven_covariances_by_their_traces():
-    """τ of 1 and 10 times (1, -1): traces of 2 and 200; rows are centred, and there is one input.
+def test_ace_sums_covariances_and_their_mean_row():
+    """τ of 1 and 10 times (1, -1), rows centred, one input: G are 2 and 200, their sum's mean row 202.
 
-    Divided by them, G are 1 and 1: Σ τ_t G_t = 11, over Σ G_t = 2 and the mean row 2 / 101, times (1, -1).
-    Nothing is left over, as G does not differ, so that what is added is this itself. Where the logarithms
-    are not that uneven, it is Σ τ_t G_t = 1 · 2 + 10 · 200 over Σ G_t = 202 and the mean row 202.
+    Σ τ_t G_t = 1 · 2 + 10 · 200, over 202 + 202.
     """
-    vectors = matrices([[1.0], [-1.0]], [[10.0], [-10.0]])
-    uneven = ace(vectors, ridge=1e-9, uneven=0.1, strongest=1.0)[W]
-    torch.testing.assert_close(uneven, 2 * 11 / (2 + 2 / 101) * torch.tensor([[1.0], [-1.0]]))
-    even = ace(vectors, ridge=1e-9, uneven=10.0)[W]
-    torch.testing.assert_close(even, 2002 / 404 * torch.tensor([[1.0], [-1.0]]))
+    merged = ace(matrices([[1.0], [-1.0]], [[10.0], [-10.0]]), ridge=1e-9, uneven=10.0)[W]
+    torch.testing.assert_close(merged, 2002 / 404 * torch.tensor([[1.0], [-1.0]]))
+
+
+def test_ace_divides_uneven_covariances_by_their_traces():
+    """τ_1 = (1, -1) on one input, τ_2 = 10 (1, -1) on another: divided, G are diag(1, 0) and diag(0, 1).
+
+    The mean row (½, ½), over the mean of ‖τ‖², 101, is c (1, 1): Σ G_t and it are 1 + c 11ᵀ, with the
+    inverse 1 − c / (1 + 2c) 11ᵀ. So Σ τ_t G_t = (1, 10) becomes m = (1, 10) − 11 c / (1 + 2c) (1, 1). What is
+    left over is Σ τ_t (G_t − 1/2) = (1, 10) / 2. The strongest direction of both, the only one, is added.
+    """
+    vectors = matrices([[1.0, 0.0], [-1.0, 0.0]], [[0.0, 10.0], [0.0, -10.0]])
+    c = 0.5 / 101
+    row = torch.tensor([1.0, 10.0]) - 11 * c / (1 + 2 * c)
+    wanted = row + row + torch.tensor([0.5, 5.0])
+    merged = ace(vectors, ridge=1e-9, uneven=0.1, strongest=0.5)[W]
+    torch.testing.assert_close(merged, torch.stack([wanted, -wanted]))
+    # of two directions, of which one is 0, the mean is half; where it points is anybody's guess
+    both = ace(vectors, ridge=1e-9, uneven=0.1, strongest=1.0)[W]
+    added = torch.linalg.svdvals(both - torch.stack([row, -row]))
+    norm = (2**0.5) * (wanted - row).norm()
+    torch.testing.assert_close(added, torch.stack([norm, norm]) / 2)
+
+
+def test_ace_divides_the_ridge_as_well():
+    """One input, τ of 1 and 10, ridge of 2: G are 1 + 2 / 2 and 1 + 2 / 200; the mean row is 2 / 101."""
+    merged = ace(matrices([[1.0], [-1.0]], [[10.0], [-10.0]]), ridge=2.0, uneven=0.1)[W]
+    one = (1 * 2 + 10 * 1.01) / (2 + 1.01 + 2 / 101)  # nothing is left over, and it is added itself
+    torch.testing.assert_close(merged, 2 * one * torch.tensor([[1.0], [-1.0]]))
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-3])
+def test_ace_bears_an_expert_at_rest(size):
+    """An expert that hardly changed a layer makes nothing of it explode."""
+    generator = torch.Generator().manual_seed(0)
+    one, two, three = torch.randn(3, 6, 4, generator=generator)
+    merged = ace(matrices(one, two, size * three))[W]
+    assert torch.isfinite(merged).all()
+    assert merged.norm() < 2 * (one + two).norm()
+
+
+def test_ace_of_a_single_output_is_nothing():
+    """Centred, one row is 0, however uneven the experts."""
+    assert ace(matrices([[1.0, 2.0]], [[100.0, 3.0]]))[W].count_nonzero() == 0
 
 
 def test_svc_by_hand():
@@ -412,14 +449,42 @@ def test_esm_keeps_what_moves_outputs_most():
     torch.testing.assert_close(esm(vectors, turned)[W], 2 * torch.eye(2))
 
 
+def test_esm_weighs_directions_tasks_and_inputs():
+    """Two tasks on inputs and outputs of their own, diag(3, 1, 0, 0) and diag(0, 0, 2, 2), by hand.
+
+    Of the eigenvalues 9 and 1, to their mean, .15 powers are taken, and to their mean again: the weights w of
+    the first task's directions; the second's are 1. Outputs are orthogonal, and the mean of all weights is 1.
+    On the right stand w times the entry times the task's length to the mean length, squared; each column to
+    the columns' mean, squared, again. All singular values become their mean, and twice this is the result.
+    """
+    vectors = matrices(torch.diag(torch.tensor([3.0, 1, 0, 0])), torch.diag(torch.tensor([0.0, 0, 2, 2])))
+    seen = [{W: torch.eye(4, dtype=torch.float64)}] * 2
+    w = [(value / 5) ** 0.15 for value in (9, 1)]
+    w = [2 * each / sum(w) for each in w]
+    lengths = [10**0.5, 8**0.5]
+    first, second = ((2 * length / sum(lengths)) ** 2 for length in lengths)
+    columns = [w[0] * 3 * first, w[1] * first, 2 * second, 2 * second]
+    columns = [each * (each / (sum(columns) / 4)) ** 2 for each in columns]
+    torch.testing.assert_close(esm(vectors, seen)[W], 2 * sum(columns) / 4 * torch.eye(4))
+
+
 def test_esm_lets_large_changes_count_for_more():
     """Layers of a kind with changes of 1 and 3, mean 2, are multiplied by (1 / 2)² and (3 / 2)²."""
     small, large = torch.tensor([[1.0]]), torch.tensor([[3.0]])
-    one = vector(blocks__0__fc__weight=small, blocks__1__fc__weight=large)
+    one = vector(blocks__0__fc1__weight=small, blocks__1__fc1__weight=large, blocks__1__fc2__weight=large)
     seen = [{name: torch.ones(1, 1, dtype=torch.float64) for name in one}]
     merged, plain = esm([one], seen), esm([one], seen, power=0.0)
-    assert [plain[name].item() for name in one] == pytest.approx([2, 6])
-    assert [merged[name].item() for name in one] == pytest.approx([2 / 4, 6 * 9 / 4])
+    assert [plain[name].item() for name in one] == pytest.approx([2, 6, 6])
+    assert [merged[name].item() for name in one] == pytest.approx([2 / 4, 6 * 9 / 4, 6])
+
+
+def test_esm_does_not_hang_on_rounding():
+    """A layer with more outputs than inputs has directions in which nothing moves, but for rounding."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = matrices(*torch.randn(2, 12, 4, generator=generator))
+    x = torch.randn(2, 50, 4, generator=generator, dtype=torch.float64)
+    seen, nearly = ([{W: y.T @ y * factor} for y in x] for factor in (1.0, 1 + 1e-13))
+    torch.testing.assert_close(esm(vectors, seen)[W], esm(vectors, nearly)[W], rtol=1e-6, atol=1e-6)
 
 
 def test_esm_leaves_a_layer_that_nobody_changed():
