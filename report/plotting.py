@@ -414,6 +414,8 @@ def panels(frames, x, y, names, by=None, methods=None, marks=None, logarithmic=F
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter("{x:g}")
         line[0].set_ylabel(names[y])
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown))
+    every = [axes.get_legend_handles_labels() for axes in grid[0]]
+    handles = {name: handle for own in every for handle, name in zip(*own, strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
     sns.despine(figure)
     return figure

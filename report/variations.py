@@ -181,8 +181,8 @@ def regmean_changes(records, frame, dataset):
     low, middle, high = np.quantile(rows, [0.1, 0.5, 0.9])
     return (
         f"*{TITLES[dataset]}: RegMean's task vector of a layer differs from the plain average by "
-        f"{middle:.0%} of the latter's norm (median over layers and seeds; {low:.0%} to {high:.0%} in the "
-        "middle four fifths).*"
+        f"{middle:.2g} times the latter's norm (median over layers and seeds; {low:.2g} to {high:.2g} "
+        "in the middle four fifths).*"
     )
 
 

@@ -90,6 +90,9 @@ def test_panels_share_their_legend():
     for axes in figure.axes:
         assert (len(axes.lines), len(axes.collections), axes.get_xscale()) == (4, 2, "log")
     assert len(figure.legends) == 1
+    frames = {"nyuv2": data[data.method == "heads"], "taskonomy": data}  # what only one panel has
+    (legend,) = plotting.panels(frames, "images", "delta", names).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["heads", "merged"]
     single = plotting.panels({"nyuv2": data}, "images", "delta", names, methods=["heads"])
     assert [len(axes.lines) for axes in single.axes] == [1]
 

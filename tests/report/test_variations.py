@@ -205,7 +205,7 @@ def test_moments_by_block_and_what_regmean_adds():
     assert set(table.method) == {"depth"}
     said = variations.regmean_changes(own, None, "nyuv2")
     assert said.startswith("*NYUv2: RegMean's task vector")
-    assert "by 200% of" in said
+    assert "by 2 times" in said
 
 
 def test_records_without_moments_say_nothing():
