@@ -28,11 +28,12 @@ FINISHED = tables.FINISHED
 def repairable(seed, method, kind):
     """Whether a realignment has something to repair, and only that: what claims about repairs presuppose.
 
-    The merged model loses clearly, and the experts, given the same images and steps, hardly gain. Otherwise
-    what looks like recovery is more training, or training on images like those that are tested. The paper
-    has no such control: its experts are taken to be finished, as it takes them.
+    Something was merged, α being above 0, the merged model loses clearly, and the experts, given the same
+    images and steps, hardly gain. Otherwise what looks like recovery is that of the pretrained encoder, more
+    training, or training on images like those that are tested. The paper has no such control: its experts are
+    taken to be finished, as it takes them.
     """
-    if seed.delta[method] >= -COLLAPSE:
+    if seed.delta[method] >= -COLLAPSE or seed.alphas.get(method) == 0:
         return False
     return seed.printed or seed.delta[f"expert+{kind}"] <= FINISHED
 

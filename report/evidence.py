@@ -33,6 +33,8 @@ class Evidence:
         Of every model and task relative to the expert, in per cent.
     coefficients : DataFrame
         Of layer-wise AdaMerging inside the blocks: one row a tensor, indexed by block, one column a task.
+    alphas : dict of str to float
+        The α that was chosen, by merging method; of 0, nothing was merged.
     printed : bool
         Whether these are the paper's own numbers, which lack our controls.
     """
@@ -44,6 +46,7 @@ class Evidence:
     clip: dict = field(default_factory=dict)
     performance: dict = field(default_factory=dict)
     coefficients: pd.DataFrame | None = None
+    alphas: dict = field(default_factory=dict)
     printed: bool = False
 
 
@@ -124,6 +127,7 @@ def gather(frame, dataset, records, paper):
             _by_size(paper["fig1"]["clip_8"]),
             relative.rename(columns=lambda name: name.removesuffix(" %")).to_dict("index"),
             coefficients,
+            tables.alphas(own.values()),
         )
     return found
 

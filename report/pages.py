@@ -9,7 +9,7 @@ from pathlib import Path
 
 from IPython.display import Markdown, display
 
-from report import claims, plotting, tables
+from report import claims, plotting, readings, tables
 from report.display import SECONDS, real_minus, show
 from report.notebooks import ROOT
 from report.overview import CLOSE, TITLES, VARIED, marked
@@ -215,6 +215,8 @@ class Page:
             rows = ["expert", *(name for name in self.models if name not in tables.CONTROLS)]
             caption = f"every model on the test split. {self._cells()} {UNITS[self.dataset]}".strip()
             self._metrics(rows, caption, "table")
+            if said := readings.unmerged(self):
+                display(Markdown(said))
 
     def controls(self):
         """Display the same table for the controls."""

@@ -116,6 +116,22 @@ def _coefficients(page, learned):
     )
 
 
+def unmerged(page):
+    """Say on how many seeds the validation split chose to merge nothing; empty if on none."""
+    parts = []
+    for method in ("task_arithmetic", "ties"):
+        own = [record for record in page.records if record["experiment"] == f"merge_{method}"]
+        count = sum(record["details"]["alpha"] == 0 for record in own)
+        if count:
+            parts.append(f"{tables.MODELS[method]} ({count} of {len(own)} seeds)")
+    if not parts:
+        return ""
+    return (
+        f"*Nothing was merged by {' and '.join(parts)}: of all α the validation split chose 0, which leaves "
+        "the pretrained encoder. Such rows, realigned or not, say what heads and adapters make of that.*"
+    )
+
+
 def unlabelled_alpha(*pages):
     """What the α of closed form's least residual reaches, beside that of the labels; or "not run"."""
     parts = []

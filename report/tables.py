@@ -249,6 +249,12 @@ def beside_budget(frame, dataset, kind):
     )
 
 
+def alphas(records):
+    """The α that the validation split chose, by merging method, of one seed's records."""
+    merged = [record for record in records if record["experiment"].startswith("merge_")]
+    return {record["experiment"].removeprefix("merge_"): record["details"]["alpha"] for record in merged}
+
+
 def costs_of(records):
     """Yield (seed, model, cost) of all test results; the seconds of a continued run, too few, are NaN."""
     for record in records:

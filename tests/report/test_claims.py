@@ -163,6 +163,14 @@ def test_a_repair_of_what_was_not_broken_is_not_judged(monkeypatch):
     assert mixed.loc["ties-heads-recover", "verdict"] == "holds, 1 not applicable"
 
 
+def test_what_was_not_merged_is_not_repaired(monkeypatch):
+    """With α = 0 the "merged" model is the pretrained one, whatever it loses and heads bring back."""
+    verdicts = judged(monkeypatch, evidence(alphas={"ties": 0.0, "task_arithmetic": 0.1}))
+    assert verdicts.loc["ties-heads-recover", "verdict"] == "not applicable"
+    assert verdicts.loc["ties-representation-reaches-joint", "verdict"] == "not applicable"
+    assert verdicts.loc["task_arithmetic-heads-recover", "verdict"] == "holds"
+
+
 def test_recovery_waits_for_its_control(monkeypatch):
     """Without the experts' own gain, nobody knows what a model recovered: not run, save for the paper."""
     bare = evidence().delta.drop("expert+heads")

@@ -5,7 +5,7 @@ from statistics import fmean
 import pytest
 import torch
 
-from report import beyond, tables, variations
+from report import beyond, readings, tables, variations
 from report.mechanism import spectrum
 from report.notebooks import ROOT
 from report.pages import Page
@@ -489,6 +489,19 @@ def test_methods_without_images_differ_little_after_closed_form(name):
     assert without.max() - without.min() <= 3.05
     if name == "taskonomy":
         assert set(deltas.nsmallest(2).index) == {beyond.FIELD_NAMES[each] for each in ("regmean", "lot")}
+
+
+def test_what_was_not_merged_is_said():
+    """Of two seeds, one chose α = 0 for TIES, none for task arithmetic."""
+    page = Page("nyuv2", "records/none")
+    page.records = [
+        {"experiment": f"merge_{method}", "seed": seed, "details": {"alpha": alpha}}
+        for method, alphas in (("task_arithmetic", (0.3, 0.1)), ("ties", (0.0, 0.2)))
+        for seed, alpha in enumerate(alphas)
+    ]
+    assert readings.unmerged(page).startswith("*Nothing was merged by TIES (1 of 2 seeds): of all α")
+    page.records = page.records[:2]
+    assert readings.unmerged(page) == ""
 
 
 @pytest.fixture(scope="module")
