@@ -51,7 +51,7 @@ def explained(fitted, held_out, tested, width):
     identity = torch.eye(width, dtype=fitted.dtype, device=fitted.device)
     maps = {"nothing": (identity, torch.zeros_like(identity[0]))}
     maps |= {name: fit(fitted + held_out, width) for name, fit in FEATURE_MAPS.items()}
-    ((weight, bias, _),) = choose_ridge(fitted, held_out, identity, [width])
+    ((weight, bias, *_),) = choose_ridge(fitted, held_out, identity, [width])
     maps["ridge"] = weight, bias
     _, mean, *_ = centre(fitted + held_out, width)
     total = squared_errors(tested, torch.zeros_like(identity), mean).sum()

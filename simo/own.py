@@ -35,7 +35,7 @@ from simo.merging.methods import merge
 from simo.merging.task_vectors import TaskVector
 from simo.metrics import create_metric
 from simo.models import MODEL, MultiTaskModel, create_model
-from simo.realignment.closedform import residuals
+from simo.realignment.closedform import solve_heads
 from simo.tasks import Task, names_of
 
 # that "auto" tries: methods that average want more than 1
@@ -94,7 +94,7 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, images=None
     alpha : float or "auto"
         The merging coefficient. With labelled images, `evaluate` a few and take the best. "auto" needs none:
         of `ALPHAS` it takes that from whose features the experts' outputs can be told best, by the held-out
-        residual summed over tasks, see `simo.realignment.closedform.residuals`.
+        residual summed over tasks, see `simo.realignment.closedform.solve_heads`.
     images : iterable of dict, optional
         For "auto": batches of `image` `(B, 3, H, W)` in `[0, 1]`, which are iterated once for each α.
     **options
@@ -139,7 +139,7 @@ def _least_residual(model, base, vector, experts, images):
 
     def left(alpha):
         vector.load_into(model.encoder, base, alpha)
-        return sum(residuals(model, encoders, images)[0].values())
+        return sum(solve_heads(model, encoders, images)[1].values())
 
     best = min(ALPHAS, key=left)
     print(f"α = {best} leaves the least residual of {len(ALPHAS)} values")

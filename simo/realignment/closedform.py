@@ -115,22 +115,19 @@ def choose_ridge(fitted, held_out, prior, groups, strengths=STRENGTHS):
 
     Returns
     -------
-    list of (Tensor, Tensor, float)
-        W, b and the strength of each group.
+    list of (Tensor, Tensor, float, Tensor)
+        W, b and the strength of each group, and its squared errors on held-out images `(strengths + 1,)`: the
+        last one is that of W₀ with the best shift.
     """
-    errors = _held_out_errors(fitted, held_out, prior, groups, strengths)
-    chosen = [strengths[each.argmin().item()] for each in errors]
+    tried = (*strengths, float("inf"))
+    errors = torch.stack([squared_errors(held_out, *each) for each in ridges(fitted, prior, tried)])
+    errors = [part.sum(dim=1) for part in errors.split(groups, dim=1)]
+    chosen = [strengths[each[:-1].argmin().item()] for each in errors]
     layers = dict(zip(chosen, ridges(fitted + held_out, prior, chosen), strict=True))
     return [
-        (*(part.split(groups)[task] for part in layers[strength]), strength)
+        (*(part.split(groups)[task] for part in layers[strength]), strength, errors[task])
         for task, strength in enumerate(chosen)
     ]
-
-
-def _held_out_errors(fitted, held_out, prior, groups, strengths):
-    """Squared errors on held-out images, one tensor `(strengths,)` a group; see `choose_ridge`."""
-    errors = torch.stack([squared_errors(held_out, *each) for each in ridges(fitted, prior, strengths)])
-    return [part.sum(dim=1) for part in errors.split(groups, dim=1)]
 
 
 def procrustes(matrix, width):
@@ -217,49 +214,54 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
     """
     if kind != "ridge" and kind not in FEATURE_MAPS:
         raise SimoError(f"unknown kind {kind!r}: expected ridge or one of {sorted(FEATURE_MAPS)}")
+    if kind == "ridge":
+        return solve_heads(model, encoders, batches, device, precision)[0]
     realigned = copy.deepcopy(model).to(device).eval()
     layers, read = _first_layers(realigned, encoders, device)
     where = {"device": device, "precision": precision}
-    if kind == "ridge":
-        solved, statistics = _solve_layers(realigned.encoder, encoders, batches, read, layers, where)
-    else:
-        fit = FEATURE_MAPS[kind]
-        solved, statistics = _map_layers(realigned.encoder, encoders, batches, read, layers, where, fit)
+    own = realigned.encoder, encoders, batches, read, layers, where, FEATURE_MAPS[kind]
+    solved, statistics = _map_layers(*own)
     for name in encoders:
         realigned.heads[name].set_first_layers(solved[name], statistics)
     return realigned
 
 
-def residuals(model, encoders, batches, device="cpu", precision="float32"):
-    """What the merged features cannot say: the share of what a head should receive that closed form leaves.
+def solve_heads(model, encoders, batches, device="cpu", precision="float32"):
+    """Closed form, and what the merged features cannot say: the share of heads' inputs that it leaves.
 
-    1 − R² of closed form's ridge on the images that it holds out: 0 if the head can receive exactly what its
-    expert's encoder would give it, 1 if it learns no more than the mean. It needs no label and no head beyond
-    its first layer, and so tells merged encoders apart before anything is realigned. Beside it the distance:
-    what is left if nothing is solved, and the head's outputs are only given the mean of the expert's.
+    The residual is 1 − R² of the ridge on the images that it holds out: 0 if the head can receive exactly
+    what its expert's encoder would give it, 1 if it learns no more than the mean. It needs no label and no
+    head beyond its first layer, and so tells merged encoders apart before anything else is known of them.
+    Beside it the distance: what is left if nothing is solved, and the head's outputs are only given the mean
+    of the expert's.
 
     Parameters
     ----------
     model, encoders, batches, device, precision
-        As for `realign_closed_form`, whose errors are raised, too. The model is moved to the device and put
-        into eval mode, too; the batches are iterated once.
+        As for `realign_closed_form`, whose errors are raised, too; the batches are iterated once.
 
     Returns
     -------
-    (dict of str to float, dict of str to float)
-        Residual and distance by task name; for heads that read several maps, the mean over these.
+    (MultiTaskModel, dict of str to float, dict of str to float)
+        What `realign_closed_form` gives, and residual and distance by task name; for heads that read several
+        maps, the mean over these.
     """
-    layers, read = _first_layers(model.to(device).eval(), encoders, device)
-    pairs = stream_grams(model.encoder, encoders, batches, read, _output_of(layers), device, precision)
-    shares = {name: [] for name in encoders}
-    for number, (fitted, held_out) in enumerate(pairs):
+    realigned = copy.deepcopy(model).to(device).eval()
+    layers, read = _first_layers(realigned, encoders, device)
+    pairs = stream_grams(realigned.encoder, encoders, batches, read, _output_of(layers), device, precision)
+    solved, shares, statistics = {name: [] for name in encoders}, {name: [] for name in encoders}, []
+    for number, (fitted, held_out) in enumerate(pairs):  # one an input of the heads
         prior, groups = _stacked(layers, number)
-        errors = _held_out_errors(fitted, held_out, prior, groups, (*STRENGTHS, float("inf")))
         *_, spread = centre(held_out, prior.shape[1])
-        for name, error, total in zip(encoders, errors, spread.diagonal().split(groups), strict=True):
-            shares[name].append(torch.stack([error[:-1].min(), error[-1]]) / total.sum())
+        chosen = choose_ridge(fitted, held_out, prior, groups), spread.diagonal().split(groups)
+        for name, (weight, bias, _, errors), total in zip(encoders, *chosen, strict=True):
+            solved[name].append((weight, bias))
+            shares[name].append(torch.stack([errors[:-1].min(), errors[-1]]) / total.sum())
+        statistics.append(_statistics(fitted + held_out, prior.shape[1]))
+    for name in encoders:
+        realigned.heads[name].set_first_layers(solved[name], statistics)
     means = {name: sum(own) / len(own) for name, own in shares.items()}
-    return tuple({name: mean[which].item() for name, mean in means.items()} for which in (0, 1))
+    return realigned, *({name: mean[which].item() for name, mean in means.items()} for which in (0, 1))
 
 
 def _first_layers(model, encoders, device):
@@ -275,19 +277,6 @@ def _first_layers(model, encoders, device):
         raise SimoError(f"the heads {list(heads)} read different features: expected the same `inputs` of all")
     layers = {name: head.first_layers() for name, head in heads.items()}
     return layers, next(iter(heads.values())).inputs
-
-
-def _solve_layers(encoder, experts, batches, read, layers, where):
-    """Ridge regression of all tasks' first layers, and the statistics of their inputs."""
-    solved, statistics = {name: [] for name in experts}, []
-    pairs = stream_grams(encoder, experts, batches, read, _output_of(layers), **where)
-    for number, (fitted, held_out) in enumerate(pairs):  # one an input of the heads
-        prior, groups = _stacked(layers, number)
-        chosen = choose_ridge(fitted, held_out, prior, groups)
-        for name, (weight, bias, _) in zip(experts, chosen, strict=True):
-            solved[name].append((weight, bias))
-        statistics.append(_statistics(fitted + held_out, prior.shape[1]))
-    return solved, statistics
 
 
 def _map_layers(encoder, experts, batches, read, layers, where, fit):

@@ -79,7 +79,7 @@ def test_the_ridge_is_not_chosen_by_the_tested_images():
     def share(weight, bias):
         return (1 - squared_errors(tested, weight, bias).sum() / total).item()
 
-    ((weight, bias, _),) = choose_ridge(fitted, held_out, identity, [4])
+    ((weight, bias, *_),) = choose_ridge(fitted, held_out, identity, [4])
     found = explained(fitted, held_out, tested, 4)["ridge"]
     assert found == pytest.approx(share(weight, bias))
     assert found < max(share(*each) for each in ridges(fitted + held_out, identity, STRENGTHS)) - 0.1

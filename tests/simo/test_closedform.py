@@ -18,8 +18,8 @@ from simo.realignment.closedform import (
     gram,
     procrustes,
     realign_closed_form,
-    residuals,
     ridges,
+    solve_heads,
     squared_errors,
     stream_grams,
 )
@@ -104,7 +104,7 @@ def test_the_chosen_ridge_is_solved_again_on_all_images():
     fitted, held_out = gram(z[:30], u[:30]), gram(z[30:], u[30:])
     prior = torch.ones(3, 4, dtype=torch.float64)
     first, second = choose_ridge(fitted, held_out, prior, [2, 1], strengths=[0.01, 1.0])
-    for (weight, bias, strength), part in ((first, slice(0, 2)), (second, slice(2, 3))):
+    for (weight, bias, strength, _), part in ((first, slice(0, 2)), (second, slice(2, 3))):
         ((wanted, shift),) = ridges(fitted + held_out, prior, [strength])
         torch.testing.assert_close(weight, wanted[part])
         torch.testing.assert_close(bias, shift[part])
@@ -294,7 +294,7 @@ def test_residual_is_what_held_out_images_leave_unexplained(model, tasks):
         for parameter in expert.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     batches = batches_of(60, 10)
-    (found, _), head = residuals(model, experts, batches), model.heads["depth"]
+    (_, found, _), head = solve_heads(model, experts, batches), model.heads["depth"]
     images = torch.cat([batch["image"] for batch in batches])
     held_out = torch.arange(60) % 5 == 1
     with torch.no_grad():
@@ -322,7 +322,7 @@ def test_distance_is_how_far_outputs_are_but_for_their_mean(model, tasks):
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-        left, apart = (each["depth"] for each in residuals(model, experts, batches))
+        left, apart = (each["depth"] for each in solve_heads(model, experts, batches)[1:])
         images, project = torch.cat([batch["image"] for batch in batches]), model.heads["depth"].project
         read = model.heads["depth"].inputs
         out, wanted = (project(read(each(images))[0]) for each in (model.encoder, experts["depth"]))
@@ -353,7 +353,7 @@ def test_images_out_of_range_are_refused(model, tasks, change):
 def test_every_head_needs_its_expert(model, tasks):
     """A head that is left out would stay unrealigned without a word."""
     experts = {tasks[0].name: copy.deepcopy(model.encoder)}
-    for function in (realign_closed_form, residuals):
+    for function in (realign_closed_form, solve_heads):
         with pytest.raises(SimoError, match=r"encoder for each of .*'normals'.*, found \['segmentation'\]"):
             function(model, experts, batches_of(4))
 
