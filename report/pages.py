@@ -215,8 +215,9 @@ class Page:
             rows = ["expert", *(name for name in self.models if name not in tables.CONTROLS)]
             caption = f"every model on the test split. {self._cells()} {UNITS[self.dataset]}".strip()
             self._metrics(rows, caption, "table")
-            if said := readings.unmerged(self):
-                display(Markdown(said))
+            for say in (readings.unmerged, readings.empty_tasks):
+                if said := say(self):
+                    display(Markdown(said))
 
     def controls(self):
         """Display the same table for the controls."""

@@ -132,6 +132,20 @@ def unmerged(page):
     )
 
 
+def empty_tasks(page):
+    """Name the tasks at which a constant prediction is as good as the experts, to 5 %; empty if at none."""
+    if "constant" not in page.frame.index:
+        return ""
+    constant = page.frame.loc["constant"].filter(like=" %").mean()
+    names = [name.removesuffix(" %") for name, share in constant.items() if share > 95]
+    if not names:
+        return ""
+    return (
+        f"*At {', '.join(names)} a constant prediction is as good as the experts: nothing can be lost or "
+        "repaired there, and Δ, a mean over all tasks, is that much less telling.*"
+    )
+
+
 def unlabelled_alpha(*pages):
     """What the α of closed form's least residual reaches, beside that of the labels; or "not run"."""
     parts = []
@@ -159,7 +173,8 @@ def unlabelled_regret(*pages):
     def gained(rows):
         deltas = rows.pivot(index=["study", "method", "seed"], columns="rule", values="delta")
         least = [deltas.residual - deltas[rule] for rule in ("before", "after")]
-        return len(deltas), *(f"{own.min():+.1f} to {own.max():+.1f}" for own in least)
+        ends = ([*dict.fromkeys(f"{end:+.1f}" for end in (own.min(), own.max()))] for own in least)
+        return len(deltas), *map(" to ".join, ends)
 
     (count, before, after), (both, both_before, both_after) = (
         gained(rows[which]) for which in (rows.method != beyond.EITHER, rows.method == beyond.EITHER)
@@ -168,7 +183,7 @@ def unlabelled_regret(*pages):
         f"Over {count} choices ({names}; two methods, each seed) the α of the least residual ends "
         f"{before} points of Δ above the one that labels choose before realignment, and {after} above "
         "the one that they choose after closed form. Where the rules choose the method, too "
-        f"({both} choices), it ends {both_before} and {both_after} above theirs."
+        f"({both} choice{'s' * (both > 1)}), it ends {both_before} and {both_after} above theirs."
     )
     return real_minus(text)
 

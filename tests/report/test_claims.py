@@ -168,6 +168,7 @@ def test_what_was_not_merged_is_not_repaired(monkeypatch):
     verdicts = judged(monkeypatch, evidence(alphas={"ties": 0.0, "task_arithmetic": 0.1}))
     assert verdicts.loc["ties-heads-recover", "verdict"] == "not applicable"
     assert verdicts.loc["ties-representation-reaches-joint", "verdict"] == "not applicable"
+    assert verdicts.loc["ties-representation-at-least-heads", "verdict"] == "not applicable"
     assert verdicts.loc["task_arithmetic-heads-recover", "verdict"] == "holds"
 
 

@@ -86,7 +86,8 @@ def test_seeds_share_code_data_and_backbone(records):
             assert len({each[name] for each in hashes}) == 1, (experiment, name)
 
 
-MIXED = set(MINIATURE)  # studies whose records are of several states of the code; `make records` empties this
+# studies whose records are of several states of the code; `make records` empties this
+MIXED = {*MINIATURE, "photos/taskonomy_photos"}
 
 
 def test_the_records_of_a_study_are_of_one_commit(study, records):
@@ -111,6 +112,12 @@ CONTROLS = {"constant", *(name for name in MODELS if name.startswith("expert+"))
 MASKS = {"consensus", "tall_mask", "magnitude_mask"}
 NOT_RUN = dict.fromkeys(MINIATURE, {name for name in MODELS if name.endswith(", seen")})
 NOT_RUN["photos_gpu/nyuv2"] = CONTROLS | {"joint", "adamerging", "task_arithmetic+released"}
+NOT_RUN["photos/taskonomy_photos"] = MASKS | {
+    "average",
+    "ties_untrimmed",
+    "adamerging",
+    "task_arithmetic+released",
+}
 NOT_RUN["photos/nyuv2_lite0"] = NOT_RUN["photos_gpu/nyuv2"] | MASKS | {"average", "ties_untrimmed"}
 
 
@@ -121,12 +128,18 @@ def test_every_model_of_the_tables_has_results(study, frame):
 
 
 def test_experts_are_far_better_than_a_constant(study, frame):
-    """A constant prediction keeps at most 3 quarters of any expert's performance, where it was made."""
+    """A constant prediction keeps at most 3 quarters of any expert's performance, where it was made.
+
+    But for a task of which pages say that a constant is as good: keypoints are finer than the photographs'
+    patches.
+    """
     if "constant" in NOT_RUN.get(study, ()):
         assert "constant" not in frame.index.unique("model")
         return
     for task in tasks_of(PARAMETERS[study]["dataset"]):
-        assert frame.loc["constant"][f"{task.name} %"].max() < 75, task.name
+        empty = (study, task.name) == ("photos/taskonomy_photos", "keypoints")
+        share = frame.loc["constant"][f"{task.name} %"]
+        assert share.min() > 95 if empty else share.max() < 75, task.name
 
 
 VERDICTS = read_json(ROOT / "tests" / "report" / "verdicts.json")

@@ -2,6 +2,7 @@
 
 from statistics import fmean
 
+import pandas as pd
 import pytest
 import torch
 
@@ -502,6 +503,16 @@ def test_what_was_not_merged_is_said():
     assert readings.unmerged(page).startswith("*Nothing was merged by TIES (1 of 2 seeds): of all α")
     page.records = page.records[:2]
     assert readings.unmerged(page) == ""
+
+
+def test_tasks_of_which_a_constant_knows_as_much_are_named():
+    """A constant at 96 and 40 % of the experts: the first task is as good as guessed."""
+    page = Page("nyuv2", "records/none")
+    index = pd.MultiIndex.from_tuples([("constant", 0), ("expert", 0)], names=["model", "seed"])
+    page.frame = pd.DataFrame({"depth %": [96.0, 100.0], "normals %": [40.0, 100.0]}, index=index)
+    assert readings.empty_tasks(page).startswith("*At depth a constant prediction is as good")
+    page.frame = page.frame.drop("constant")  # not run
+    assert readings.empty_tasks(page) == ""
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def test_the_repositorys_address_brings_its_buttons():
 def test_missing_drawn_page_is_an_error(tmp_path, pages):
     """A page that was not drawn cannot silently fall back to its source without figures."""
     (pages / "nyuv2.ipynb").unlink()
-    with pytest.raises(SimoError, match=r"nyuv2\.ipynb does not exist"):
+    with pytest.raises(SimoError, match=r"nyuv2\.ipynb \(JSON\) is missing"):
         book.assemble(tmp_path / "source", pages, executed=None)
 
 
