@@ -25,11 +25,6 @@ COLLAPSE = tables.LOSS
 FINISHED = tables.FINISHED
 
 
-def merged(seed, method):
-    """Whether the validation split chose to merge anything; if not, the model is the pretrained one."""
-    return seed.alphas.get(method) != 0
-
-
 def repairable(seed, method, kind):
     """Whether a realignment has something to repair, and only that: what claims about repairs presuppose.
 
@@ -38,7 +33,7 @@ def repairable(seed, method, kind):
     training, or training on images like those that are tested. The paper has no such control: its experts are
     taken to be finished, as it takes them.
     """
-    if seed.delta[method] >= -COLLAPSE or not merged(seed, method):
+    if seed.delta[method] >= -COLLAPSE or not seed.merged(method):
         return False
     return seed.printed or seed.delta[f"expert+{kind}"] <= FINISHED
 
@@ -80,7 +75,7 @@ def claims_of(method, label):
             "point.",
             lambda seed: seed.delta[f"{method}+representation"] - seed.delta[f"{method}+heads"],
             lambda value: value >= -1,
-            premise=lambda seed: merged(seed, method),
+            premise=lambda seed: seed.merged(method),
         ),
         Claim(
             f"{method}-representation-far-above-heads",
@@ -90,7 +85,7 @@ def claims_of(method, label):
             lambda value: value > 5,
             source="Table 3",
             datasets=("taskonomy",),
-            premise=lambda seed: merged(seed, method),
+            premise=lambda seed: seed.merged(method),
         ),
         Claim(
             f"{method}-heads-reach-joint",

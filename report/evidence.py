@@ -49,6 +49,10 @@ class Evidence:
     alphas: dict = field(default_factory=dict)
     printed: bool = False
 
+    def merged(self, method):
+        """Whether the validation split chose to merge anything; if not, the model is the pretrained one."""
+        return self.alphas.get(method) != 0
+
 
 @dataclass(frozen=True)
 class Claim:

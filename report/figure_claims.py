@@ -171,6 +171,7 @@ FIGURE_CLAIMS = [
         "points of performance",
         source="Figure 4",
         datasets=("taskonomy",),
+        premise=lambda seed: seed.merged("task_arithmetic"),
     ),
     _vector(
         "depth-helps-segmentation",

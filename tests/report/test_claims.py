@@ -170,6 +170,8 @@ def test_what_was_not_merged_is_not_repaired(monkeypatch):
     assert verdicts.loc["ties-representation-reaches-joint", "verdict"] == "not applicable"
     assert verdicts.loc["ties-representation-at-least-heads", "verdict"] == "not applicable"
     assert verdicts.loc["task_arithmetic-heads-recover", "verdict"] == "holds"
+    none = judged(monkeypatch, evidence(alphas={"task_arithmetic": 0.0}), dataset="taskonomy")
+    assert none.loc["every-task-regained", "verdict"] == "not applicable"
 
 
 def test_recovery_waits_for_its_control(monkeypatch):
