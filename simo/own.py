@@ -94,7 +94,7 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, images=None
     alpha : float or "auto"
         The merging coefficient. With labelled images, `evaluate` a few and take the best. "auto" needs none:
         of `ALPHAS` it takes that from whose features the experts' outputs can be told best, by the held-out
-        residual summed over tasks, see `simo.realignment.closedform.solve_heads`.
+        residual summed over tasks, see `solve_heads` of closed form.
     images : iterable of dict, optional
         For "auto": batches of `image` `(B, 3, H, W)` in `[0, 1]`, which are iterated once for each α.
     **options
