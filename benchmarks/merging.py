@@ -8,6 +8,7 @@ from benchmarks.sizes import model_of
 from simo.checkpoints import TensorFile, save_tensors
 from simo.encoders import create_encoder
 from simo.merging import field, methods
+from simo.merging import matrices as matrix_methods
 from simo.merging.task_vectors import TaskVector
 
 # the profile whose encoder is merged by arithmetic and TIES, that by singular values, and its blocks
@@ -106,8 +107,8 @@ def by_singular_values(method, vectors):
         u, values, v = torch.linalg.svd(matrix, full_matrices=False)
         return u[:, :count], values[:count], v[:count]
 
-    fast, field._svd = field._svd, decompose
+    fast, matrix_methods._svd = matrix_methods._svd, decompose
     try:
         return field.METHODS[method](vectors).compute()
     finally:
-        field._svd = fast
+        matrix_methods._svd = fast

@@ -90,7 +90,7 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, images=None
     settings : dict
         As for `load_expert`.
     method : str
-        Such as `task_arithmetic` or `ties`; `regmean` and `lot` need `moments`, see `input_moments`.
+        Such as `task_arithmetic` or `ties`; `FROM_IMAGES` of that module need `moments`, see `input_moments`.
     alpha : float or "auto"
         The merging coefficient. With labelled images, `evaluate` a few and take the best. "auto" needs none:
         of `ALPHAS` it takes that from whose features the experts' outputs can be told best, by the held-out

@@ -218,8 +218,7 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
         return solve_heads(model, encoders, batches, device, precision)[0]
     realigned = copy.deepcopy(model).to(device).eval()
     layers, read = _first_layers(realigned, encoders, device)
-    where = {"device": device, "precision": precision}
-    own = realigned.encoder, encoders, batches, read, layers, where, FEATURE_MAPS[kind]
+    own = realigned.encoder, encoders, batches, read, layers, (device, precision), FEATURE_MAPS[kind]
     solved, statistics = _map_layers(*own)
     for name in encoders:
         realigned.heads[name].set_first_layers(solved[name], statistics)
@@ -284,7 +283,7 @@ def _map_layers(encoder, experts, batches, read, layers, where, fit):
     solved = {}
     for name, expert in experts.items():  # one at a time: whole features of all would fill the memory
         own = {name: expert}, batches, read, lambda name, number, y: y
-        matrices = [sum(pair) for pair in stream_grams(encoder, *own, **where)]
+        matrices = [sum(pair) for pair in stream_grams(encoder, *own, *where)]
         widths = [weight.shape[1] for weight, _ in layers[name]]
         maps = [fit(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
         solved[name] = [

@@ -64,7 +64,7 @@ def test_methods_are_timed_against_themselves(tmp_path):
         fast, slow = merging.field.METHODS[method](vectors), merging.by_singular_values(method, vectors)
         for name in fast:
             torch.testing.assert_close(fast[name], slow[name], rtol=0, atol=1e-5 * slow[name].abs().max())
-    assert merging.field._svd.__module__ == "simo.merging.field"
+    assert merging.matrix_methods._svd.__module__ == "simo.merging.matrices"
 
 
 def test_encoding_each_step_realigns_to_the_same_heads(tmp_path):

@@ -1,26 +1,13 @@
-"""simo.merging.field: every method against examples by hand and the laws that it must obey."""
+"""simo.merging.field and matrices: every method against examples by hand and the laws that it must obey."""
 
 import pytest
 import torch
 
 from simo.encoders import create_encoder
 from simo.errors import SimoError
-from simo.merging import field
-from simo.merging.field import (
-    FROM_IMAGES,
-    METHODS,
-    ace,
-    breadcrumbs,
-    dare,
-    equal_norms,
-    esm,
-    iso_c,
-    iso_cts,
-    lines,
-    svc,
-    tsv_m,
-    wudi,
-)
+from simo.merging import matrices as matrices_module
+from simo.merging.field import FROM_IMAGES, METHODS, breadcrumbs, dare, equal_norms, lines
+from simo.merging.matrices import ace, esm, iso_c, iso_cts, svc, tsv_m, wudi
 from simo.merging.methods import METHODS as OF_THE_PAPER
 from simo.merging.methods import merge, task_arithmetic
 from simo.merging.moments import input_moments, lot, regmean
@@ -588,7 +575,7 @@ def test_eigenvalues_give_what_the_singular_value_decomposition_gives(monkeypatc
         merged = METHODS[method](matrices(*each))
         fast = merged[W]
         with monkeypatch.context() as patched:
-            patched.setattr(field, "_svd", decompose)
+            patched.setattr(matrices_module, "_svd", decompose)
             slow = merged[W]
         scale = slow.abs().max()
         torch.testing.assert_close(fast / scale, slow / scale, rtol=0, atol=1e-5)
