@@ -154,7 +154,8 @@ def pretrain(images, optimisation, learning_rate, mask, resume=None):
         return {"image": (model(views, visible), views, visible)}
 
     rates = [(list(model.parameters()), learning_rate)]
-    return encoder, fit(model, reconstruct, rates, Renders(images), [Reconstruction()], optimisation, resume)
+    plan = (model, reconstruct, rates, Renders(images), [Reconstruction()], optimisation)
+    return encoder, fit(*plan, resume=resume)
 
 
 def render_scene(number, seed):

@@ -225,7 +225,7 @@ def chosen_alphas(records, frame, dataset, main):
     }
     rows = with_deltas(records, frame, dataset, lambda details: details["alphas"])
     for kind in ("residual", "distance"):
-        rows[kind] = rows[kind].map(lambda left: sum(left.values()) / len(left))
+        rows[kind] = rows[kind].map(_mean_of)
     rows = rows.reindex(columns=rows.columns.union(["options", "bare"], sort=False))
     found = []
     usual = rows[rows.options.isna()].groupby(["seed", "method"], sort=False)
@@ -300,7 +300,8 @@ def field_table(records, frame, dataset):
     -------
     DataFrame
         Of text, mean ± standard deviation over seeds, and what each seed chose; one row a method, best after
-        closed form first; see `not_run` for those that the records do not have.
+        closed form first; see `not_run` for those that the records do not have. `residual`, if they have it,
+        is that of closed form, see `simo.realignment.closedform.solve_heads`.
     """
 
     def rows_of(details):
@@ -321,8 +322,15 @@ def field_table(records, frame, dataset):
     table = table.assign(α=listed["α"], option=merged.option.first() + " " + listed.value)
     # of the seed that was disturbed least by whatever else ran
     table["seconds to merge"] = merged.seconds.min().map("{:.0f}".format)
+    if "residual" in scores:  # older records lack it
+        left = scores[scores.way == "closed form"].set_index("method").residual.map(_mean_of)
+        table["residual"] = left.groupby(level=0).agg(spread, ".2f")
     order = ways.mean().unstack("way")["closed form"].sort_values(ascending=False).index
     return table.loc[order].rename(index=FIELD_NAMES).rename_axis(index=None)
+
+
+def _mean_of(values):
+    return sum(values.values()) / len(values)
 
 
 def not_run(records, frame, dataset):

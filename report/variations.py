@@ -15,6 +15,7 @@ from simo.tasks import tasks_of
 
 MOVED = "‖τ‖ / ‖θ₀‖, %"
 SAME_EXPERTS = "heads (to the first row's experts)"
+SAME_ALPHA = "heads, same α"  # as the first row
 MAPS = {"nothing": "as they are", "shift": "shifted", "diagonal": "scaled", "procrustes": "turned"}
 MAPS |= {"ridge": "mapped linearly"}
 
@@ -225,20 +226,25 @@ def contrast_table(records, frame, dataset):
     """The loss by merging under a frozen shared decoder and under each expert's own head, as text.
 
     `experts` are relative to the main experiments', `merged` and `heads` to the experts of the same row, so
-    that what merging costs is comparable; in the last column, `heads` to the main experiments', too.
+    that what merging costs is comparable; in the last column, `heads` to the main experiments', too. Records
+    that have heads realigned at the first row's α get a column for these.
     """
     tasks, rows = tasks_of(dataset), []
     for record in records:
         details, seed = record["details"], record["seed"]
         main, found = frame.loc["expert", seed], details["scores"]
-        own = [frame.loc[name, seed] for name in ("task_arithmetic", "task_arithmetic+heads")]
-        for decoder, entry, experts, merged, heads in (
-            ("each expert's own head, trained with it", details["own_heads"], main, *own),
-            ("one decoder for all, frozen", details, found["expert"], found["merged"], found["heads"]),
+        merged, heads = (frame.loc[name, seed] for name in ("task_arithmetic", "task_arithmetic+heads"))
+        own = {"merged": merged, "heads": heads, SAME_ALPHA: heads}
+        for decoder, entry, experts, scores in (
+            ("each expert's own head, trained with it", details["own_heads"], main, own),
+            ("one decoder for all, frozen", details, found["expert"], found),
         ):
-            pairs = {"experts": (experts, main), "merged": (merged, experts), "heads": (heads, experts)}
+            pairs = {"experts": (experts, main)}
+            pairs |= {
+                name: (scores[name], experts) for name in ("merged", "heads", SAME_ALPHA) if name in found
+            }
             moved = 100 * sum(entry["lengths"].values()) / len(tasks)
-            for method, pair in (pairs | {SAME_EXPERTS: (heads, main)}).items():
+            for method, pair in (pairs | {SAME_EXPERTS: (scores["heads"], main)}).items():
                 row = {"decoder": decoder, "moved": moved, "alpha": entry["alpha"], "method": method}
                 rows.append(row | {"delta": delta_printed(tasks, *pair)})
     scores = pd.DataFrame(rows)

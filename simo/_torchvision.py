@@ -13,26 +13,6 @@ import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_OPERATORS = ("nms", "qnms")
-
-
-def needs_schemas(torchvision_version, torch_cuda):
-    """Tell whether torchvision is a CUDA build beside a torch without CUDA.
-
-    Parameters
-    ----------
-    torchvision_version : str
-        ``torchvision.__version__``, for example ``"0.28.0+cu130"``.
-    torch_cuda : str or None
-        ``torch.version.cuda``, None for a CPU build.
-
-    Returns
-    -------
-    bool
-    """
-    return "+cu" in torchvision_version and torch_cuda is None
-
 
 def installed_version():
     """Return the version that the installed torchvision gives itself, without importing it; "" if unknown.
@@ -48,37 +28,22 @@ def installed_version():
     return found.group(1) if found else ""
 
 
-def declare_schemas():
-    """Declare torchvision's two operators, without kernels, so that torchvision can be imported.
-
-    Returns
-    -------
-    torch.library.Library
-        The declarations last as long as this object.
-    """
-    from torch.library import Library
-
-    library = Library("torchvision", "FRAGMENT")
-    for name in _OPERATORS:
-        library.define(name + _SCHEMA)
-    return library
-
-
 class TorchvisionFinder:
     """A finder that finds nothing; it only prepares torch at the moment torchvision is first looked for."""
 
-    def __init__(self):
-        self.library = None  # keeps the declarations alive
+    library = None  # the declarations last as long as this object
 
     def find_spec(self, name, path=None, target=None):
-        """Declare the schemas if they are needed, then leave the search to the other finders."""
-        if name == "torchvision" and self.library is None:
-            version = installed_version()
-            if "+cu" in version:  # asked before torch, which takes a second to import
-                import torch
+        """Declare two operators, without kernels, if need be; leave the search to the other finders."""
+        if name == "torchvision" and self.library is None and "+cu" in installed_version():
+            import torch  # only now: it takes a second
 
-                if needs_schemas(version, torch.version.cuda):
-                    self.library = declare_schemas()
+            if torch.version.cuda is None:
+                self.library = torch.library.Library("torchvision", "FRAGMENT")
+                for operator in ("nms", "qnms"):
+                    self.library.define(
+                        f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                    )
         return None
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from simo.encoders import BLOCK
-from simo.errors import SimoError
+from simo.errors import SimoError, require
 
 
 class AdaptedBlock(nn.Module):
@@ -75,8 +75,9 @@ def add_adapters(encoder, rank, adapter="paper"):
     Raises
     ------
     SimoError
-        If the encoder has no such block or layer.
+        For an unknown adapter, or an encoder that has no such block or layer.
     """
+    require("adapter", adapter, adapter in (*ADAPTERS, "lora"), f"one of {[*ADAPTERS, 'lora']}")
     encoder.requires_grad_(False)
     blocks, adapted = _blocks(encoder), []
     height, width = encoder.blank().shape[-2:]
@@ -116,15 +117,18 @@ def _blocks(encoder):
 @torch.no_grad()
 def _calls(encoder, blocks):
     """Names, modules, input and output shapes of the blocks and linear layers that a pass calls."""
-    shapes, training = {}, encoder.training
+    shapes, modes = {}, [(module, module.training) for module in encoder.modules()]
 
     def note(module, inputs, output):
         shapes[module] = inputs[0].shape, getattr(output, "shape", None)
 
     named = [each for each in encoder.named_modules() if each[0] in blocks or isinstance(each[1], nn.Linear)]
     handles = [module.register_forward_hook(note) for _, module in named]
-    encoder.eval()(encoder.blank())
-    for handle in handles:
-        handle.remove()
-    encoder.train(training)
+    try:
+        encoder.eval()(encoder.blank())
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
     return [(name, module, *shapes[module]) for name, module in named if module in shapes]

@@ -11,7 +11,7 @@ import torch
 
 from simo.errors import SimoError
 
-PERIOD = 10  # rows of the loss history, of about 100: single rows are a few batches, and mostly noise
+PERIOD = 10  # rows of the loss history, of 100 to 199: single rows are a few batches, and mostly noise
 
 
 def equal(losses, history, share=1.0):
@@ -33,8 +33,9 @@ def dwa(losses, history, share=1.0, temperature=2.0):
     """Dynamic weight average (Liu et al., 2019): more weight for losses that fall more slowly.
 
     Weights are T softmax(r / temperature), r_t the mean loss of the last `PERIOD` rows of the history over
-    that of the `PERIOD` rows before. Variant: these, a tenth of the training each, take the place of epochs,
-    and move on with every row. Until there are two, weights are equal.
+    that of the `PERIOD` rows before. Variant: these, a twentieth to a tenth of the training each, take the
+    place of epochs, and move on with every row. Until there are two, weights are equal, and always in
+    trainings of fewer steps than that.
     """
     weights = torch.ones_like(losses)
     if len(history) >= 2 * PERIOD:

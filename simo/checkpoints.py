@@ -179,9 +179,7 @@ def _fitting(tensor, found, source, name):
     found = found.to(tensor.dtype)
     if not torch.isfinite(found).all():
         count = (~torch.isfinite(found)).sum().item()
-        raise SimoError(
-            f"{what} has {count} values that are NaN or infinite, or too large for {tensor.dtype}"
-        )
+        raise SimoError(f"{what} has {count} values that are NaN, infinite or too large for {tensor.dtype}")
     return found
 
 

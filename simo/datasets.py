@@ -1,9 +1,10 @@
 """Reading prepared data sets, moving image and targets together, and batches that can be resumed.
 
 Prepared layout, real or rendered: `<folder>/<field>/<i>.npy`, each `(H, W)` or `(H, W, C)`, where the fields
-are `image` and the tasks' folders, and `splits/{train,val,test}.txt` with one `folder/i` a line. Unsigned
-integers are fixed-point fractions: a uint8 stands for value / 255, a uint16 for value / 65535. Value 0 (in
-all channels) means no ground truth; where a field `mask_valid` exists, 0 there says so, for every task.
+are `image` and the tasks' folders, and `splits/{train,val,test}.txt` with one `folder/i` a line: classes and
+masks are `(H, W)`, images and values `(H, W, C)`. Unsigned integers are fixed-point fractions: a uint8 stands
+for value / 255, a uint16 for value / 65535. Value 0 (in all channels) means no ground truth, but not of tasks
+whose values are centred; where a field `mask_valid` exists, 0 there says so, for every task.
 
 The folders keep the data sets' own order, and the splits say what they are used for: NYUv2's `val` holds
 the official test images, of which the paper takes disjoint parts for val and test; Cityscapes' `train` is

@@ -5,7 +5,7 @@ import torch
 from simo.datasets import PreparedDataset, check_batch
 from simo.errors import SimoError
 from simo.metrics import create_metric
-from simo.performance import normalised_performance
+from simo.performance import mean_score
 from simo.tasks import names_of
 from simo.training import autocast
 
@@ -43,22 +43,13 @@ def evaluate(model, batches, tasks, device="cpu", precision="float32"):
             check_batch(batch, tasks)
         with autocast(device, precision):
             predictions = model(batch["image"].to(device, non_blocking=True))
-        missing = [task.name for task in tasks if task.name not in predictions]
-        if missing:
-            raise SimoError(
-                f"the model has no head for {missing[0]!r}: expected one of {sorted(predictions)}"
-            )
         for task in tasks:
+            if task.name not in predictions:
+                raise SimoError(f"the model has no head for {task.name!r}, only {sorted(predictions)}")
             prediction, target = predictions[task.name], batch[task.name]
             task.check_prediction(prediction, target)
             metrics[task.name].update(prediction.float(), target.to(device, non_blocking=True))
     return {name: metric.compute().item() for name, metric in metrics.items()}
-
-
-def mean_score(tasks, values, baselines):
-    """Mean normalised performance over the tasks: what α is chosen by. 1 is the experts' level."""
-    scores = [normalised_performance(task, values[task.name], baselines[task.name]) for task in tasks]
-    return sum(scores) / len(scores)
 
 
 def scan_alpha(model, base, task_vector, alphas, batches, tasks, baselines, **where):
@@ -83,6 +74,11 @@ def scan_alpha(model, base, task_vector, alphas, batches, tasks, baselines, **wh
     -------
     (float, list of dict)
         The α of the best mean normalised performance (the first of equals), and one row an α.
+
+    Raises
+    ------
+    SimoError
+        For no α, and as of `evaluate` and `TaskVector.load_into`.
     """
     if not alphas:
         raise SimoError("alphas is empty: expected at least one merging coefficient")

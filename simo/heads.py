@@ -57,7 +57,7 @@ class LinearHead(nn.Module):
         return F.interpolate(out, tuple(size), mode="bilinear", align_corners=False)
 
     def inputs(self, features):
-        """Return a list of the one map `(B, 2 Σ dims, h, w)` that `project` reads."""
+        """Return a list of the one map `(B, channels, h, w)` that `project` reads: 2 Σ dims, or Σ dims."""
         patches, classes = features.patches, features.classes[..., None, None]
         classes = classes.expand(*classes.shape[:3], *patches.shape[-2:])
         return [torch.cat([patches, classes], dim=2).flatten(1, 2)]

@@ -114,9 +114,7 @@ def create_metric(task):
         For an unknown metric, or one of classes for values or the other way round.
     """
     if task.metric not in METRICS:
-        raise SimoError(
-            f"task {task.name}: unknown metric {task.metric!r}: expected one of {sorted(METRICS)}"
-        )
+        raise SimoError(f"task {task.name}: unknown metric {task.metric!r}: expected one of {[*METRICS]}")
     if getattr(METRICS[task.metric], "of_classes", task.is_segmentation) != task.is_segmentation:
         kind = "classes" if task.is_segmentation else "values"
         raise SimoError(

@@ -62,7 +62,7 @@ def create_model(tasks, seed, backbone, backbone_args, blocks, head, head_option
     tasks : sequence of Task
     seed : int
         A head's initial weights depend on it and on the task's name only, so that an expert and joint
-        training start from the same head.
+        training start from the same head. Torch's own random stream is not touched by it.
     backbone, backbone_args, blocks, input_scale, weights
         See `create_encoder`.
     head : str
@@ -82,9 +82,10 @@ def create_model(tasks, seed, backbone, backbone_args, blocks, head, head_option
     names_of(tasks)
     encoder = create_encoder(backbone, backbone_args, blocks, weights, input_scale)
     heads = {}
-    for task in tasks:
-        torch.manual_seed(seed * 1_000_003 + sum(map(ord, task.name)))
-        heads[task.name] = create_head(head, task, encoder.dims, encoder.classes, head_options)
+    with torch.random.fork_rng(devices=[]):
+        for task in tasks:
+            torch.default_generator.manual_seed(seed * 1_000_003 + sum(map(ord, task.name)))
+            heads[task.name] = create_head(head, task, encoder.dims, encoder.classes, head_options)
     return MultiTaskModel(encoder, heads)
 
 
@@ -105,11 +106,23 @@ def load_model(path, settings, **expected):
     -------
     MultiTaskModel
         In eval mode, on the CPU.
+
+    Raises
+    ------
+    SimoError
+        As of `simo.checkpoints.load_recipe`, `create_model` and `simo.checkpoints.load_into`.
     """
     recipe = load_recipe(path, model=settings, **expected)
-    model = create_model(tasks_of(recipe["dataset"], recipe["tasks"]), seed=0, **settings)
-    if recipe.get("adapter_rank"):
-        add_adapters(model.encoder, recipe["adapter_rank"])
+    tasks, rank = tasks_of(recipe["dataset"], recipe["tasks"]), recipe.get("adapter_rank", 0)
+    return restore_model(path, tasks, settings, rank, recipe.get("adapter", "paper"))
+
+
+def restore_model(path, tasks, settings, rank, adapter):
+    """The model of a checkpoint whose recipe was read, in eval mode; `rank` is that of its adapters, or 0."""
+    with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
+        model = create_model(tasks, seed=0, **settings)
+        if rank:
+            add_adapters(model.encoder, rank, adapter)
     load_into(model, TensorFile(path), path)
     return model.eval()
 

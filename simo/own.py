@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from simo.adapters import ADAPTERS, AdaptedBlock, add_adapters
+from simo.adapters import ADAPTERS, AdaptedBlock
 from simo.checkpoints import TensorFile, load_into, load_recipe, save_checkpoint
 from simo.encoders import create_encoder
 from simo.errors import SimoError
@@ -34,7 +34,7 @@ from simo.merging.field import METHODS
 from simo.merging.methods import merge
 from simo.merging.task_vectors import TaskVector
 from simo.metrics import create_metric
-from simo.models import MODEL, MultiTaskModel, create_model
+from simo.models import MODEL, MultiTaskModel, restore_model
 from simo.realignment.closedform import solve_heads
 from simo.tasks import Task, names_of
 
@@ -78,7 +78,10 @@ def load_expert(encoder_file, head_file, task, settings):
     return MultiTaskModel(encoder, {task.name: head}).eval()
 
 
-def merge_experts(pretrained_file, experts, settings, method, alpha, images=None, **options):
+def merge_experts(
+    pretrained_file, experts, settings, method, alpha, images=None, device="cpu", precision="float32",
+    **options,
+):  # fmt: skip
     """Merge experts' encoders under their heads, by any method of `simo.merging.field.METHODS`.
 
     Parameters
@@ -97,6 +100,8 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, images=None
         residual summed over tasks, see `solve_heads` of closed form.
     images : iterable of dict, optional
         For "auto": batches of `image` `(B, 3, H, W)` in `[0, 1]`, which are iterated once for each α.
+    device, precision : str
+        For "auto": what to compute on and in, see `simo.training.pick_device`.
     **options
         Of the method, such as `density=0.2`.
 
@@ -115,31 +120,32 @@ def merge_experts(pretrained_file, experts, settings, method, alpha, images=None
     base = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     if not isinstance(experts, Mapping):
         raise SimoError(f"expected experts as a dict by their tasks' names, found a {type(experts).__name__}")
-    vectors = []
+    heads, vectors = {}, []
     for name, expert in experts.items():
         found = list(expert.heads) if isinstance(expert, MultiTaskModel) else [type(expert).__name__]
         if name not in found:
             raise SimoError(f"expert {name!r}: expected a head of that name, found {found}")
-        load_into(copy.deepcopy(expert.heads[name]), expert.heads[name].state_dict(), f"the head of {name}")
+        heads[name] = copy.deepcopy(expert.heads[name])
+        load_into(heads[name], expert.heads[name].state_dict(), f"the head of {name}")  # checked by it
+        heads[name].cpu()
         vectors.append(TaskVector.between(base, expert.encoder.state_dict(), name))
-    heads = {name: copy.deepcopy(expert.heads[name]).cpu() for name, expert in experts.items()}
     model, vector = MultiTaskModel(encoder, heads).eval(), merge(method, vectors, METHODS, **options)
     if alpha == "auto":
         vector = vector.compute()  # once for all that are tried
-        alpha = _least_residual(model, base, vector, experts, images)
+        alpha = _least_residual(model, base, vector, experts, images, device, precision)
     vector.load_into(encoder, base, _number(alpha, "alpha"))
     return model
 
 
-def _least_residual(model, base, vector, experts, images):
+def _least_residual(model, base, vector, experts, images, device, precision):
     """The α of `ALPHAS` that leaves the least residual, summed over tasks."""
     if images is None:
         raise SimoError('alpha="auto": expected `images`, batches without labels that α can be chosen on')
-    encoders = {name: expert.encoder for name, expert in experts.items()}
+    encoders = {name: copy.deepcopy(expert.encoder) for name, expert in experts.items()}
 
     def left(alpha):
         vector.load_into(model.encoder, base, alpha)
-        return sum(solve_heads(model, encoders, images)[1].values())
+        return sum(solve_heads(model, encoders, images, device, precision)[1].values())
 
     best = min(ALPHAS, key=left)
     print(f"α = {best} leaves the least residual of {len(ALPHAS)} values")
@@ -260,13 +266,10 @@ def load_exported(folder):
     """
     path = Path(folder) / "model.safetensors"
     recipe = load_recipe(path, kind="exported")
-    with decoding(path.with_suffix(".json"), "export the model again"), torch.random.fork_rng():
+    with decoding(path.with_suffix(".json"), "export the model again"):
         tasks = [Task(**task | {"classes": tuple(task["classes"])}) for task in recipe["tasks"]]
-        model = create_model(tasks, seed=0, **_checked(recipe["model"]))  # heads are drawn, then overwritten
-        if recipe["adapter_rank"]:
-            add_adapters(model.encoder, recipe["adapter_rank"], recipe.get("adapter", "paper"))
-    load_into(model, TensorFile(path), path)
-    return model.eval(), tasks
+        adapters = recipe["adapter_rank"], recipe.get("adapter", "paper")
+        return restore_model(path, tasks, _checked(recipe["model"]), *adapters), tasks
 
 
 def export_onnx(model, names, size, path):
@@ -297,9 +300,7 @@ def export_onnx(model, names, size, path):
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
     if missing:
-        raise SimoError(
-            f"exporting to ONNX needs {', '.join(missing)}: pip install '.[onnx]' in simo's folder"
-        )
+        raise SimoError(f"ONNX needs {', '.join(missing)}: pip install '.[onnx]' in simo's folder")
     path, size = Path(path), _checked_size(size)
     outputs = _Outputs(copy.deepcopy(model).cpu(), names).eval().requires_grad_(False)
     try:

@@ -26,6 +26,12 @@ def normalised_performance(task, value, baseline):
     return value / baseline if task.higher_is_better else baseline / value
 
 
+def mean_score(tasks, values, baselines):
+    """Mean normalised performance over the tasks: what α is chosen by. 1 is the experts' level."""
+    scores = [normalised_performance(task, values[task.name], baselines[task.name]) for task in tasks]
+    return sum(scores) / len(scores)
+
+
 def delta_printed(tasks, values, baselines):
     """Δ_MTL in per cent as the paper's tables print it: mean normalised performance minus 100.
 
@@ -37,8 +43,7 @@ def delta_printed(tasks, values, baselines):
     values, baselines : dict of str to float
         Metric by task name, of the model and of the experts.
     """
-    ratios = [normalised_performance(task, values[task.name], baselines[task.name]) for task in tasks]
-    return 100 * (sum(ratios) / len(ratios) - 1)
+    return 100 * (mean_score(tasks, values, baselines) - 1)
 
 
 def delta_formula(tasks, values, baselines):

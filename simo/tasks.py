@@ -16,8 +16,8 @@ from simo.errors import SimoError
 
 IGNORED_CLASS = -1
 # what stands beside tasks' names: attributes of the module that holds heads, and other keys of batches,
-# histories and scans
-RESERVED = {*dir(nn.ModuleDict()), "image", "step", "learning_rate", "alpha", "score"}
+# features, histories and scans
+RESERVED = {*dir(nn.ModuleDict()), "image", "patches", "classes", "step", "learning_rate", "alpha", "score"}
 
 
 def names_of(tasks):
@@ -141,9 +141,7 @@ class Task:
         if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
             raise SimoError(f"task {name}: expected a whole number of channels above 0, found {channels!r}")
         if self.classes and len(self.classes) != channels:
-            raise SimoError(
-                f"task {name}: expected a name for each of {channels} channels, found {self.classes}"
-            )
+            raise SimoError(f"task {name}: expected names of {channels} channels, found {self.classes}")
         if self.flips_x and channels != 3:
             raise SimoError(f"task {name}: flips_x is for normals of 3 channels, found {channels}")
 
@@ -186,22 +184,16 @@ class Task:
         SimoError
             For a class outside `[-1, channels)`, a value that is not finite, or a wrong channel count.
         """
+        own, last = f"{source}: task {self.name} expects", self.channels - 1
         if self.is_segmentation:
             low, high = target.min().item(), target.max().item()
-            if low < IGNORED_CLASS or high >= self.channels:
-                raise SimoError(
-                    f"{source}: task {self.name} expects classes -1 (ignored) to {self.channels - 1}, "
-                    f"found {low} to {high}"
-                )
+            if low < IGNORED_CLASS or high > last:
+                raise SimoError(f"{own} classes -1 (ignored) to {last}, found {low} to {high}")
         elif target.shape[0] != self.channels:
+            raise SimoError(f"{own} {self.channels} channels, found {target.shape[0]}")
+        elif count := (~torch.isfinite(target)).sum().item():
             raise SimoError(
-                f"{source}: task {self.name} expects {self.channels} channels, found {target.shape[0]}"
-            )
-        elif not torch.isfinite(target).all():
-            count = (~torch.isfinite(target)).sum().item()
-            raise SimoError(
-                f"{source}: task {self.name} expects finite values, found {count} NaN or infinite ones; "
-                "mark pixels without ground truth as 0"
+                f"{own} finite values, found {count} NaN or infinite ones; mark pixels without truth as 0"
             )
 
 

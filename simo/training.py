@@ -26,7 +26,7 @@ from tqdm import tqdm
 from simo.balancing import BY_GRADIENT, balancing, equal
 from simo.checkpoints import TensorFile, load_into, save_tensors
 from simo.datasets import check_batch, check_keys, training_batches
-from simo.errors import SimoError
+from simo.errors import SimoError, require
 from simo.files import atomic_path, decoding
 
 
@@ -49,10 +49,9 @@ class Optimisation:
 
     def __post_init__(self):
         """Refuse a batch that cannot be cut into equal micro-batches."""
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise SimoError(
-                f"accumulate is {self.accumulate}: expected a divisor of batch_size, {self.batch_size}"
-            )
+        parts = self.accumulate
+        divides = parts >= 1 and self.batch_size % parts == 0
+        require("accumulate", parts, divides, f"a divisor of batch_size, {self.batch_size}")
 
     @property
     def micro_batch(self):
@@ -82,13 +81,15 @@ def one_cycle(step, steps, warmup):
     return low + (1 - low) * (1 - math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def fit(model, predict, learning_rates, dataset, tasks, optimisation, resume=None, backward=equal):
+def fit(
+    model, predict, learning_rates, dataset, tasks, optimisation, *, label=None, resume=None, backward=equal
+):
     """Minimise the tasks' losses: their unweighted mean, unless told otherwise.
 
     Parameters
     ----------
     model : nn.Module
-        Trained in place. Its modules' train or eval mode is left as it is.
+        Moved to the device and trained in place. Its modules' train or eval mode is left as it is.
     predict : callable
         From a batch (dict of tensors on the device) to predictions by task name.
     learning_rates : list of (list of Parameter, float)
@@ -98,6 +99,8 @@ def fit(model, predict, learning_rates, dataset, tasks, optimisation, resume=Non
     tasks : sequence of Task
         Their targets must be in the batches.
     optimisation : Optimisation
+    label : str, optional
+        What is trained, such as "head depth": prints a line that says how much memory it needs.
     resume : str or Path, optional
         Where to keep the state of unfinished (and finished) training; continued from if it exists.
     backward : callable
@@ -106,18 +109,24 @@ def fit(model, predict, learning_rates, dataset, tasks, optimisation, resume=Non
     Returns
     -------
     list of dict
-        About 100 rows: `step`, `learning_rate` (factor) and by task name the mean loss since the last row.
+        100 to 199 rows, or one a step: `step`, `learning_rate` (factor) and by task name the mean loss since
+        the last row.
 
     Raises
     ------
     SimoError
-        If a loss is not finite.
+        If a loss is not finite, a batch lacks a target, or `resume` is the state of another training: of
+        other tensors, tasks, steps, learning rates or whatever else decides the result, but for the data.
     """
     settings = optimisation
+    model.to(settings.device)
+    if label:
+        print(f"memory for {label}: {memory_need(model, predict, learning_rates, dataset, tasks, settings)}")
     groups = [{"params": parameters, "lr": rate} for parameters, rate in learning_rates]
     optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     trained = [parameter for parameters, _ in learning_rates for parameter in parameters]
-    start, history = _load_state(resume, model, optimiser, trained)
+    what = _told(label, tasks, settings, learning_rates)
+    start, history = _load_state(resume, model, optimiser, what)
     first, last = start * settings.accumulate, settings.steps * settings.accumulate  # in micro-batches
     batches = iter(
         training_batches(dataset, settings.micro_batch, first, last, settings.seed, settings.workers)
@@ -145,7 +154,7 @@ def fit(model, predict, learning_rates, dataset, tasks, optimisation, resume=Non
             sums = 0
             # only here, so that sums need not be saved
             if resume and (time.monotonic() - saved > settings.save_seconds or step + 1 == settings.steps):
-                _save_state(resume, model, optimiser, step + 1, history)
+                _save_state(resume, model, optimiser, step + 1, history, what)
                 saved = time.monotonic()
     return history
 
@@ -175,6 +184,11 @@ def probe_then_finetune(
     -------
     dict of str to list
         Loss history of `probe` and `finetune`, see `fit`.
+
+    Raises
+    ------
+    SimoError
+        As of `fit`; for an unknown `balance`.
     """
     heads, encoder = list(model.heads.parameters()), list(model.encoder.parameters())
     rates = {"probe": [(heads, head_rate)], "finetune": [(encoder, encoder_rate), (heads, head_rate)]}
@@ -184,12 +198,11 @@ def probe_then_finetune(
         model.train()
         model.encoder.train(phase == "finetune")  # frozen, it keeps its batch norm statistics, too
         state = resume and Path(resume) / f"{phase}.safetensors"
-        plan = (model, lambda batch: model(batch["image"]), rates[phase], dataset, tasks, optimisation)
-        print(f"memory for {phase}: {memory_need(*plan)}")
         if balance in BY_GRADIENT and phase == "finetune":
             held = 2 * len(tasks) * _bytes(encoder)  # each task's gradient, and, for PCGrad, a changed copy
-            print(f"and for {balance}: up to {held / 2**30:.1f} GiB")
-        histories[phase] = fit(*plan, state, backward)
+            print(f"memory for {balance}: up to {held / 2**30:.1f} GiB more")
+        plan = (model, lambda batch: model(batch["image"]), rates[phase], dataset, tasks, optimisation)
+        histories[phase] = fit(*plan, label=phase, resume=state, backward=backward)
     return histories
 
 
@@ -230,12 +243,13 @@ def memory_need(model, predict, learning_rates, dataset, tasks, optimisation):
     device = torch.device(optimisation.device)
     trained = [parameter for parameters, _ in learning_rates for parameter in parameters]
     sample = default_collate([dataset[0, 0]])
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    kept = model.state_dict()  # without what a forward pass only reads, such as all experts' task vectors
+    buffers = [(buffer, buffer.clone()) for name, buffer in model.named_buffers() if name in kept]
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         two, three = (_saved_bytes(predict, sample, copies, tasks, optimisation, own) for copies in (2, 3))
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+    for buffer, before in buffers:
+        buffer.copy_(before)
     gradients = _bytes(trained)
     return MemoryNeed(
         weights=_bytes([*model.parameters(), *model.buffers()]),
@@ -249,6 +263,8 @@ def memory_need(model, predict, learning_rates, dataset, tasks, optimisation):
 @contextmanager
 def autocast(device, precision):
     """Mixed precision where `precision` is "bfloat16"; nothing for "float32"; SimoError for another.
+
+    Nothing is torch's default: on CUDA, convolutions in float32 round their inputs to TF32.
 
     In bfloat16 on the CPU attention is computed as plain products of matrices: at some hundred tokens,
     PyTorch's fused kernel takes as long for its backward pass as all of the encoder's linear layers.
@@ -272,8 +288,8 @@ def autocast(device, precision):
 def pick_device(device="auto", precision="auto"):
     """Resolve "auto": the GPU if there is one, and bfloat16 if it computes in it.
 
-    Apple's GPU (`mps`) is never chosen: it has no float64, in which closed form sums and matrices are
-    decomposed, and nothing was measured on one.
+    Apple's GPU (`mps`) is never chosen: it has no float64, in which metrics and closed form sum and matrices
+    are decomposed, and nothing was measured on one.
 
     Returns
     -------
@@ -373,22 +389,31 @@ def _trained_state(model):
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
-def _save_state(path, model, optimiser, step, history):
+def _told(label, tasks, settings, learning_rates):
+    """What decides a training's result, but for tensors and data, as text."""
+    names = ("steps", "batch_size", "accumulate", "seed", "weight_decay", "warmup", "clip", "precision")
+    rates = [[len(parameters), rate] for parameters, rate in learning_rates]
+    own = {name: getattr(settings, name) for name in names}
+    return json.dumps({"label": label, "tasks": [task.name for task in tasks], "rates": rates} | own)
+
+
+def _save_state(path, model, optimiser, step, history, what):
     tensors = {f"model.{name}": tensor for name, tensor in _trained_state(model).items()}
     for number, values in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{name}": torch.as_tensor(value) for name, value in values.items()}
     with atomic_path(path) as temporary:
-        save_tensors(temporary, tensors, {"step": str(step), "history": json.dumps(history)})
+        told = {"step": str(step), "history": json.dumps(history), "training": what}
+        save_tensors(temporary, tensors, told)
 
 
-def _load_state(path, model, optimiser, trained):
+def _load_state(path, model, optimiser, what):
     """Restore model and optimiser in place; return the next step and the history so far."""
     if path is None or not Path(path).exists():
         return 0, []
     file = TensorFile(path)
     own = _trained_state(model)
     saved = TensorFile(path, "model.")
-    if own.keys() != saved.keys():
+    if own.keys() != saved.keys() or file.metadata.get("training") != what:
         raise SimoError(f"{path} is the state of another training: delete it to start afresh")
     state = {}
     with decoding(f"{path}, the state of a training,", "delete it to start afresh"):
@@ -396,8 +421,6 @@ def _load_state(path, model, optimiser, trained):
             number, name = key.split(".", 1)
             state.setdefault(int(number), {})[name] = file[f"optimiser.{key}"]
         step, history = int(file.metadata["step"]), list(json.loads(file.metadata["history"]))
-    if not state.keys() <= set(range(len(trained))):  # a parameter without gradient has no state
-        raise SimoError(f"{path} is the state of another training: delete it to start afresh")
     load_into(model, {**model.state_dict(), **saved}, path)
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     return step, history

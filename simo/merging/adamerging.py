@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from simo.merging.task_vectors import bounded
-from simo.training import autocast, fit, memory_need
+from simo.training import autocast, fit
 
 
 class LayerwiseMerge(nn.Module):
@@ -132,8 +132,7 @@ def learn_coefficients(
         rates.append((list(model.heads.train().requires_grad_(True).parameters()), head_rate))
         trained = nn.ModuleDict({"merge": merge, "heads": model.heads})
     plan = (trained, predict, rates, dataset, tasks, replace(optimisation, weight_decay=0.0))
-    print(f"memory for the coefficients: {memory_need(*plan)}")
-    history = fit(*plan, resume)
+    history = fit(*plan, label="the coefficients", resume=resume)
     with torch.no_grad():
         model.encoder.load_state_dict({**base, **merge.state()})
     model.eval().requires_grad_(False)

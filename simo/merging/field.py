@@ -10,9 +10,9 @@ import zlib
 import torch
 
 from simo.encoders import block_number
-from simo.errors import SimoError
+from simo.errors import SimoError, require
 from simo.merging import methods
-from simo.merging.matrices import ace, check, esm, iso_c, iso_cts, svc, tsv_m, wudi
+from simo.merging.matrices import ace, esm, iso_c, iso_cts, svc, tsv_m, wudi
 from simo.merging.methods import task_arithmetic
 from simo.merging.moments import lot, regmean
 from simo.merging.task_vectors import TaskVector
@@ -46,14 +46,15 @@ def dare(task_vectors, drop=0.5, seed=0):
     >>> sorted({*dare([TaskVector(x, x.get)])["w"].tolist()})
     [0.0, 2.0]
     """
-    check("drop", drop, 0 <= drop < 1, "a fraction in [0, 1)")
+    require("drop", drop, 0 <= drop < 1, "a fraction in [0, 1)")
 
     def merge(name):
         total = 0
         for number, vector in enumerate(task_vectors):
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {number} {name}".encode()))
-            kept = torch.rand(vector[name].shape, generator=generator, device="cpu") >= drop
-            total = total + vector[name] * kept.to(vector[name].device) / (1 - drop)
+            own = vector[name]
+            kept = torch.rand(own.shape, generator=generator, device="cpu") >= drop
+            total = total + own * kept.to(own.device) / (1 - drop)
         return total
 
     return TaskVector(task_vectors[0], merge)
@@ -87,7 +88,7 @@ def breadcrumbs(task_vectors, keep=0.15, outliers=0.006):
     tensor([ 0.,  3., -2.,  0.])
     """
     fits = keep > 0 and outliers >= 0 and keep + outliers <= 1
-    check("(keep, outliers)", (keep, outliers), fits, "fractions in (0, 1] and [0, 1), together at most 1")
+    require("(keep, outliers)", (keep, outliers), fits, "fractions in (0, 1] and [0, 1), together at most 1")
 
     def masked(tensor):
         order = tensor.abs().flatten().argsort(descending=True, stable=True)
@@ -130,9 +131,7 @@ def lines(task_vectors, slope=1.0):
     total = task_arithmetic(task_vectors)
     blocks = sorted({block_number(name) for name in total} - {()})
     if not blocks:
-        raise SimoError(
-            f"lines: expected names with numbers of blocks, such as blocks.2, found {[*total][:3]}"
-        )
+        raise SimoError(f"lines: expected names with numbers of blocks, as in blocks.2, found {[*total][:3]}")
 
     def scale(name):
         block = block_number(name)
@@ -142,10 +141,11 @@ def lines(task_vectors, slope=1.0):
 
 
 def equal_norms(task_vectors):
-    """Sum of the task vectors, all scaled to the norm of the shortest: DisTaC's remedy, without its training.
+    """Sum of the task vectors, all as long as the shortest: DisTaC's remedy, without its training.
 
     Yoshida et al. (2026) find that task vectors of unequal norms merge badly; they shrink the long ones, and
-    then distil the expert into the shrunk one, which is not done here. Read as abstract and code.
+    then distil the expert into the shrunk one, which is not done here. One that is 0 is not the shortest.
+    Read as abstract and code.
 
     Parameters
     ----------
@@ -162,8 +162,8 @@ def equal_norms(task_vectors):
     tensor([1.6000, 0.8000])
     """
     norms = [vector.norm() for vector in task_vectors]
-    pairs = zip(task_vectors, norms, strict=True)
-    return task_arithmetic([vector * (min(norms) / norm if norm else 1.0) for vector, norm in pairs])
+    shortest, pairs = min(filter(None, norms), default=0.0), zip(task_vectors, norms, strict=True)
+    return task_arithmetic([vector * (shortest / norm if norm else 1.0) for vector, norm in pairs])
 
 
 DATA_FREE = (dare, breadcrumbs, lines, iso_c, iso_cts, tsv_m, equal_norms, wudi, ace, svc)

@@ -1,5 +1,6 @@
 """Masks over the summed task vectors: an encoder for each task, or one where the masks agree."""
 
+from simo.errors import require
 from simo.merging.methods import magnitude_threshold, task_arithmetic
 from simo.merging.task_vectors import TaskVector
 
@@ -37,6 +38,11 @@ def magnitude_mask(task_vectors, index, density):
     density : float
         Fraction of entries to keep, in (0, 1]; the released code's is 0.1.
 
+    Raises
+    ------
+    SimoError
+        For a `density` out of range.
+
     Examples
     --------
     >>> a, b = ({"w": torch.tensor(w)} for w in ([4.0, 1.0], [1.0, 1.0]))
@@ -59,12 +65,19 @@ def consensus(task_vectors, scales, least=2):
     least : int
         0 keeps everything: task arithmetic.
 
+    Raises
+    ------
+    SimoError
+        For another number of scales than of experts.
+
     Examples
     --------
     >>> a, b = ({"w": torch.tensor(w)} for w in ([4.0, 1.0], [1.0, 1.0]))
     >>> consensus([TaskVector(x, x.get) for x in (a, b)], scales=[1.0, 0.2])["w"]  # 4 > 1 and 1 > 0.2 · 4
     tensor([5., 0.])
     """
+    count = len(task_vectors)
+    require("number of scales", len(scales), len(scales) == count, f"{count}, one an expert")
     experts = list(zip(task_vectors, scales, strict=True))
 
     def keep(name, whole):

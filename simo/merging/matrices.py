@@ -8,7 +8,7 @@ import re
 
 import torch
 
-from simo.errors import SimoError
+from simo.errors import require
 from simo.merging.methods import average, task_arithmetic
 from simo.merging.moments import by_moments, solve
 from simo.merging.task_vectors import TaskVector, is_matrix
@@ -63,13 +63,14 @@ def iso_cts(task_vectors, common=0.8):
     >>> merged["x.weight"].diag()  # the mean of 4 and 3, in common, and each one's own 1 and 2
     tensor([2.5000, 2.5000, 2.5000, 2.5000])
     """
-    check("common", common, 0 < common <= 1, "a fraction in (0, 1]")
+    require("common", common, 0 < common <= 1, "a fraction in (0, 1]")
 
     def merge(matrices):
         u, values, v = _svd(sum(matrices))
         own = round((len(values) - int(len(values) * common)) / len(matrices))  # directions of each task
         shared = len(values) - own * len(matrices)
-        check("common", common, shared >= 0, f"more, for {len(matrices)} tasks and {len(values)} directions")
+        expected = f"more, for {len(matrices)} tasks and {len(values)} directions"
+        require("common", common, shared >= 0, expected)
         left, middle, right = [u[:, :shared]], [values[:shared]], [v[:shared]]
         for matrix in matrices:
             outside = matrix - u[:, :shared] @ (u[:, :shared].T @ matrix)
@@ -108,7 +109,7 @@ def tsv_m(task_vectors):
     def merge(matrices):
         rank = min(matrices[0].shape)
         own = rank // len(matrices)
-        check("rank of a matrix", rank, own > 0, f"one direction a task, {len(matrices)}")
+        require("rank of a matrix", rank, own > 0, f"one direction a task, {len(matrices)}")
         u, values, v = zip(*[_svd(matrix, own) for matrix in matrices], strict=True)
         return (_polar(torch.cat(u, dim=1)) * torch.cat(values)) @ _polar(torch.cat(v))
 
@@ -145,13 +146,13 @@ def svc(task_vectors, floor=1.0):
     >>> svc([TaskVector(x, x.get), TaskVector(x, x.get)])["x.weight"].diag()  # both say the same: once
     tensor([3., 1.])
     """
-    check("floor", floor, floor > 0, "a number above 0")
+    require("floor", floor, floor > 0, "a number above 0")
 
     def merge(matrices):
         whole = sum(matrices)
         u, values, v = torch.linalg.svd(whole, full_matrices=False)
         parts = u.T @ torch.stack(matrices)  # (T, r, inputs)
-        shares = (parts * (u.T @ whole)).sum(dim=2) / parts.square().sum(dim=2).clamp(min=1e-12)
+        shares = (parts * (u.T @ whole)).sum(dim=2) / parts.square().sum(dim=2).clamp(min=1e-300)
         return u * (values / shares.clamp(min=floor).mean(dim=0)) @ v
 
     return _by_matrix(task_vectors, merge, task_arithmetic)
@@ -193,7 +194,7 @@ def esm(task_vectors, moments, power=2.0):
 
     def merge(changes, grams):
         own = len(changes[0]) // len(changes)
-        check("outputs of a layer", len(changes[0]), own > 0, f"at least one a task, {len(changes)}")
+        require("outputs of a layer", len(changes[0]), own > 0, f"at least one a task, {len(changes)}")
         left, right, lengths = [], [], _to_mean(torch.stack([change.norm() for change in changes]))
         for change, gram, much in zip(changes, grams, lengths**power, strict=True):
             values, u = torch.linalg.eigh(change @ gram @ change.T)
@@ -281,8 +282,8 @@ def ace(task_vectors, ridge=0.01, uneven=0.3, strongest=0.3):
     tensor([[ 1.7949,  0.0000],
             [-1.7949,  0.0000]])
     """
-    check("ridge", ridge, ridge > 0, "a number above 0")
-    check("strongest", strongest, 0 < strongest <= 1, "a fraction in (0, 1]")
+    require("ridge", ridge, ridge > 0, "a number above 0")
+    require("strongest", strongest, 0 < strongest <= 1, "a fraction in (0, 1]")
 
     def merge(matrices):
         centred = torch.stack([matrix - matrix.mean(dim=0) for matrix in matrices])  # (T, outputs, inputs)
@@ -302,12 +303,6 @@ def ace(task_vectors, ridge=0.01, uneven=0.3, strongest=0.3):
         return merged + _isotropic(merged + over, max(1, int(min(merged.shape) * strongest)))
 
     return _by_matrix(task_vectors, merge)
-
-
-def check(name, value, good, expected):
-    """Raise a SimoError if an option of a method is not good."""
-    if not good:
-        raise SimoError(f"{name} is {value}: expected {expected}")
 
 
 def _by_matrix(task_vectors, merge, rest=average):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import hardshrink
 
-from simo.errors import SimoError
+from simo.errors import SimoError, require
 from simo.merging.task_vectors import TaskVector
 
 PIECE = 2**18  # entries that are worked on at a time: a megabyte of each expert
@@ -69,6 +69,11 @@ def ties(task_vectors, density=0.2):
     task_vectors : sequence of TaskVector
     density : float
         Fraction of entries to keep, in (0, 1].
+
+    Raises
+    ------
+    SimoError
+        For a `density` out of range.
 
     Examples
     --------
@@ -132,8 +137,7 @@ def magnitude_threshold(vector, density):
     Floats that are not negative have the order of their bits. So the upper half of the bits is counted first,
     and then only the entries that share the threshold's are compared in full: no copy of all magnitudes.
     """
-    if not 0 < density <= 1:
-        raise SimoError(f"density {density}: expected a fraction in (0, 1], such as 0.2")
+    require("density", density, 0 < density <= 1, "a fraction in (0, 1], such as 0.2")
     if density == 1:
         return 0.0
     counts = sum(torch.bincount(bits >> 16, minlength=2**15) for bits in _magnitude_bits(vector))
@@ -190,7 +194,7 @@ def merge(method, task_vectors, methods=METHODS, **options):
     Returns
     -------
     TaskVector
-        Lazy; `compute()` it before scanning α.
+        Often lazy: `compute()` it before scanning α.
 
     Raises
     ------

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, LayerNormAct2d
 from torch import nn
 
-from simo.errors import SimoError
+from simo.errors import SimoError, require
 from simo.merging.methods import average
 from simo.merging.task_vectors import TaskVector
 from simo.training import autocast, images_of
@@ -48,8 +48,7 @@ def regmean(task_vectors, moments, shrink=0.95):
     >>> regmean([TaskVector(x, x.get) for x in (a, b)], seen)["x.weight"]  # (1 · 4 + 3 · 8) / (1 + 3)
     tensor([[7.]])
     """
-    if not 0 <= shrink <= 1:
-        raise SimoError(f"shrink is {shrink}: expected a factor in [0, 1]")
+    require("shrink", shrink, 0 <= shrink <= 1, "a factor in [0, 1]")
 
     def merge(changes, grams):
         grams = [gram * shrink + gram.diagonal().diag() * (1 - shrink) for gram in grams]
@@ -198,10 +197,11 @@ def by_moments(task_vectors, moments, merge, scales):
             raise SimoError(f"not all moments and task vectors have {name!r}: expected those of one encoder")
 
     def compute(name):
-        found = [each[name] for each in moments if name in each]
+        found = [each[name].double() for each in moments if name in each]
         if not found or (found[0].ndim == 1 and not scales):
             return mean[name]
         changes = [vector[name].double() for vector in task_vectors]
+        found = [each.to(changes[0].device) for each in found]  # moments are kept on the CPU
         if found[0].ndim == 1:
             weights = torch.stack(found)  # (T, channels)
             return ((weights * torch.stack(changes)).sum(0) / weights.sum(0).clamp(min=1e-300)).float()

@@ -87,9 +87,7 @@ class TaskVector(Mapping):
     def __add__(self, other):
         """Sum of two task vectors of the same model."""
         if self._names != other._names:
-            raise SimoError(
-                "task vectors of different architectures cannot be added: their tensors' names differ"
-            )
+            raise SimoError("task vectors of different architectures cannot be added: tensors' names differ")
         return TaskVector(self._names, lambda name: self[name] + other[name])
 
     def __mul__(self, factor):
@@ -124,8 +122,12 @@ class TaskVector(Mapping):
         Raises
         ------
         SimoError
-            As of `simo.checkpoints.load_into`; the tensors before the one that it names are changed then.
+            As of `simo.checkpoints.load_into`; the tensors before the one that it names are changed then. For
+            a base that is the module's own state, not a copy: the next α would start from this one.
         """
+        for name, own in module.state_dict().items():
+            if name in self and own.numel() and own.data_ptr() == base[name].data_ptr():
+                raise SimoError(f"tensor {name!r} of the base is the module's own: expected a clone() of it")
         state = TaskVector(base, lambda name: self._moved(name, base, alpha) if name in self else base[name])
         load_into(module, state, f"merged encoder at α = {alpha}", whole=False)
 
@@ -137,12 +139,13 @@ class TaskVector(Mapping):
         return sum((self[name].double() * other[name].double()).sum().item() for name in self)
 
     def norm(self):
-        """Euclidean norm over all entries."""
-        return math.sqrt(self.dot(self))
+        """Euclidean norm over all entries, in float64."""
+        return math.sqrt(sum(self[name].double().square().sum().item() for name in self))
 
     def cosine(self, other):
-        """Cosine of the angle to another task vector, in [-1, 1]."""
-        return self.dot(other) / (self.norm() * other.norm())
+        """Cosine of the angle to another task vector, in [-1, 1]; NaN where one of the two is 0."""
+        norms = self.norm() * other.norm()
+        return self.dot(other) / norms if norms else math.nan
 
 
 def bounded(name, tensor):

@@ -95,9 +95,10 @@ def squared_errors(matrix, weight, bias):
     weight, bias : Tensor
         W `(o, d)` and b `(o,)`.
     """
-    layer, inputs = torch.cat([weight, bias[:, None]], dim=1), [*range(weight.shape[1]), -1]
-    cross, square = matrix[weight.shape[1] : -1, inputs], matrix[inputs][:, inputs]
-    return matrix.diagonal()[weight.shape[1] : -1] - (layer * (2 * cross - layer @ square)).sum(dim=1)
+    z, u = slice(None, weight.shape[1]), slice(weight.shape[1], -1)
+    slopes = (weight * (2 * matrix[u, z] - weight @ matrix[z, z])).sum(dim=1)
+    shifts = bias * (2 * (matrix[u, -1] - weight @ matrix[z, -1]) - matrix[-1, -1] * bias)
+    return matrix.diagonal()[u] - slopes - shifts
 
 
 def choose_ridge(fitted, held_out, prior, groups, strengths=STRENGTHS):
@@ -228,8 +229,9 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
 def solve_heads(model, encoders, batches, device="cpu", precision="float32"):
     """Closed form, and what the merged features cannot say: the share of heads' inputs that it leaves.
 
-    The residual is 1 − R² of the ridge on the images that it holds out: 0 if the head can receive exactly
-    what its expert's encoder would give it, 1 if it learns no more than the mean. It needs no label and no
+    The residual is 1 − R² of the ridge on the images that it holds out, and by which its strength is chosen:
+    0 if the head can receive exactly what its expert's encoder would give it, 1 if it learns no more than
+    these images' own mean, and more where even that differs from the other images'. It needs no label and no
     head beyond its first layer, and so tells merged encoders apart before anything else is known of them.
     Beside it the distance: what is left if nothing is solved, and the head's outputs are only given the mean
     of the expert's.
@@ -237,13 +239,18 @@ def solve_heads(model, encoders, batches, device="cpu", precision="float32"):
     Parameters
     ----------
     model, encoders, batches, device, precision
-        As for `realign_closed_form`, whose errors are raised, too; the batches are iterated once.
+        As for `realign_closed_form`; the batches are iterated once.
 
     Returns
     -------
     (MultiTaskModel, dict of str to float, dict of str to float)
         What `realign_closed_form` gives, and residual and distance by task name; for heads that read several
         maps, the mean over these.
+
+    Raises
+    ------
+    SimoError
+        As of `realign_closed_form`; for experts whose outputs are the same everywhere.
     """
     realigned = copy.deepcopy(model).to(device).eval()
     layers, read = _first_layers(realigned, encoders, device)
@@ -254,6 +261,8 @@ def solve_heads(model, encoders, batches, device="cpu", precision="float32"):
         *_, spread = centre(held_out, prior.shape[1])
         chosen = choose_ridge(fitted, held_out, prior, groups), spread.diagonal().split(groups)
         for name, (weight, bias, _, errors), total in zip(encoders, *chosen, strict=True):
+            if not total.sum() > 0:
+                raise SimoError(f"what the head {name} makes of its expert's features is the same everywhere")
             solved[name].append((weight, bias))
             shares[name].append(torch.stack([errors[:-1].min(), errors[-1]]) / total.sum())
         statistics.append(_statistics(fitted + held_out, prior.shape[1]))

@@ -20,7 +20,7 @@ from torch import nn
 
 from simo.adapters import ReleasedAdapter, add_adapters
 from simo.encoders import Features
-from simo.training import fit, memory_need
+from simo.training import fit
 
 
 class OperatedHead(nn.Module):
@@ -102,18 +102,18 @@ def _operate(model, expert, task, dataset, settings, rank, learning_rate, resume
     else:
         head = model.heads[task.name] = OperatedHead(model.heads[task.name], encoder, rank)
         trained, operate = list(head.taps.parameters()), head.operate
-    for each in (model, expert):
-        each.to(settings.device)
+    expert.to(settings.device)
 
     def predict(batch):
         with torch.no_grad():
             wanted = expert(batch["image"])
         pairs = zip(operate(encoder(batch["image"])), wanted, strict=True)
+        batch[task.name] = batch["image"]  # a target that nobody reads: there need be none
         return {task.name: sum(F.l1_loss(x.float(), y.float()) for x, y in pairs if x.numel())}
 
     loss = SimpleNamespace(name=task.name, compute_loss=lambda found, target: found)
     training = (model, predict, [(trained, learning_rate)], dataset, [loss], settings)
-    print(f"memory for surgery of {task.name}: {memory_need(*training)}")
-    fit(*training, resume and Path(resume) / f"surgery_{task.name}.safetensors")
+    state = resume and Path(resume) / f"surgery_{task.name}.safetensors"
+    fit(*training, label=f"surgery of {task.name}", resume=state)
     encoder.taps = taps
     return model.eval()

@@ -19,7 +19,7 @@ from simo.datasets import evaluation_batches
 from simo.encoders import Features
 from simo.errors import SimoError
 from simo.performance import SMALLEST
-from simo.training import autocast, fit, memory_need, progress
+from simo.training import autocast, fit, progress
 
 
 class FeatureDataset(Dataset):
@@ -114,6 +114,11 @@ def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=Non
     (MultiTaskModel, dict of str to list)
         A realigned copy, and the loss history by task.
 
+    Raises
+    ------
+    SimoError
+        As of `FeatureDataset` and `simo.training.fit`.
+
     Examples
     --------
     >>> realigned, losses = realign_heads(model, data, tasks, budget, learning_rate=0.01)
@@ -134,9 +139,9 @@ def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=Non
 
             rates = [(list(head.parameters()), learning_rate)]
             plan = (head, predict, rates, features.of(task), [task], optimisation)
-            print(f"memory for head {task.name}: {memory_need(*plan)}")
+            what = f"head {task.name}" + (" with labels that are made up" if label else "")
             state = resume and Path(resume) / f"head_{task.name}.safetensors"
-            histories[task.name] = fit(*plan, state)
+            histories[task.name] = fit(*plan, label=what, resume=state)
     return model.eval(), histories
 
 
@@ -146,7 +151,7 @@ def expert_labels(experts, tasks):
     Parameters
     ----------
     experts : dict of str to MultiTaskModel
-        By task name.
+        By task name; moved to the images' device and put into eval mode.
     tasks : sequence of Task
 
     Returns
@@ -157,7 +162,8 @@ def expert_labels(experts, tasks):
     """
 
     def label(image):
-        predictions = {t.name: experts[t.name].to(image.device)(image)[t.name].float() for t in tasks}
+        asked = {task.name: experts[task.name].to(image.device).eval() for task in tasks}
+        predictions = {name: expert(image)[name].float() for name, expert in asked.items()}
         return {
             task.name: predictions[task.name].argmax(1)
             if task.is_segmentation
@@ -188,12 +194,17 @@ def realign_representation(
     resume : str or Path, optional
         Folder for the state of unfinished training.
     adapter : str
-        A key of `simo.adapters.ADAPTERS`.
+        See `simo.adapters.add_adapters`.
 
     Returns
     -------
     (MultiTaskModel, list of dict)
         A realigned copy with adapted blocks, and the loss history.
+
+    Raises
+    ------
+    SimoError
+        As of `add_adapters` and `simo.training.fit`.
 
     Examples
     --------
@@ -209,10 +220,9 @@ def realign_representation(
     rates = [(add_adapters(model.encoder, rank, adapter), adapter_rate)]
     if head_rate is not None:
         rates.append((list(model.heads.train().requires_grad_(True).parameters()), head_rate))
-    model.to(optimisation.device)
     plan = (model, lambda batch: model(batch["image"]), rates, dataset, tasks, optimisation)
-    print(f"memory for representation: {memory_need(*plan)}")
-    history = fit(*plan, resume and Path(resume) / "representation.safetensors")
+    state = resume and Path(resume) / "representation.safetensors"
+    history = fit(*plan, label="representation", resume=state)
     return model.eval(), history
 
 
@@ -223,7 +233,7 @@ def _scratch_folder(resume):
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
         return
-    folder = Path(resume) / "features"
+    folder = Path(resume) / ".features_of_realign_heads"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:

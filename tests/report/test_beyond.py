@@ -167,6 +167,12 @@ def test_field_table_by_hand():
     # mIoU is a third of Δ: a half of it is -16.7, a quarter -25
     assert table.loc["TIES (2023)"].tolist() == ["-16.7", "+0.0", "+0.0", "+0.0", "0.7", "density 0.5", "7"]
     assert table.loc["LOT (2025), images", "merged"] == "-25.0"
+    for number, row in enumerate(methods):
+        row["scores"][-1]["residual"] = {"segmentation": 0.1, "depth": 0.2, "normals": 0.3 + 0.3 * number}
+    table = beyond.field_table(
+        [{"seed": 0, "details": {"methods": methods}, "provenance": {}}], experts, "nyuv2"
+    )
+    assert table.residual.tolist() == ["0.30", "0.20"]
 
 
 def test_methods_that_were_not_run_are_named():

@@ -169,6 +169,9 @@ def test_contrast_is_relative_to_the_experts_of_its_row():
     first = ["20.0", "0.3, 0.3", *(f"{delta:+.1f}" for delta in (0, -20, -8, -8))]
     second = ["10.0", "0.6, 0.6", *(f"{delta:+.1f}" for delta in (-50 / 3, 0, 100 / 3, 0))]
     assert (table.loc[own].tolist(), table.loc[frozen].tolist()) == (first, second)
+    found["heads, same α"] = metrics(-50 / 3)
+    table = variations.contrast_table(records(details), frame(), "nyuv2")
+    assert table["heads, same α"].tolist() == ["-8.0", "+0.0"]
 
 
 def test_contrast_scans_by_hand():

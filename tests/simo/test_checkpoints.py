@@ -203,7 +203,7 @@ def test_another_architecture_is_refused(tensors, message):
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        (torch.tensor([[1.0, torch.nan]]), "theirs: weight has 1 values that are NaN or infinite"),
+        (torch.tensor([[1.0, torch.nan]]), "theirs: weight has 1 values that are NaN, infinite or too large"),
         (torch.ones(1, 2, dtype=torch.int8), "theirs: weight is of torch.int8, expected torch.float32"),
     ],
 )

@@ -242,6 +242,13 @@ def test_equal_norms_by_hand():
     assert all(torch.equal(tensor, summed[name]) for name, tensor in equal_norms([one, one]).items())
 
 
+def test_equal_norms_leaves_an_expert_at_rest_out():
+    """One that did not move says nothing of how far the others may; of none at all nothing comes."""
+    moved, still = vector(w=[3.0, -4.0]), vector(w=[0.0, 0.0])
+    assert equal_norms([moved, still])["w"].tolist() == [3.0, -4.0]
+    assert equal_norms([still, still])["w"].tolist() == [0.0, 0.0]
+
+
 def test_wudi_by_hand():
     """Rows (1, 0) and (1, 1): normalised G are diag(1, 0) and ones / 2; Σ τ_t G_t (Σ G_t)⁻¹ = (1, 1).
 
@@ -328,6 +335,14 @@ def test_svc_by_hand():
     # against each other, 1 - 3 = -2 is -2 times the one and 2/3 of the other: both less than the floor
     assert svc(matrices([[1.0]], [[-3.0]]))[W].item() == pytest.approx(-2)
     assert svc(matrices([[1.0]], [[-3.0]]), floor=0.5)[W].item() == pytest.approx(-2 / (7 / 12))
+
+
+def test_svc_does_not_hang_on_the_unit():
+    """Task vectors a million times as short give the same merged one, as much shorter."""
+    vectors = random_vectors()
+    small = svc([1e-6 * each for each in vectors])
+    for name, tensor in svc(vectors).items():
+        torch.testing.assert_close(1e6 * small[name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_svc_sums_what_is_no_matrix():
@@ -419,6 +434,13 @@ def test_lot_weighs_norms_by_their_channels():
     moments = [{"norm.weight": torch.tensor([value], dtype=torch.float64)} for value in (4.0, 1.0)]
     assert lot(vectors, moments)["norm.weight"].item() == pytest.approx(2)
     assert regmean(vectors, moments)["norm.weight"].item() == pytest.approx(3.5)
+
+
+def test_lot_bears_a_channel_that_is_never_used():
+    """No moment says how to weigh it; in whatever precision moments come, it is not NaN."""
+    seen = [{"x.weight": torch.tensor([0.0, 1.0])}] * 2
+    vectors = [vector(**{"x.weight": [value, value]}) for value in (1.0, 3.0)]
+    assert lot(vectors, seen)["x.weight"].tolist() == [0.0, 2.0]
 
 
 def test_esm_keeps_what_moves_outputs_most():

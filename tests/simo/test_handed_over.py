@@ -24,7 +24,21 @@ from simo.training import Optimisation, _load_state, fit
 
 VALUES = {"folder": "", "channels": 1, "loss": "l1", "metric": "aErr", "unit": "m"}
 NAMES = ["", "a.b", "surface normals", "surface-normals", "1st", "_x", "größe", "a/b", "../a", "a\n", None, 3]
-TAKEN = ["type", "keys", "items", "pop", "forward", "training", "half", "image", "step", "alpha", "score"]
+TAKEN = [
+    "type",
+    "keys",
+    "items",
+    "pop",
+    "forward",
+    "training",
+    "half",
+    "image",
+    "step",
+    "alpha",
+    "score",
+    "patches",
+    "classes",
+]
 
 
 @pytest.mark.parametrize("name", NAMES + TAKEN)
@@ -52,14 +66,14 @@ def test_names_that_no_module_takes():
     [
         ({"loss": "l2"}, r"task a: unknown loss 'l2': expected one of \['cosine', "),
         ({"loss": None}, "unknown loss None"),
-        ({"metric": "miou"}, r"task a: unknown metric 'miou': expected one of \['aErr', "),
+        ({"metric": "miou"}, r"task a: unknown metric 'miou': expected one of \['mIoU', "),
         ({"metric": "mIoU"}, "mIoU does not measure values, which its loss l1 is for"),
         ({"loss": "cross_entropy", "metric": "mDist"}, "mDist does not measure classes"),
         ({"channels": 0}, "whole number of channels above 0, found 0"),
         ({"channels": 1.0}, "found 1.0"),
         ({"channels": True}, "found True"),
         ({"channels": "3"}, "found '3'"),
-        ({"classes": ("a", "b")}, "a name for each of 1 channels"),
+        ({"classes": ("a", "b")}, "expected names of 1 channels"),
         ({"flips_x": True}, "flips_x is for normals of 3 channels, found 1"),
     ],
 )
@@ -122,9 +136,7 @@ def test_a_right_batch_passes(tasks):
 
 def test_head_that_is_missing(model, tasks):
     """The message names the task and the heads that are there."""
-    with pytest.raises(
-        SimoError, match=r"the model has no head for 'depth': expected one of \['segmentation'\]"
-    ):
+    with pytest.raises(SimoError, match=r"the model has no head for 'depth', only \['segmentation'\]"):
         evaluate(model.only(["segmentation"]), [{"image": torch.rand(1, 3, 16, 16)} | batch()], [tasks[1]])
 
 
@@ -298,19 +310,19 @@ def test_recipes_of_checkpoints_that_lack_what_is_read(tmp_path, tasks, settings
 
 
 @pytest.mark.parametrize(
-    "metadata", [None, {"step": "1"}, {"step": "x", "history": "[]"}, {"step": "1", "history": "3"}]
+    "metadata", [{}, {"step": "1"}, {"step": "x", "history": "[]"}, {"step": "1", "history": "3"}]
 )
 def test_damaged_state_of_a_training(tmp_path, metadata):
     """It is named, with what to do, and the model is not half restored."""
     module = torch.nn.Linear(2, 2)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     state = {f"model.{name}": tensor + 1 for name, tensor in before.items()}
-    save_tensors(tmp_path / "a.safetensors", state, metadata)
+    save_tensors(tmp_path / "a.safetensors", state, metadata | {"training": "this one"})
     optimiser = torch.optim.AdamW(module.parameters())
     with pytest.raises(
         SimoError, match=r"a.safetensors, the state of a training, .*: delete it to start afresh"
     ):
-        _load_state(tmp_path / "a.safetensors", module, optimiser, list(module.parameters()))
+        _load_state(tmp_path / "a.safetensors", module, optimiser, "this one")
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
@@ -381,7 +393,7 @@ MERGED = {
     "alpha beyond floats": (lambda m: {"alpha": 1e39}, "too large for torch.float32|NaN or infinite"),
     "option of text": (lambda m: {"method": "ties", "density": "x"}, "expected a number as density"),
     "no option": (lambda m: {"method": "ties", "density": None}, "of ties: expected a number as density"),
-    "option NaN": (lambda m: {"method": "ties", "density": math.nan}, "density nan: expected a fraction"),
+    "option NaN": (lambda m: {"method": "ties", "density": math.nan}, "density is nan: expected a fraction"),
     "option infinite": (lambda m: {"method": "dare", "drop": math.inf}, "drop is inf: expected a fraction"),
     "seed of text": (lambda m: {"method": "dare", "seed": "a"}, "of dare: expected a number as seed"),
     "unknown option": (lambda m: {"method": "ties", "densty": 1}, "unexpected keyword argument 'densty'"),

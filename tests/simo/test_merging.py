@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from simo.checkpoints import TensorFile, load_recipe, save_checkpoint
+from simo.encoders import create_encoder
 from simo.errors import SimoError
 from simo.evaluation import scan_alpha
 from simo.merging import methods
@@ -110,6 +111,25 @@ def test_geometry_is_that_of_vectors(task_vectors):
     assert a.norm() == pytest.approx(np.linalg.norm(x))
     assert a.cosine(b) == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
     assert a.cosine(-2 * a) == pytest.approx(-1)
+
+
+def test_direction_of_no_change_is_not_a_number(task_vectors):
+    """A vector of length 0 has no angle to another."""
+    assert math.isnan(task_vectors[0].cosine(0.0 * task_vectors[1]))
+
+
+def test_a_base_that_would_move_along_is_refused(settings, state_of, same):
+    """Of a state that is not copied, the second α of a scan would start where the first one ended."""
+    encoder = create_encoder(settings["backbone"], settings["backbone_args"], settings["blocks"])
+    base = state_of(encoder)
+    vector = TaskVector.between(base, {name: tensor + 1 for name, tensor in base.items()})
+    with pytest.raises(SimoError, match="of the base is the module's own: expected a clone"):
+        vector.load_into(encoder, encoder.state_dict(), 0.1)
+    assert same(state_of(encoder), base)
+    for _ in range(2):
+        vector.load_into(encoder, base, 0.5)
+        name = "backbone.cls_token"
+        torch.testing.assert_close(encoder.state_dict()[name], base[name] + 0.5)
 
 
 def test_norm_of_the_sum_is_the_sum_of_inner_products(task_vectors):
@@ -295,6 +315,12 @@ def test_consensus_uses_each_experts_own_scale():
     assert consensus(pair, [0.5, 2.0], 1)["a"].tolist() == [2.0, 2.0]
 
 
+def test_a_scale_for_each_expert_is_needed(task_vectors):
+    """One too few is named before anything is computed."""
+    with pytest.raises(SimoError, match="number of scales is 2: expected 3, one an expert"):
+        consensus(task_vectors, scales=[1.0, 1.0])
+
+
 def test_magnitude_mask_by_hand():
     """The sum is kept where the one expert's changes are largest, also where the others outweigh it."""
     pair = [vector(4.0, -3.0, 0.1, 2.0), vector(1.0, 5.0, 7.0, 7.0)]
@@ -404,7 +430,7 @@ def test_unknown_tensor_is_a_key_error(task_vectors):
 @pytest.mark.parametrize("density", [0, -0.1, 1.01, 20])
 def test_density_out_of_range_is_refused(task_vectors, density):
     """20 does not mean 20 %."""
-    with pytest.raises(SimoError, match=rf"density {density}: expected a fraction in \(0, 1\]"):
+    with pytest.raises(SimoError, match=rf"density is {density}: expected a fraction in \(0, 1\]"):
         merge("ties", task_vectors, density=density)
 
 

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from simo.adapters import AdaptedBlock, ReleasedAdapter, add_adapters
+from simo.adapters import AdaptedBlock, ReleasedAdapter, add_adapters, called_blocks
 from simo.checkpoints import save_checkpoint
 from simo.encoders import create_encoder
 from simo.errors import SimoError
@@ -202,6 +202,27 @@ def test_adapters_act_in_every_block(model, image):
         torch.testing.assert_close(classes[:, number], y[:, 0])
 
 
+def test_unknown_adapter_changes_nothing(model):
+    """It is refused before a parameter is frozen or a block replaced."""
+    with pytest.raises(SimoError, match=r"adapter is nope: expected one of \['paper', 'released', 'lora'\]"):
+        add_adapters(model.encoder, 2, "nope")
+    assert all(parameter.requires_grad for parameter in model.encoder.parameters())
+
+
+def test_looking_for_blocks_leaves_no_trace(model, monkeypatch):
+    """Modes are those of before, module by module, and no hook stays, even if the pass fails."""
+    encoder = model.encoder.train()
+    encoder.backbone.norm.eval()
+    modes = [module.training for module in encoder.modules()]
+    called_blocks(encoder)
+    assert [module.training for module in encoder.modules()] == modes
+    monkeypatch.setattr(encoder.backbone.blocks[1], "forward", lambda *x: (_ for _ in ()).throw(KeyError))
+    with pytest.raises(KeyError):
+        called_blocks(encoder)
+    assert [module.training for module in encoder.modules()] == modes
+    assert not any(module._forward_hooks for module in encoder.modules())
+
+
 def test_adapters_alone_are_trainable(model):
     """Representation realignment must not fine-tune the merged encoder."""
     adapters = add_adapters(model.encoder, rank=3)
@@ -255,15 +276,18 @@ def test_weights_of_another_architecture_are_refused(settings, tmp_path, change,
         create_encoder(settings["backbone"], other, [1], tmp_path / "vit.safetensors")
 
 
-@pytest.mark.parametrize("rank", [0, 3])
-def test_checkpoint_gives_the_same_model(model, tasks, settings, image, tmp_path, rank):
-    """Predictions survive saving and loading, with and without adapters, in eval mode."""
+@pytest.mark.parametrize(("rank", "kind"), [(0, "paper"), (3, "paper"), (3, "released"), (3, "lora")])
+def test_checkpoint_gives_the_same_model(model, tasks, settings, image, tmp_path, rank, kind):
+    """Predictions survive saving and loading, with and without adapters, in eval mode; nothing is drawn."""
     if rank:
-        for parameter in add_adapters(model.encoder, rank):
+        for parameter in add_adapters(model.encoder, rank, kind):
             nn.init.normal_(parameter)
     recipe = {"dataset": "nyuv2", "tasks": [t.name for t in tasks], "model": settings, "adapter_rank": rank}
+    recipe |= {"adapter": kind} if kind != "paper" else {}
     save_checkpoint(tmp_path / "m.safetensors", model.state_dict(), recipe)
+    before = torch.get_rng_state()
     loaded = load_model(tmp_path / "m.safetensors", settings, dataset="nyuv2")
+    assert torch.equal(torch.get_rng_state(), before)
     assert not loaded.training
     assert all(torch.equal(x, loaded(image)[name]) for name, x in model(image).items())
 

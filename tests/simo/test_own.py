@@ -116,6 +116,24 @@ def test_alpha_without_labels_is_right_where_it_is_known(files, tasks, copies, a
     assert all(torch.equal(a, b) for a, b in zip(chosen.parameters(), wanted.parameters(), strict=True))
 
 
+def test_alpha_without_labels_leaves_experts_alone(files, tasks, monkeypatch):
+    """They keep their mode, as they keep their weights: what they are asked is asked of copies."""
+    monkeypatch.setattr("simo.own.ALPHAS", (0.0, 0.5))
+    experts, images = experts_of(files, tasks), [{"image": torch.rand(4, 3, 16, 16)}]
+    for expert in experts.values():
+        expert.train()
+    merge_experts(files / "pretrained.safetensors", experts, SETTINGS, "average", "auto", images)
+    assert all(module.training for expert in experts.values() for module in expert.modules())
+
+
+def test_alpha_without_labels_needs_outputs(files, tasks):
+    """Of a head that makes the same of everything, no share can be told: no α is chosen by NaN."""
+    experts, images = experts_of(files, tasks[1:2]), [{"image": torch.rand(4, 3, 16, 16)}]
+    torch.nn.init.zeros_(experts["depth"].heads["depth"].project.weight)
+    with pytest.raises(SimoError, match="what the head depth makes of its expert's features is the same"):
+        merge_experts(files / "pretrained.safetensors", experts, SETTINGS, "average", "auto", images)
+
+
 def test_alpha_without_labels_needs_images(files, tasks):
     """Nothing else is there to choose it by."""
     with pytest.raises(SimoError, match='alpha="auto": expected `images`'):
@@ -400,6 +418,6 @@ def test_a_weight_that_is_not_finite_is_named(files, tasks):
     state["cls_token"][0, 0, 3] = float("nan")
     save_tensors(files / "broken.safetensors", state)
     with pytest.raises(
-        SimoError, match=r"broken.safetensors: cls_token has 1 values that are NaN or infinite"
+        SimoError, match=r"broken.safetensors: cls_token has 1 values that are NaN, infinite or too large"
     ):
         load_expert(files / "broken.safetensors", files / "depth_head.safetensors", tasks[1], SETTINGS)

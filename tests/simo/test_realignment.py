@@ -101,20 +101,24 @@ def test_features_are_deleted(model, val, tasks, tmp_path, monkeypatch, given):
     monkeypatch.setattr(realignment.tempfile, "tempdir", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
     folder = tmp_path / "resume" if given else None
-    left = tmp_path / "resume" / "features" / "patches"  # of a run that was killed
-    left.parent.mkdir(parents=True)
+    left = tmp_path / "resume" / ".features_of_realign_heads" / "patches"  # of a run that was killed
+    users = tmp_path / "resume" / "features" / "mine.txt"
+    users.parent.mkdir(parents=True)
+    users.write_text("hours of work")
+    left.parent.mkdir()
     left.write_bytes(b"half a file")
     seen = []
     files = realignment._map_files
     monkeypatch.setattr(realignment, "_map_files", lambda *a: seen.append(a[0]) or files(*a))
     realign_heads(model, val, tasks, BUDGET, 0.01, folder)
-    monkeypatch.setattr(realignment, "fit", lambda *a: (_ for _ in ()).throw(Interrupted))
+    monkeypatch.setattr(realignment, "fit", lambda *a, **b: (_ for _ in ()).throw(Interrupted))
     with pytest.raises(Interrupted):
         realign_heads(model, val, tasks, BUDGET, 0.01, folder)
     assert len(seen) == 2
     assert all((folder or tmp_path / "elsewhere") in path.parents for path in seen)
     assert not any(path.exists() for path in seen)
     assert left.exists() != given
+    assert users.exists()
 
 
 def test_full_disk_is_found_before_features_are_written(model, val, tmp_path, monkeypatch):
@@ -261,7 +265,9 @@ def test_expert_labels_are_predictions_as_targets(model, val, tasks):
     """Distillation sees classes where there are scores, and no value that would count as unknown."""
     experts = {task.name: model.only([task.name]) for task in tasks}
     image = val[0]["image"][None]
-    predictions, labels = model(image), expert_labels(experts, tasks)(image)
+    predictions = model(image)
+    model.train()  # labels are not of its batch norms' training mode
+    labels = expert_labels(experts, tasks)(image)
     for task in tasks:
         task.check_target(labels[task.name][0], task.name)
         if task.is_segmentation:

@@ -112,6 +112,17 @@ def test_no_label_is_used(model, encoders, val, tasks, same, state_of):
         assert same(state_of(first), state_of(second))
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_no_label_is_needed(model, encoders, val, tasks, same, state_of, deep):
+    """Images alone give the same modules, bit for bit."""
+    images = copy.copy(val)
+    images.tasks = ()
+    first, second = (
+        operate(model, encoders, data, tasks[:1], steps=3, deep=deep)[tasks[0].name] for data in (val, images)
+    )
+    assert same(state_of(first), state_of(second))
+
+
 def test_one_encoder_serves_all_operated_heads(model, encoders, val, tasks):
     """Heads of Surgery go under the merged encoder: one pass an image, and the same scores."""
     operated = operate(model, encoders, val, tasks, steps=3)

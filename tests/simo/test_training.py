@@ -67,7 +67,7 @@ def small_model():
     return model.train()
 
 
-def train(resume=None, budget=BUDGET, stop=None, kill=None, rates=(0.01, 0.05)):
+def train(resume=None, budget=BUDGET, stop=None, kill=None, rates=(0.01, 0.05), label=None):
     """Train a small model; raise `Interrupted`, or end the process, in the middle of step `stop`."""
     model, calls = small_model(), 0
     start = int(TensorFile(resume).metadata["step"]) if resume and Path(resume).exists() else 0
@@ -81,7 +81,9 @@ def train(resume=None, budget=BUDGET, stop=None, kill=None, rates=(0.01, 0.05)):
         calls += 1
         return {"depth": model(batch["image"])}
 
-    history = fit(model, predict, groups_of(model, rates), Ramps(), [DEPTH], budget, resume)
+    history = fit(
+        model, predict, groups_of(model, rates), Ramps(), [DEPTH], budget, label=label, resume=resume
+    )
     return model.state_dict(), history
 
 
@@ -286,7 +288,27 @@ def test_state_of_another_training_is_refused(tmp_path):
     train(path)
     other = nn.Conv2d(1, 1, 1)
     with pytest.raises(SimoError, match="state.safetensors is the state of another training: delete it"):
-        fit(other, None, [(list(other.parameters()), 0.1)], Ramps(), [DEPTH], BUDGET, path)
+        fit(other, None, [(list(other.parameters()), 0.1)], Ramps(), [DEPTH], BUDGET, resume=path)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"budget": replace(BUDGET, seed=8)},
+        {"budget": replace(BUDGET, steps=5)},
+        {"budget": replace(BUDGET, steps=300)},
+        {"budget": replace(BUDGET, weight_decay=0.2)},
+        {"rates": (0.01, 0.04)},
+        {"label": "head depth"},
+    ],
+)
+def test_state_is_continued_by_its_own_training_only(tmp_path, other):
+    """What another seed, budget, rate or purpose would give is not passed off as this training's result."""
+    path = tmp_path / "state.safetensors"
+    train(path)
+    with pytest.raises(SimoError, match="state.safetensors is the state of another training: delete it"):
+        train(path, **other)
+    train(path, replace(BUDGET, device="cpu", workers=0, save_seconds=1.0), stop=0)  # where is no matter
 
 
 def test_damaged_state_is_refused(tmp_path):
@@ -315,7 +337,7 @@ def test_loss_that_is_not_finite_stops_training(tmp_path, value):
             Ramps(),
             [DEPTH],
             BUDGET,
-            tmp_path / "s.safetensors",
+            resume=tmp_path / "s.safetensors",
         )
     assert int(TensorFile(tmp_path / "s.safetensors").metadata["step"]) == 2
 
@@ -430,6 +452,16 @@ def test_memory_of_weights_is_exact():
     assert need.weights == sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
+def test_memory_is_measured_in_little_memory(monkeypatch):
+    """Only what a forward pass may change is kept meanwhile, not what it merely reads: all task vectors."""
+    model, cloned = small_model(), []
+    model.register_buffer("changes", torch.zeros(9, 9), persistent=False)
+    clone = torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda self: cloned.append(self.shape) or clone(self))
+    need_of(model)
+    assert cloned == [buffer.shape for name, buffer in model.named_buffers() if name != "changes"]
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_memory_of_activations_by_hand(batch_size):
     """Two convolutions keep their inputs (the ReLU is one of them), the L1 loss its error and mask."""
@@ -518,7 +550,7 @@ def test_memory_of_gradients_by_task_is_told(model, nyuv2, tasks, capsys):
     dataset = PreparedDataset(nyuv2, "nyuv2", "train", scales=(1.0,), crop=(16, 16))
     for balance, told in {"equal": 0, "pcgrad": 1}.items():
         probe_then_finetune(model, dataset, tasks, BUDGET, BUDGET, 0.01, 0.01, balance=balance)
-        assert capsys.readouterr().out.count("\nand for pcgrad: up to 0.0 GiB\n") == told
+        assert capsys.readouterr().out.count("\nmemory for pcgrad: up to 0.0 GiB more\n") == told
 
 
 def test_expert_resumes_in_either_phase(model, nyuv2, tmp_path, monkeypatch, same):

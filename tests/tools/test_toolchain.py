@@ -8,8 +8,10 @@ import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from simo import _torchvision
@@ -168,9 +170,17 @@ def test_timm_can_be_imported_after_simo():
         ("", None, False),
     ],
 )
-def test_torchvision_is_helped_only_if_it_does_not_fit(torchvision, cuda, needed):
-    """A matching pair of torch and torchvision keeps its own operators."""
-    assert _torchvision.needs_schemas(torchvision, cuda) is needed
+def test_torchvision_is_helped_only_if_it_does_not_fit(monkeypatch, torchvision, cuda, needed):
+    """A matching pair of torch and torchvision keeps its own operators; others are declared, once."""
+    declared = []
+    library = SimpleNamespace(define=declared.append)
+    monkeypatch.setattr(_torchvision, "installed_version", lambda: torchvision)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.library, "Library", lambda *where: library)
+    finder = _torchvision.TorchvisionFinder()
+    for name in ("timm", "torchvision", "torchvision"):
+        assert finder.find_spec(name) is None
+    assert [schema.partition("(")[0] for schema in declared] == (["nms", "qnms"] if needed else [])
 
 
 def test_torchvision_version_is_read_without_import(monkeypatch, tmp_path):
