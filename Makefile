@@ -123,7 +123,8 @@ backbone: environment ## pretrain the miniature's encoder again, into build/back
 	@.venv/bin/python -m data_scripts.backbone --out build/backbone/miniature_vit.safetensors
 
 links: redraw ## check that every link of the book leads somewhere; needs the network
-	@.venv/bin/jupyter-book build build/$(PROFILE)/redraw/source --path-output build/$(PROFILE)/redraw --builder linkcheck
+	@.venv/bin/jupyter-book build $(call quoted,$(BUILD)/redraw/source) \
+		--path-output $(call quoted,$(BUILD)/redraw) --builder linkcheck
 
 audit: environment ## check that no package of constraints.txt has a known hole; needs the network
 	@.venv/bin/python -m uv tool run pip-audit==2.10.1 --requirement constraints.txt --no-deps --disable-pip

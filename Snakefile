@@ -266,6 +266,15 @@ for each in EXPERIMENTS:
             " {params.more} > {log:q} 2>&1"
 
 
+# what some pages read beside records and the paper's numbers
+READS = {
+    "evidence": ["book/outside_numbers.json"],
+    "benchmarks": [*map(str, listed("benchmarks", "*.json"))],
+    "status": [*map(str, listed("book", "torture.json"))],
+    "model": [*map(str, listed("notebooks/params/paper", "*.yaml"))],
+}
+
+
 def drawn_from(wildcards):
     """What a page reads: itself, printed numbers, and records of its data set, of all, or none."""
     without = dict.fromkeys(("model", "deviations", "own_models", "benchmarks"), ())
@@ -278,10 +287,8 @@ def drawn_from(wildcards):
     beside = wildcards.kind == "book" and "recomputed" in declared_parameters(wildcards.page)
     fresh = recomputed() if beside or not COMMITTED else []
     chosen = [path for path in records if Path(path).parts[2].split("_")[0] in about]
-    own = [f"notebooks/pages/{wildcards.page}.ipynb"]  # its prose, too
-    own += ["book/paper_numbers.json", *["book/outside_numbers.json"] * (wildcards.page == "evidence")]
-    own += [*map(str, listed("benchmarks", "*.json"))] * (wildcards.page == "benchmarks")
-    return [*own, *chosen] + [path for path in fresh if Path(path).parts[-3].split("_")[0] in about]
+    own = [f"notebooks/pages/{wildcards.page}.ipynb", "book/paper_numbers.json"]  # its prose, too
+    return [*own, *READS.get(wildcards.page, ()), *chosen] + [path for path in fresh if Path(path).parts[-3].split("_")[0] in about]
 
 
 def drawing_parameters(page, kind):
@@ -314,7 +321,7 @@ rule html:
         pages=expand(rules.page.output.notebook, page=PAGES, allow_missing=True),
         sources=["_config.yml", "_toc.yml", "CITATION.cff", "CONTRIBUTING.md", "tools/book.py", "tools/supplements.py", *map(str, listed("book", "**/*.*"))],
         documented=list(map(str, listed("simo", "**/*.py"))),  # in the API's pages
-        notebooks=list(map(str, listed("notebooks", "*/*.ipynb"))),
+        notebooks=list(map(str, [*listed("notebooks", "*/*.ipynb"), *listed("notebooks/params", "paper/*.yaml")])),
     output: BUILD + "/{kind}/_build/html/index.html"
     log: BUILD + "/logs/{kind}/html.log"
     message: "build the book"

@@ -5,6 +5,7 @@ A ratio is the other's seconds divided by ours, round by round: above 1 we are f
 
 import ctypes
 import gc
+import math
 import statistics
 import sys
 import threading
@@ -71,15 +72,15 @@ def reached(row):
         met.append(row["ratio"][0] >= row["aim"])
     if row["seconds"] is not None:
         met.append(statistics.median(row["ours_seconds"]) <= row["seconds"])
-    if row["memory"] is not None:
+    if row["memory"] is not None and not math.isnan(row["ours_memory"]):
         met.append(row["ours_memory"] <= row["memory"])
     return all(met) if met else None
 
 
 def memory_of(function):
-    """Bytes of anonymous memory that a call adds at most, its result included; Linux only, 0 elsewhere."""
+    """Bytes of anonymous memory that a call adds at most, its result included; NaN where not on Linux."""
     if sys.platform != "linux":
-        return 0
+        return math.nan
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what is taken now
     before = most = anonymous()

@@ -3,9 +3,10 @@
 import pandas as pd
 import seaborn as sns
 
+from report.display import seconds
 from report.overview import TITLES
 from report.plotting import METHODS
-from report.tables import MODELS, costs_of, spread
+from report.tables import MODELS, costs_of, experts_together, spread
 from simo.evaluation import mean_score
 from simo.performance import delta_printed, normalised_performance
 from simo.tasks import tasks_of
@@ -111,7 +112,7 @@ def controls_table(records, frame, dataset):
         "name", sort=False
     )
     beside = frame.printed.loc[["task_arithmetic", *BESIDE_JOINT]].groupby("model", sort=False)
-    timed = own.delta.agg(spread) + own.seconds.mean().map(" in about {:.1f} s".format)
+    timed = own.delta.agg(spread) + own.seconds.mean().map(lambda each: f", {_roughly(each)}")
     rows = pd.concat([timed, beside.agg(spread).rename(index=MODELS)])
     return rows.rename_axis(None)
 
@@ -140,7 +141,7 @@ def savings(curves, bare, labelled="heads"):
         own = means.loc["closed form"]
         lasting = own.delta[::-1].cummin()[::-1]
         for images, mark in means.loc[labelled].iterrows():
-            row = {f"Δ of {labelled}": f"{mark.delta:+.1f}", "seconds": f"{mark.seconds:.1f}"}
+            row = {f"Δ of {labelled}": f"{mark.delta:+.1f}", "seconds": seconds(mark.seconds, 1)}
             enough = own[lasting >= mark.delta]
             if mark.delta < bare[dataset]:
                 row["closed form needs"] = "none: bare is better"
@@ -149,11 +150,16 @@ def savings(curves, bare, labelled="heads"):
             else:
                 least = enough.iloc[0]
                 fewer, faster = images / least.name, mark.seconds / least.seconds
-                row["closed form needs"] = f"{least.name} images, about {least.seconds:.1f} s"
-                row |= {"times fewer images": f"{fewer:.1f}", "times faster": f"{faster:.1f}"}
-                row[f"{FACTOR} times of either"] = "yes" if max(fewer, faster) >= FACTOR else "no"
+                row["closed form needs"] = f"{least.name} images, {_roughly(least.seconds)}"
+                row |= {"times fewer images": f"{fewer:.1f}", "times faster": seconds(faster, 1)}
+                known = "unknown" if pd.isna(faster) else "no"
+                row[f"{FACTOR} times of either"] = "yes" if max(fewer, faster) >= FACTOR else known
             rows[f"{dataset}, {images} labelled images"] = row
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+def _roughly(value):
+    return "interrupted" if pd.isna(value) else f"about {value:.1f} s"
 
 
 NEIGHBOURS = {"passes": "encoder passes", "added": "parameters added"}
@@ -176,7 +182,7 @@ def neighbours_table(records, frame, dataset):
     groups = rows.groupby("name", sort=False)
     table = {f"{task.name} %": groups[task.name].agg(spread, ".0f") for task in tasks_of(dataset)}
     table |= {"Δ printed, %": groups.delta.agg(spread)}
-    table |= {"seconds": groups.seconds.mean().map(lambda own: "" if pd.isna(own) else f"{own:.0f}")}
+    table |= {"seconds": groups.seconds.mean().map(seconds)}
     table |= {title: groups[name].first().map("{:,}".format) for name, title in NEIGHBOURS.items()}
     order = groups.delta.mean().sort_values(ascending=False).index
     return pd.DataFrame(table).loc[order].rename_axis(index=None)
@@ -263,7 +269,8 @@ def alphas_table(records, frame, dataset, main):
     choices = choices.where(choices.index.get_level_values("method") == EITHER, "α " + choices)
     cells = groups.delta.agg(spread) + " (" + choices + ")"
     table = cells.unstack("rule")[list(RULES)].rename(columns=RULES)
-    table["rank correlation of residual and Δ"] = chosen.groupby("method").order.agg(spread, "+.2f")
+    grids = chosen.drop_duplicates(["seed", "method"])  # the correlation is of a grid, not of a rule
+    table["rank correlation of residual and Δ"] = grids.groupby("method").order.agg(spread, "+.2f")
     return table.rename(index=MODELS).rename_axis(index=None, columns=None)
 
 
@@ -284,7 +291,7 @@ FIELD_NAMES = {
     "lot": "LOT (2025), images",
     "esm": "ESM (2026), images",
     "symerge": "SyMerge's idea (2026), heads trained",
-    "distillation": "Distillation, nothing merged",
+    "distillation": "Distilled encoder, nothing merged",
 }
 
 
@@ -321,7 +328,7 @@ def field_table(records, frame, dataset):
     )
     table = table.assign(α=listed["α"], option=merged.option.first() + " " + listed.value)
     # of the seed that was disturbed least by whatever else ran
-    table["seconds to merge"] = merged.seconds.min().map("{:.0f}".format)
+    table["seconds to merge"] = merged.seconds.min().map(seconds)
     if "residual" in scores:  # older records lack it
         left = scores[scores.way == "closed form"].set_index("method").residual.map(_mean_of)
         table["residual"] = left.groupby(level=0).agg(spread, ".2f")
@@ -362,10 +369,8 @@ def joint_scores(records, frame, dataset, main):
             name = f"Joint, {BALANCES.get(row['name'], row['name'])}"
             yield row["cost"] | {"name": name, "metrics": row["metrics"]}
 
-    costs = pd.DataFrame([{"seed": seed, "model": model, **cost} for seed, model, cost in costs_of(main)])
-    experts = costs[costs.model == "expert"].groupby("seed")
-    # all experts see the same images; a time that is missing is not 0
-    experts = experts.agg({"steps": "sum", "samples": "first", "seconds": lambda own: own.sum(skipna=False)})
+    costs = costs_of(main).drop(columns="parameters")
+    experts = experts_together(costs_of(main)).drop(columns="parameters")
     beside = []
     for row in costs[costs.model.isin(BESIDE_JOINT)].to_dict("records"):
         row |= {"name": MODELS[row["model"]], "delta": frame.loc[(row["model"], row["seed"]), "printed"]}

@@ -18,6 +18,11 @@ def real_minus(text):
     return HYPHEN.sub("−", text)
 
 
+def seconds(value, digits=0):
+    """Seconds as text; "interrupted" where a run that went on does not know them, NaN."""
+    return f"{value:,.{digits}f}" if value == value else "interrupted"
+
+
 def show(table, caption, name, corner="", index=True, classes="", escape="html"):
     """Display a table with a caption, a place to link to, and a header over its first column.
 

@@ -120,7 +120,7 @@ def gather(frame, dataset, records, paper):
             sizes = {1: 1.0, **points.groupby("size").performance.mean()}
         if "adamerging" in own:
             coefficients = block_coefficients(own["adamerging"]["details"]["coefficients"])
-        costs = {model: cost for _, model, cost in tables.costs_of(own.values())}
+        costs = tables.costs_of(own.values()).drop(columns="seed").groupby("model").last().to_dict("index")
         models = frame.xs(seed, level="seed")
         relative = models[[f"{task.name} %" for task in tasks_of(dataset)]]
         found[f"seed {seed}"] = Evidence(

@@ -57,7 +57,7 @@ class Experiment:
         ]
 
 
-MAIN, PAPER, ALL = ({group: ("",)} for group in GROUPS)
+MAIN, PAPER = ({group: ("",)} for group in GROUPS[:2])
 METHODS = {"main": ("task_arithmetic", "ties"), "paper": ("pretrained", "average", "ties_untrimmed")}
 REALIGNED = {"main": ("task_arithmetic", "ties"), "paper": ("pretrained",)}
 MERGED = "merged_task_arithmetic"
@@ -125,7 +125,7 @@ def records_of(dataset, tasks, further):
     further : str
         `no`, or the last of `GROUPS` to be computed.
     """
-    groups = GROUPS[: 1 + max(0, GROUPS.index(further) if further in GROUPS else 0)]
+    groups = GROUPS[: 1 + GROUPS.index("main" if further == "no" else further)]
     return [
         name
         for group in groups

@@ -20,7 +20,17 @@ PAPER_HEADS = {"nyuv2": "linear", "cityscapes": "DPT", "taskonomy": "DPT"}
 WITHOUT_MERGING = ("pretrained+heads", "pretrained+representation")
 # the paper's tables and figures: where they are drawn, and the experiments that their numbers come from
 EXPERTS = ("expert_*",)
-TABLE = (*EXPERTS, "joint", "merge_*", "realign_*", "masks", "adamerging", "released", "control")
+TABLE = (
+    *EXPERTS,
+    "joint",
+    "merge_*",
+    "realign_*",
+    "masks",
+    "adamerging",
+    "released",
+    "control",
+    "control_train",
+)
 RESULTS = {
     "Table 1": ("nyuv2", TABLE),
     "Table 2": ("cityscapes", TABLE),
@@ -80,7 +90,7 @@ def effort(pages):
         title = TITLES[page.dataset]
         if page.dataset == "taskonomy":  # the paper's Table 4
             columns[title, "paper", f"{PAPER_HEADS[page.dataset]} heads"] = _shares(paper_costs(page.paper))
-        costs = {model: cost for _, model, cost in tables.costs_of(page.records)}  # the same on every seed
+        costs = tables.costs_of(page.records).groupby("model").first().to_dict("index")  # alike on all seeds
         columns[title, page.name, f"{page.heads} heads"] = _shares(costs)
     return pd.DataFrame(columns)
 
@@ -199,7 +209,7 @@ def results_index(pages):
     Parameters
     ----------
     pages : sequence of Page
-        One a data set.
+        One a data set; results of data sets without a page are left out.
 
     Returns
     -------
@@ -209,14 +219,16 @@ def results_index(pages):
     by_name = {page.dataset: page for page in pages}
     rows = {}
     for result, (dataset, patterns) in RESULTS.items():
+        if dataset not in by_name:
+            continue
         page = by_name[dataset]
         used = [r for r in page.records if any(fnmatch(r["experiment"], pattern) for pattern in patterns)]
         notebooks = sorted({record["provenance"]["notebook"] for record in used})
         rows[result] = {
             "page": f'<a href="{dataset}.html">{TITLES[dataset]}</a>',
             "computed by": ", ".join(f'<a href="../compute/{name}.html">{name}</a>' for name in notebooks),
-            "parameters": f"notebooks/params/{page.profile}/{dataset}.yaml" if used else "",
-            "records": f"{page.profile}/{dataset}/seed*/: {', '.join(patterns)}" if used else "",
+            "parameters": f"notebooks/params/{page.profile}/{page.study}.yaml" if used else "",
+            "records": f"{page.profile}/{page.study}/seed*/: {', '.join(patterns)}" if used else "",
             "minutes a seed": _minutes(used) + (" [fixture]" if page.fixture else ""),
         }
     return pd.DataFrame.from_dict(rows, orient="index")

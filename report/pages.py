@@ -30,12 +30,12 @@ NAMES = {
 ENCODERS = {"nyuv2_lite0": ("EfficientNet-Lite0",)}  # of studies with another than their profile's
 SCALES = {
     "photos": "The paper's own photographs of NYUv2, at less than half its resolution, with a ViT-S/14 "
-    "that descends from DINOv2, by all signs, and was trained on for saliency, instead of ViT-B/14, fewer "
+    "that is, by all signs, DINOv2, trained further to find salient objects, instead of ViT-B/14, fewer "
     "steps, depth in steps of 3.9 cm and normals derived from it. Compare the *pattern* with the "
     "paper; [the photographs](../../book/photographs.md) say what each of these may change.",
     "photos_gpu": "The paper's own photographs of NYUv2, at its resolution and with as many steps for an "
-    "expert as its at most, but with a ViT-S/14 that descends from DINOv2, by all signs, and was trained on "
-    "for saliency, instead of ViT-B/14, depth in steps of 3.9 cm and normals derived from it.",
+    "expert as its at most, but with a ViT-S/14 that is, by all signs, DINOv2, trained further to find "
+    "salient objects, instead of ViT-B/14, depth in steps of 3.9 cm and normals derived from it.",
     "miniature": "Rendered scenes and a small ViT pretrained on such renders, **not the real data and "
     "DINOv2**. Compare the *pattern* with the paper: which methods collapse, what repairs "
     "them, and by how much.",
@@ -249,7 +249,13 @@ class Page:
         if self:
             frames = {page.name: page.frame for page in (self, *others) if page.records}
             caption = "what can be compared at any size, in the paper and here."
-            table = tables.pattern(frames, self.dataset, self.paper)
+            nothing = {
+                (page.name, method)
+                for page in (self, *others)
+                for method, (zero, count) in tables.unmerged(page.records).items()
+                if zero == count
+            }
+            table = tables.pattern(frames, self.dataset, self.paper, nothing)
             self._show(table, caption, "pattern", "what is compared", others)
 
     def claims(self):
@@ -275,16 +281,28 @@ class Page:
             print(tables.table_of(self.frame, self.dataset).to_string())
             print(self.judge().verdict.to_string())
 
-    def recomputed(self):
-        """Display the seeds recomputed in this build beside the committed ones."""
-        if self.fresh is None:
-            display(
-                Markdown("*This build drew these records only; `make book` recomputes a seed beside them.*")
-            )
-        elif self:
-            table = tables.recomputed_beside_committed(self.frame, self.fresh, claims.TOLERANCE)
-            table = table.rename_axis(index=["model", "seed"])
+    def recomputed(self, *others):
+        """Display the seeds recomputed in this build, of this page and others, beside the committed ones."""
+        found = [page for page in (self, *others) if page.fresh is not None]
+        for page in found:
+            page._recomputed()
+        if not found:
+            text = "*This build drew these records only; `make book` recomputes a seed beside them.*"
+            display(Markdown(text))
+
+    def _recomputed(self):
+        """The seeds recomputed of this page, and which of them no committed one is there for."""
+        if not self:
+            return
+        alone = sorted(set(self.fresh.index.unique("seed")) - set(self.frame.index.unique("seed")))
+        table = tables.recomputed_beside_committed(self.frame, self.fresh, claims.TOLERANCE)
+        if len(table):
             self._show(table, "Δ printed, as committed and as recomputed here.", "recomputed")
+        for seed in alone:
+            text = (
+                f"{self.title}: seed {seed} was computed, and no seed {seed} is committed to compare it with."
+            )
+            display(Markdown(f"*{text}*"))
 
     def deltas(self):
         """Draw Δ of every model and seed, the paper's beside."""
@@ -316,15 +334,19 @@ class Page:
     def pictures(self):
         """Draw images, truth and predictions of the first seed; those of photographs are never committed."""
         if self.has("qualitative"):
-            seed = min(record["seed"] for record in self.records)
-            path = self.folder / f"seed{seed}" / "qualitative.npz"
-            if not path.exists():
+            if not self.pictures_file.exists():
                 display(
                     Markdown("*The data set's pictures are not passed on: `make photos` draws this figure.*")
                 )
                 return
-            pictures = load_pictures(path)
+            pictures = load_pictures(self.pictures_file)
             self.mark(qualitative_figure(pictures, self.tasks, PICTURED))
+
+    @property
+    def pictures_file(self):
+        """Where the pictures of the first seed are, if there are any."""
+        seed = min((record["seed"] for record in self.records), default=0)
+        return self.folder / f"seed{seed}" / "qualitative.npz"
 
     def subsets(self):
         """Draw Figure 1: performance against the number of merged tasks."""

@@ -119,11 +119,9 @@ def _coefficients(page, learned):
 def unmerged(page):
     """Say on how many seeds the validation split chose to merge nothing; empty if on none."""
     parts = []
-    for method in ("task_arithmetic", "ties"):
-        own = [record for record in page.records if record["experiment"] == f"merge_{method}"]
-        count = sum(record["details"]["alpha"] == 0 for record in own)
-        if count:
-            parts.append(f"{tables.MODELS[method]} ({count} of {len(own)} seeds)")
+    for method, (zero, count) in tables.unmerged(page.records).items():
+        if zero and method in ("task_arithmetic", "ties"):
+            parts.append(f"{tables.MODELS[method]} ({zero} of {count} seeds)")
     if not parts:
         return ""
     return (
@@ -190,10 +188,9 @@ def unlabelled_regret(*pages):
 
 def pictures(page):
     """How far the pictured predictions are from the truth, beside the experts' (Figure 4)."""
-    path = page.folder / "seed0" / "qualitative.npz"
-    if not path.exists():
+    if not page.pictures_file.exists():
         return ""
-    shown = load_pictures(path)
+    shown = load_pictures(page.pictures_file)
     rows = {"joint": "joint training", "merged": "the merged model"}
     rows |= {"heads": "with realigned heads", "representation": "with realigned representation"}
     text = []

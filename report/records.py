@@ -4,7 +4,7 @@ A record is what one computing notebook found:
 
 - `experiment`, `profile`, `dataset`, `seed`: which one it is;
 - `results`: a list of `{"model", "split", "metrics": {task: value}, "cost": {...}}`, one per evaluated model;
-- `details`: whatever else its figures need (α scans, loss histories, curves);
+- `details`: whatever else its figures need (α scans, curves);
 - `provenance`: the repository's commit, parameters, hashes of code, data and input checkpoints, where the
   pretrained weights come from, versions, device, time, memory.
 """
@@ -344,7 +344,8 @@ def provenance_table(records):
     Returns
     -------
     DataFrame
-        Of text and numbers, one row a record.
+        Of text and numbers, one row a record; seconds of an interrupted run, of which only those since it
+        went on are known, begin with "over".
     """
     rows = []
     for record in records:
@@ -354,7 +355,7 @@ def provenance_table(records):
                 "study": record["study"],
                 "seed": record["seed"],
                 "experiment": record["experiment"],
-                "seconds": provenance["seconds"],
+                "seconds": "over " * provenance["resumed"] + f"{provenance['seconds']:.0f}",
                 "peak MB": provenance["peak_memory_mb"],
                 "device": provenance["device"],
                 "data": "FIXTURE" if provenance["fixture"] else provenance["source"],

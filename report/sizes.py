@@ -3,18 +3,28 @@
 import pandas as pd
 import torch
 
+from report.paper import paper_costs, read_paper
 from simo.adapters import add_adapters
 from simo.models import MODEL, count_parameters, create_model
 from simo.tasks import tasks_of
 
-# the paper's Table 4 (Taskonomy), in millions; an expert's is the encoder with one head
-PAPER = pd.DataFrame(
-    {
-        "trained parameters": ["90.1 M", "103.9 M", "17.3 M", "17.6 M"],
-        "which is": ["encoder + a head", "encoder + five heads", "five heads", "five heads + adapters"],
-    },
-    index=["expert", "joint training", "head realignment", "representation realignment"],
-)
+# what the paper trains on Taskonomy, by our name of the model
+TRAINED = {
+    "expert": ("expert", "encoder + a head"),
+    "joint": ("joint training", "encoder + five heads"),
+    "task_arithmetic+heads": ("head realignment", "five heads"),
+    "task_arithmetic+representation": ("representation realignment", "five heads + adapters"),
+}
+
+
+def paper_table():
+    """Numbers of trained parameters in the paper's Table 4 (Taskonomy), and what they are of, as text."""
+    costs = paper_costs(read_paper())
+    rows = {
+        name: {"trained parameters": f"{costs[model]['parameters']} M", "which is": what}
+        for model, (name, what) in TRAINED.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def count_model(values):

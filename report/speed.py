@@ -25,7 +25,7 @@ def described(results):
     machine, versions = results["machine"], results["versions"]
     load = machine["load"]
     other = "" if load is None else f", {load:.1f} processes at work before it began"
-    changed = "" if results["clean"] else ", with changes that were not committed"
+    changed = ", with changes that were not committed" if results["clean"] is False else ""
     size = "" if results["size"] == "full" else f" At size {results['size']}: the numbers mean nothing."
     return (
         f"{results['date']}, commit {(results['commit'] or 'unknown')[:12]}{changed}: "

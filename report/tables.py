@@ -255,22 +255,45 @@ def alphas(records):
     return {record["experiment"].removeprefix("merge_"): record["details"]["alpha"] for record in merged}
 
 
+def unmerged(records):
+    """On how many seeds the validation split chose to merge nothing, α = 0, and of how many: by method."""
+    found = {}
+    for seed in {record["seed"] for record in records}:
+        for method, alpha in alphas([each for each in records if each["seed"] == seed]).items():
+            zero, count = found.get(method, (0, 0))
+            found[method] = zero + (alpha == 0), count + 1
+    return found
+
+
 def costs_of(records):
-    """Yield (seed, model, cost) of all test results; the seconds of a continued run, too few, are NaN."""
+    """What all test results cost: columns `seed`, `model`, `steps`, `samples`, `parameters` and `seconds`.
+
+    The seconds of a continued run, too few, are NaN.
+    """
+    rows = []
     for record in records:
         unknown = {"seconds": float("nan")} if record["provenance"].get("resumed") else {}
         for result in record["results"]:
             if result["split"] == "test":
-                yield record["seed"], result["model"], result["cost"] | unknown
+                rows.append({"seed": record["seed"], "model": result["model"], **result["cost"], **unknown})
+    return pd.DataFrame(rows, columns=["seed", "model", "steps", "samples", "parameters", "seconds"])
 
 
-def pattern(frames, dataset, paper):
+def experts_together(costs):
+    """What all experts cost together, by seed: sums, if all are known; they share their images."""
+    sums = {name: lambda own: own.sum(skipna=False) for name in ("steps", "parameters", "seconds")}
+    return costs[costs.model == "expert"].groupby("seed").agg(sums | {"samples": "first"})
+
+
+def pattern(frames, dataset, paper, nothing=()):
     """What is compared at another size: not values, but the order, the signs and the shares recovered.
 
     Parameters
     ----------
     frames, dataset, paper
         See `paper_beside_ours`; all with scores.
+    nothing : collection of (str, str)
+        Title and method where no seed merged anything, see `unmerged`: what looks like recovery is none.
 
     Returns
     -------
@@ -278,7 +301,10 @@ def pattern(frames, dataset, paper):
         Of text, columns `paper` and the titles.
     """
     theirs = paper_deltas(dataset, paper)
-    columns = [_pattern(frame, theirs) for frame in frames.values()]
+    columns = [
+        _pattern(frame, theirs, [method for own, method in nothing if own == title])
+        for title, frame in frames.items()
+    ]
     names = list(dict.fromkeys(row for column in columns for row in column))
     table = {
         row: [next(c[row][0] for c in columns if row in c), *(c.get(row, ("", ""))[1] for c in columns)]
@@ -287,7 +313,7 @@ def pattern(frames, dataset, paper):
     return pd.DataFrame.from_dict(table, orient="index", columns=["paper", *frames])
 
 
-def _pattern(frame, theirs):
+def _pattern(frame, theirs, nothing):
     """Rows of `pattern`: the paper's text and ours."""
     seeds = frame.printed.unstack("seed").reindex(theirs.index)
     # ranks among what both have: `corr` would leave the others' ranks in place
@@ -308,11 +334,17 @@ def _pattern(frame, theirs):
         for kind in ("heads", "representation"):
             model = f"{method}+{kind}"
             row, share = f"share of the loss recovered by {MODELS[model]}", recovered(every, method, kind)
-            untrained = f"expert+{kind}" in every and every[f"expert+{kind}"].mean() > FINISHED
-            ours = "experts gain, too" if untrained else f"{spread(share, '.0f')} %"
-            ours = ours if every[method].mean() < -LOSS else "no clear loss"
+            ours = f"{spread(share, '.0f')} %"
+            if method in nothing:
+                ours = "nothing merged"
+            elif every[method].mean() >= -LOSS:
+                ours = "no clear loss"
+            elif f"expert+{kind}" not in every:
+                ours += ", no control"
+            elif every[f"expert+{kind}"].mean() > FINISHED:
+                ours = "experts gain, too"
             rows[row] = (f"{recovered(theirs, method, kind):.0f} %", ours)
-            if "constant" in every and (every[method] < every.constant).any():
+            if method not in nothing and "constant" in every and (every[method] < every.constant).any():
                 ours = spread(recovered(every, method, kind, "constant"), ".0f")
                 rows[f"{row}, from a constant"] = ("", f"{ours} %")
     for kind in ("heads", "representation"):
@@ -320,7 +352,8 @@ def _pattern(frame, theirs):
             bare = every.task_arithmetic
             share = 100 * (every[f"pretrained+{kind}"] - bare) / (every[f"task_arithmetic+{kind}"] - bare)
             row = f"share of the gain by {MODELS[f'task_arithmetic+{kind}']} that needs no merging"
-            rows[row] = ("", f"{spread(share, '.0f')} %")
+            ours = "nothing merged" if "task_arithmetic" in nothing else f"{spread(share, '.0f')} %"
+            rows[row] = ("", ours)
     return rows
 
 
@@ -340,21 +373,13 @@ def efficiency(records, paper=None):
         Of text: optimiser steps, trained parameters, different training images and seconds, means over
         seeds. An expert's row is the mean over tasks.
     """
-    costs = {}  # model, seed: list of costs
-    for seed, model, cost in costs_of(records):
-        if model in PAPER_COSTS:
-            costs.setdefault(model, {}).setdefault(seed, []).append(cost)
-    means = {
-        model: pd.DataFrame([pd.DataFrame(each).mean() for each in seeds.values()]).mean()
-        for model, seeds in costs.items()
-    }
-    rows = {model: means[model] for model in PAPER_COSTS if model in means}
-    if "expert" in costs:
-        together = pd.DataFrame(
-            [pd.DataFrame(each).sum(skipna=False) for each in costs["expert"].values()]
-        ).mean()
-        together["samples"] = means["expert"]["samples"]  # the same images for every task
-        rows["All experts"] = together
+    costs = costs_of(records)
+    # of an expert over tasks first: a seed of which one is not known says nothing of their mean
+    seeds = costs.groupby(["model", "seed"]).agg(lambda own: own.mean(skipna=False))
+    means = seeds.groupby("model").mean()
+    rows = {model: means.loc[model] for model in PAPER_COSTS if model in means.index}
+    if "expert" in rows:
+        rows["All experts"] = together = experts_together(costs).mean()
         for model in [name for name in rows if name.startswith("task_arithmetic")]:
             rows[f"{MODELS[model]}, with its experts"] = (together + rows[model]).drop("parameters")
     table = {}
@@ -433,7 +458,7 @@ def recomputed_beside_committed(frame, recomputed, tolerance):
     Returns
     -------
     DataFrame
-        One row a model and recomputed seed that is also committed.
+        One row a model and recomputed seed that is also committed; empty if none is.
     """
     rows = {}
     for model, seed in recomputed.index:
@@ -449,4 +474,5 @@ def recomputed_beside_committed(frame, recomputed, tolerance):
             "tolerance": f"{limit:.1f}",
             "agrees": "yes" if abs(ours - theirs) <= limit else "NO",
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=["Δ printed", "seed"])
+    index = pd.MultiIndex.from_tuples(rows, names=["model", "seed"]) if rows else None
+    return pd.DataFrame(list(rows.values()), index=index)

@@ -1,11 +1,12 @@
-"""Compares two folders of records, old and new: which metrics changed by more than seeds differ.
+"""Compares two folders of records, old and new: which results changed by more than seeds differ.
 
     python tools/compare.py OLD NEW
 
-A metric is compared as its mean over the seeds that both folders have. The yardstick is the standard
-deviation of the old seeds; of one seed alone, which has none, the tolerance of `make verify`. Exit status 0:
-nothing changed by more, and nothing is missing; 1: something did, or is. Where training ends elsewhere, as on
-another processor, about a third of the metrics of three seeds do so by chance alone.
+Results are all numbers but seconds and the losses on the way; one is compared as its mean over the seeds
+that both folders have. The yardstick is the standard deviation of the old seeds; of one seed alone, which
+has none, the tolerance of `make verify`. Exit status 0: nothing changed by more, and nothing is missing; 1:
+something did, or is. Where training ends elsewhere, as on another processor, about a third of the results of
+three seeds do so by chance alone.
 """
 
 import argparse
@@ -17,14 +18,14 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from report.records import load_records
 from simo.errors import SimoError
-from tools.verify import TOLERANCE
+from tools.verify import TIMES, TOLERANCE
 
-METRIC = ["study", "experiment", "metric"]
+RESULT = ["study", "experiment", "result"]
 SHOWN = 30  # of the largest changes
 
 
-def metrics_of(part, place=""):
-    """Yield (place, number) of every metric in a part of a record.
+def results_of(part, place=""):
+    """Yield (place, number) of every result in a part of a record.
 
     An element of a list is named by its texts, so that a new one does not shift the others, and by its number
     where these do not tell it from others.
@@ -33,11 +34,11 @@ def metrics_of(part, place=""):
         texts = [" ".join(filter(_is_text, each.values())) if isinstance(each, dict) else "" for each in part]
         names = [text if texts.count(text) == 1 else f"{text} {i}".strip() for i, text in enumerate(texts)]
         part = dict(zip(names, part, strict=True))
-    for name, value in part.items() if isinstance(part, dict) else ():
-        if name == "metrics":
-            yield from ((f"{place}.{task}", number) for task, number in value.items())
-        else:
-            yield from metrics_of(value, f"{place}.{name}".strip("."))
+    for name, value in part.items():
+        if isinstance(value, dict | list) and name != "history":
+            yield from results_of(value, f"{place}.{name}".strip("."))
+        elif isinstance(value, int | float) and name not in TIMES:
+            yield f"{place}.{name}".strip("."), value
 
 
 def _is_text(value):
@@ -45,7 +46,7 @@ def _is_text(value):
 
 
 def compare(old, new):
-    """How far each metric is from the old one.
+    """How far each result is from the old one.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ def compare(old, new):
     Returns
     -------
     DataFrame
-        Indexed by study, experiment and metric: `old` and `new`, means over the seeds that both have, the
+        Indexed by study, experiment and result: `old` and `new`, means over the seeds that both have, the
         `spread` of the old seeds, and the `change` in units of it, largest first.
     DataFrame
         Indexed by the same and seed: what only one of them has, NaN where it is missing.
@@ -66,12 +67,12 @@ def compare(old, new):
             (record["study"], record["experiment"], place, record["seed"]): number
             for record in records
             for part in ("results", "details")
-            for place, number in metrics_of(record[part])
+            for place, number in results_of(record[part])
         }
-        sides[side] = pd.Series(values, dtype=float).rename_axis([*METRIC, "seed"])
+        sides[side] = pd.Series(values, dtype=float).rename_axis([*RESULT, "seed"])
     both = pd.DataFrame(sides)
-    found = both.dropna().groupby(METRIC).mean()
-    spread = both.old.groupby(METRIC).std().reindex(found.index)
+    found = both.dropna().groupby(RESULT).mean()
+    spread = both.old.groupby(RESULT).std().reindex(found.index)
     found["spread"] = spread.fillna(TOLERANCE / 100 * found.old.abs())
     change = (found.new - found.old).abs()
     found["change"] = (change / found.spread).where(change > 0, 0.0)  # also where no seed differs
@@ -91,7 +92,7 @@ def main(argv=None):
         return 1
     equal, beyond = (found.change == 0).sum(), found[found.change > 1]
     print(
-        f"{len(found)} metrics: {equal} equal, {len(found) - equal - len(beyond)} within the seeds' spread,"
+        f"{len(found)} results: {equal} equal, {len(found) - equal - len(beyond)} within the seeds' spread,"
     )
     print(f"{len(beyond)} beyond it; {len(lacking)} results on one side only")
     for table, what in ((beyond, "beyond the spread, in units of it"), (lacking, "on one side only")):

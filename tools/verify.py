@@ -4,7 +4,8 @@
 
 The same processor gives the same record, number by number, apart from seconds. Another one adds
 floating-point numbers in another order, and hundreds of training steps amplify the last bit: then metrics may
-differ by as much as between seeds. Exit status 0: equal, or every metric within tolerance; 1: not.
+differ by as much as between seeds. Exit status 0: equal, or every result within tolerance; 1: not. Results
+are all numbers but the losses on the way (`history`).
 """
 
 import argparse
@@ -17,7 +18,8 @@ from report.notebooks import ROOT
 from simo.errors import SimoError
 from simo.files import read_json
 
-TOLERANCE = 3.0  # per cent of a metric
+TOLERANCE = 3.0  # per cent of a result
+LEAST = 0.01  # results nearer to 0 count as this: of a cosine of .001, 3 % would be nothing
 TIMES = {"seconds", "provenance"}  # what differs between any two runs
 SHOWN = 8  # differences that are listed
 
@@ -61,7 +63,7 @@ def change(pair):
     old, new = pair
     if not all(isinstance(value, int | float) for value in pair):
         return float("inf")
-    return 100 * abs(new - old) / abs(old) if old else float("inf")
+    return 100 * abs(new - old) / max(abs(old), LEAST)
 
 
 def compare(committed, computed):
@@ -70,17 +72,17 @@ def compare(committed, computed):
     Returns
     -------
     (bool, list of str)
-        Whether it is equal, or all its metrics are within `TOLERANCE`; and the lines.
+        Whether it is equal, or all its results are within `TOLERANCE`; and the lines.
     """
     found, count = differences(committed, computed)
     if not found:
         return True, [f"equal: all {count} values"]
-    metrics = {path: change(pair) for path, pair in found.items() if "metrics" in path}
-    far = [path for path, size in metrics.items() if size > TOLERANCE]
+    results = {path: change(pair) for path, pair in found.items() if "history" not in path}
+    far = [path for path, size in results.items() if size > TOLERANCE]
     largest = sorted(found, key=lambda path: (path in far, change(found[path])), reverse=True)[:SHOWN]
     verdict = "not the same" if far else "within tolerance"
     lines = [
-        f"{verdict}: {len(found)} of {count} values differ, {len(metrics)} of them metrics, "
+        f"{verdict}: {len(found)} of {count} values differ, {len(results)} of them results, "
         f"{len(far)} by more than {TOLERANCE:g} %"
     ]
     lines += [f"  {'.'.join(path)}: {found[path][0]} committed, {found[path][1]} now" for path in largest]

@@ -322,20 +322,6 @@ def test_broken_pictures(copy):
         convert(images[0])
 
 
-def test_benchmark(tmp_path, monkeypatch, capsys):
-    """Protects the benchmark from rotting: it prepares what it writes, on small frames, zipped or not."""
-    from benchmarks import prepare_cityscapes
-
-    monkeypatch.setattr(prepare_cityscapes, "SIZE", (128, 256))
-    for option in ([], ["--zipped"]):
-        command = ["--frames", "7", "--workers", "1", "--folder", str(tmp_path), *option]
-        assert prepare_cityscapes.main(command) in (0, 1)  # so small that the ratio means nothing
-        assert "is complete: 7 images" in (printed := capsys.readouterr().out)
-        assert "7 frames, 1 workers" in printed
-        assert "decoding alone" in printed
-    assert not list(tmp_path.iterdir())
-
-
 def test_fixtures_command(tmp_path):
     """Protects the rehearsal: the command writes raw data that can be opened and say they are made up."""
     from data_scripts import fixtures

@@ -63,6 +63,15 @@ def test_savings_by_hand():
     ]  # time
 
 
+def test_time_that_is_not_known_settles_nothing():
+    """An interrupted run says how few images suffice, and not how fast."""
+    rows = [("heads", 64, 9.0, -20.0), ("heads", 256, 9.0, -20.0), ("closed form", 16, float("nan"), -20.0)]
+    table = beyond.savings({"nyuv2": curves_of(rows)}, {"nyuv2": -50.0})
+    assert table["closed form needs"].tolist() == ["16 images, interrupted"] * 2
+    assert table["times faster"].tolist() == ["interrupted"] * 2
+    assert table["10 times of either"].tolist() == ["unknown", "yes"]
+
+
 def test_a_lucky_point_does_not_count_as_reached():
     """Closed form that is good enough from 4 images but not from 16 needs the 64 from which it stays so."""
     rows = [("heads", 64, 9.0, -20.0)]
@@ -135,7 +144,7 @@ def test_controls_stand_beside_the_main_models():
     row["metrics"] = dict(zip(TASKS, (34.0, 0.5, 20.0), strict=True))  # 15 % less in one of three
     records = [{"seed": 0, "details": {"controls": [row]}, "provenance": {}}]
     table = beyond.controls_table(records, frame, "nyuv2")
-    assert table["TA + closed form"] == "-5.0 in about 2.4 s"
+    assert table["TA + closed form"] == "-5.0, about 2.4 s"
     assert table[["TA", "Joint training", "Pretrained + representation"]].tolist() == [
         "-10.0",
         "-11.0",
@@ -206,7 +215,7 @@ def test_neighbours_table_by_hand():
     assert found == ["50", "100", "100", "-16.7", "40", "3", "73,728"]
     assert table.loc["FeatCal", "Δ printed, %"] == "-25.0"
     continued = beyond.neighbours_table(records[1:], frame, "nyuv2")
-    assert continued.loc["FeatCal", "seconds"] == ""
+    assert continued.loc["FeatCal", "seconds"] == "interrupted"
 
 
 def test_joint_table_by_hand():

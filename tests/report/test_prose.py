@@ -19,9 +19,9 @@ ALLOWED = {
     "cityscapes": {"2,048"},  # pixels of the images whose disparity is the unit
     "model": {"0.5", "0.406", "0.225", "0.42", "2,380"},  # ImageNet's statistics, Cityscapes' images
     "relationships": {"1.5"},  # the largest λ
-    "README": {"3.11", "2504.11268", "0.2", "1.0", "4.0"},  # Python, arXiv, the example's values, CC BY
+    "README": {"3.11", "3.13", "2504.11268", "0.2", "1.0", "4.0"},  # Python, arXiv, example, CC BY
     "miniature": set(),
-    "reproduce": {"3.11"},
+    "reproduce": {"3.11", "3.13"},
 }
 
 

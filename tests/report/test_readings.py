@@ -158,6 +158,14 @@ def test_adapters_do_not_bring_features_back(shares):
     assert shares["merged + adapters", "CKA"].mean() < shares["merged", "CKA"].mean()
 
 
+def test_five_tasks_on_photographs_are_best_not_merged():
+    """What README and the photographs' page say: of all α, validation takes 0."""
+    found = tables.unmerged(load_records(ROOT / "records/photos/taskonomy_photos"))
+    for method in ("task_arithmetic", "ties"):
+        zero, count = found[method]
+        assert zero == count > 0
+
+
 def test_frozen_decoder_keeps_more_but_nothing_is_merged(page):
     """At every α and seed it scores higher than under own heads; best where next to nothing is merged."""
     scans = page.derive("frozen_decoder", variations.contrast_scores, main=page.records)

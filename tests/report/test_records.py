@@ -245,7 +245,12 @@ def test_provenance_table(record):
     (row,) = provenance_table([record | {"study": "cityscapes_dpt"}]).to_dict("records")
     assert row["study"] == "cityscapes_dpt"  # not the data set, which several studies share
     assert row["experiment"] == "expert"
-    assert row["seconds"] == record["provenance"]["seconds"]
+    assert row["seconds"] == f"{record['provenance']['seconds']:.0f}"
+    resumed = record | {
+        "study": "nyuv2",
+        "provenance": record["provenance"] | {"resumed": True, "seconds": 9.6},
+    }
+    assert provenance_table([resumed]).seconds.tolist() == ["over 10"]
     assert f"torch {torch.__version__}" in row["versions"]
     assert record["provenance"]["hashes"]["code"].startswith(row["code"])
 

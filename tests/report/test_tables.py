@@ -144,6 +144,13 @@ def test_recomputed_beside_committed():
     ]
 
 
+def test_a_seed_that_is_not_committed_has_nothing_beside_it():
+    """Its table is empty, and no error after hours of computing."""
+    committed, fresh = frame_of(ties=[0.7]), frame_of(ties=[0.7])
+    fresh.index = fresh.index.set_levels([5], level="seed")
+    assert recomputed_beside_committed(committed, fresh, tolerance=2.0).empty
+
+
 def test_recomputed_seed_of_steady_results_has_the_fixed_tolerance():
     """Where the committed seeds agree closely, the fixed tolerance decides."""
     committed = frame_of(**{"joint": [0.95, 0.95]})
@@ -228,12 +235,19 @@ def test_pattern_by_hand():
     table = tables.pattern({"ours": same}, "nyuv2", PAPER)
     assert table.filter(like="order of the methods", axis=0).ours.item() == "1.00"
     share = "share of the loss recovered by TA + heads"
-    assert table.loc[share].tolist() == ["80 %", "80 %"]  # from -27.5 to -5.4
+    assert table.loc[share].tolist() == ["80 %", "80 %, no control"]  # from -27.5 to -5.4
     assert table.loc["methods that lose against the experts"].tolist() == ["7 of 7", "7 of 7"]
     better = frame_of(
         **{model: [1 + delta / 100] for model, delta in printed.items()}, **{"expert+heads": [1.08]}
     )
     assert tables.pattern({"ours": better}, "nyuv2", PAPER).loc[share, "ours"] == "experts gain, too"
+    trained = frame_of(
+        **{model: [1 + delta / 100] for model, delta in printed.items()}, **{"expert+heads": [1.02]}
+    )
+    assert tables.pattern({"ours": trained}, "nyuv2", PAPER).loc[share, "ours"] == "80 %"
+    none = tables.pattern({"ours": trained}, "nyuv2", PAPER, {("ours", "task_arithmetic"), ("other", "ties")})
+    assert none.loc[share, "ours"] == "nothing merged"
+    assert none.loc[share.replace("TA", "TIES"), "ours"].endswith("%")
     turned = frame_of(**{model: [1.4 - delta / 100] for model, delta in printed.items()})
     table = tables.pattern({"ours": turned}, "nyuv2", PAPER)
     assert table.filter(like="order of the methods", axis=0).ours.item() == "-1.00"

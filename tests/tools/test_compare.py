@@ -1,4 +1,4 @@
-"""tools/compare.py: which metrics changed by more than seeds differ."""
+"""tools/compare.py: which results changed by more than seeds differ."""
 
 import pytest
 
@@ -22,7 +22,7 @@ OLD = [record(seed, value) for seed, value in enumerate((0.4, 0.5, 0.6))]  # mea
 def test_a_change_is_in_units_of_the_spread_of_seeds(shift, change):
     """The same shift of all seeds moves the mean by it; .1 is one unit, either way."""
     found, lacking = compare.compare(OLD, [record(seed, 0.4 + 0.1 * seed + shift) for seed in range(3)])
-    assert found.index.tolist() == [("nyuv2", "expert_depth", "expert test.depth")]
+    assert found.index.tolist() == [("nyuv2", "expert_depth", "expert test.metrics.depth")]
     assert found.iloc[0].tolist() == pytest.approx([0.5, 0.5 + shift, 0.1, change])
     assert lacking.empty
 
@@ -48,13 +48,17 @@ def test_studies_of_one_data_set_and_seeds_without_spread_are_kept_apart():
     assert found.index[0][0] == "nyuv2_dpt"
 
 
-def test_metrics_in_details_keep_their_names_when_a_method_is_added():
+def test_results_in_details_keep_their_names_when_a_method_is_added():
     """A list's elements are told apart by their texts; those with the same ones, by their places."""
     scans = [{"way": "bare", "metrics": {"depth": 1.0}}, {"way": "bare", "metrics": {"depth": 2.0}}]
     methods = [{"method": "ties", "scores": scans, "curve": [3.0, 4.0]}, {"method": "lot", "scores": []}]
-    found = dict(compare.metrics_of({"methods": methods}))
-    assert found == {"methods.ties.scores.bare 0.depth": 1.0, "methods.ties.scores.bare 1.depth": 2.0}
-    assert dict(compare.metrics_of({"methods": [{"method": "new"}, *methods]})) == found
+    found = dict(compare.results_of({"methods": methods}))
+    names = [
+        f"methods.ties.{place}" for place in ("scores.bare 0.metrics.depth", "scores.bare 1.metrics.depth")
+    ]
+    names += ["methods.ties.curve.0", "methods.ties.curve.1"]
+    assert found == dict(zip(names, (1.0, 2.0, 3.0, 4.0), strict=True))
+    assert dict(compare.results_of({"methods": [{"method": "new"}, *methods]})) == found
 
 
 def test_the_command_line_says_what_is_beyond_and_what_is_missing(tmp_path, capsys):
@@ -66,12 +70,12 @@ def test_the_command_line_says_what_is_beyond_and_what_is_missing(tmp_path, caps
         write_json(tmp_path / f"new/nyuv2/seed{each['seed']}/expert_depth.json", changed | whole)
     old, new = str(tmp_path / "old"), str(tmp_path / "new")
     assert compare.main([old, old]) == 0
-    assert "1 metrics: 1 equal, 0 within the seeds' spread,\n0 beyond it" in capsys.readouterr().out
+    assert "1 results: 1 equal, 0 within the seeds' spread,\n0 beyond it" in capsys.readouterr().out
     write_json(tmp_path / "old/nyuv2/seed0/joint.json", record(0, 1.0, "joint", experiment="joint") | whole)
     assert compare.main([old, new]) == 1
     said = capsys.readouterr().out
     assert "1 beyond it; 1 results on one side only" in said
-    assert "nyuv2 expert_depth expert test.depth  0.5  0.7     0.1       2" in said
+    assert "nyuv2 expert_depth expert test.metrics.depth  0.5  0.7     0.1       2" in said
     assert "joint" in said.split("on one side only, the first 1 of 1")[1]
     assert compare.main([old, str(tmp_path)[:-1] + "nowhere"]) == 1
     assert "holds no records" in capsys.readouterr().err

@@ -11,7 +11,7 @@ RECORD = {
     "experiment": "expert_depth",
     "seed": 0,
     "results": [{"model": "expert", "split": "test", "metrics": {"depth": 0.5}, "cost": {"seconds": 12.5}}],
-    "details": {"curve": [{"step": 10, "depth": 0.9}], "alpha": None},
+    "details": {"history": [{"step": 10, "depth": 0.9}], "curve": [0.001], "alpha": None},
     "provenance": {"commit": "abc", "seconds": 20.0},
 }
 
@@ -28,7 +28,7 @@ def test_times_and_provenance_do_not_count():
     """A run on a busier machine, from another commit, is the same record."""
     same, lines = verify.compare(RECORD, changed())
     assert same
-    assert lines == ["equal: all 8 values"]  # experiment, seed, model, split, metric, step, loss, α
+    assert lines == ["equal: all 9 values"]  # experiment, seed, model, split, metric, step, loss, point, α
 
 
 @pytest.mark.parametrize(("value", "same"), [(0.514, True), (0.486, True), (0.516, False), (None, False)])
@@ -40,26 +40,34 @@ def test_a_metric_may_differ_by_the_tolerance(value, same):
     assert f"results.0.metrics.depth: 0.5 committed, {value} now" in lines[1]
 
 
-def test_what_is_no_metric_is_told_but_does_not_decide():
-    """A loss on the way may differ by more; it is listed, metrics that are too far first."""
+def test_losses_on_the_way_are_told_but_do_not_decide():
+    """A loss on the way may differ by more; it is listed, results that are too far first."""
     record = changed(depth=0.6)
-    record["details"]["curve"][0]["depth"] = 9.0
+    record["details"]["history"][0]["depth"] = 9.0
     same, lines = verify.compare(RECORD, record)
     assert not same
     assert [line.split(":")[0].strip() for line in lines[1:]] == [
         "results.0.metrics.depth",
-        "details.curve.0.depth",
+        "details.history.0.depth",
     ]
     record["results"][0]["metrics"]["depth"] = 0.5
     assert verify.compare(RECORD, record)[0]
 
 
+@pytest.mark.parametrize(("value", "same"), [(0.0012, True), (0.0014, False)])
+def test_figures_are_results_too(value, same):
+    """A curve has no metrics by name; 3 % of what is nearly 0 is told from 3 % of .01."""
+    record = changed()
+    record["details"]["curve"] = [value]
+    assert verify.compare(RECORD, record)[0] == same
+
+
 def test_a_value_that_one_record_lacks_differs():
     """A row more is a difference, not an equality of what both have."""
     record = changed()
-    record["details"]["curve"].append({"step": 20, "depth": 0.8})
+    record["details"]["history"].append({"step": 20, "depth": 0.8})
     _, lines = verify.compare(RECORD, record)
-    assert "2 of 10 values differ" in lines[0]
+    assert "2 of 11 values differ" in lines[0]
 
 
 def test_only_committed_records_are_verified(tmp_path, capsys):
