@@ -20,17 +20,7 @@ PAPER_HEADS = {"nyuv2": "linear", "cityscapes": "DPT", "taskonomy": "DPT"}
 WITHOUT_MERGING = ("pretrained+heads", "pretrained+representation")
 # the paper's tables and figures: where they are drawn, and the experiments that their numbers come from
 EXPERTS = ("expert_*",)
-TABLE = (
-    *EXPERTS,
-    "joint",
-    "merge_*",
-    "realign_*",
-    "masks",
-    "adamerging",
-    "released",
-    "control",
-    "control_train",
-)
+TABLE = (*EXPERTS, "joint", "merge_*", "realign_*", "masks", "adamerging", "released", "control")
 RESULTS = {
     "Table 1": ("nyuv2", TABLE),
     "Table 2": ("cityscapes", TABLE),
