@@ -174,8 +174,9 @@ def verdict_counts(pages):
 
 
 def _title(page, titles):
-    """The study's title, with the page's name where two pages have this title."""
-    return TITLES[page.study] + f", {page.name}" * (titles.count(TITLES[page.study]) > 1)
+    """The study's title, with the page's name where two pages have this title, and for photographs."""
+    named = titles.count(TITLES[page.study]) > 1 or page.profile.startswith("photos")
+    return TITLES[page.study] + f", {page.name}" * named
 
 
 def _verdict(claim, page, judged):
