@@ -1,7 +1,7 @@
 """Parameters: what notebooks declare, and values for them, which are refused before anything runs.
 
-A notebook declares its parameters in the cell tagged `parameters`, as `name = value` or `name: type = value`
-lines of literals; their types are those of the values, or the annotated ones.
+A notebook declares its parameters in the cell tagged `parameters`, as `name = value` lines of literals, whose
+types are the parameters'.
 """
 
 import ast
@@ -10,7 +10,6 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 
@@ -28,18 +27,10 @@ PLACES = (
     "workers",
     "compile_model",
 )  # parameters that say where, not what, is computed
-TYPES = {"bool", "int", "float", "str", "list", "dict", "NoneType"}
 COMPLETE = {"alphas"}  # of these, each name that a default has is read
 COUNTS = r"(realign_)?batch_size|(finetune|joint|realign|longer)_steps|accumulate|(adapter|lora)_rank"
 WORDS = {"device": r"auto|cpu|cuda(:\d+)?", "precision": "auto|float32|bfloat16"}
 INJECTED = "# Parameters\n"  # how the cell begins that papermill puts after the declaring one
-
-
-class Declared(NamedTuple):
-    """A parameter's default, and the names of the types that its values may have; none: any."""
-
-    default: object
-    types: frozenset
 
 
 def notebook_path(notebook):
@@ -64,6 +55,7 @@ def read_cells(path):
     return cells
 
 
+@cache
 def declared_parameters(notebook):
     """Parameters of a notebook and their defaults, by name; `notebook` as for `notebook_path`.
 
@@ -72,11 +64,6 @@ def declared_parameters(notebook):
     SimoError
         If the cell tagged `parameters` holds anything but assignments of literals.
     """
-    return {name: declared.default for name, declared in _declarations(notebook).items()}
-
-
-@cache
-def _declarations(notebook):
     path = notebook_path(notebook)
     for cell in read_cells(path):
         if "parameters" in cell.get("metadata", {}).get("tags", ()):
@@ -85,12 +72,12 @@ def _declarations(notebook):
 
 
 def parse_declarations(source, where):
-    """Declared parameters in the source of a cell, by name; SimoError if it holds anything else."""
+    """Declared parameters and their defaults in the source of a cell; SimoError if it holds anything else."""
 
     def refuse(line, found):
         raise SimoError(
-            f"{where}, line {line} of its parameters: expected `name = value` or `name: type = value` with a "
-            f"number, text, list or dict, found {found}"
+            f"{where}, line {line} of its parameters: expected `name = value` with a number, text, list or "
+            f"dict, found {found}"
         )
 
     try:
@@ -101,33 +88,14 @@ def parse_declarations(source, where):
     for node in tree.body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue  # text that explains
-        single = isinstance(node, ast.AnnAssign) or (isinstance(node, ast.Assign) and len(node.targets) == 1)
-        target = single and (node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
-        if not isinstance(target, ast.Name) or node.value is None:
+        single = isinstance(node, ast.Assign) and len(node.targets) == 1
+        if not (single and isinstance(node.targets[0], ast.Name)):
             refuse(node.lineno, f"`{ast.unparse(node)}`")
         try:
-            default = ast.literal_eval(node.value)
-            annotation = getattr(node, "annotation", None)
-            types = _types(annotation) if annotation else {type(default).__name__} - {"NoneType"}
+            declared[node.targets[0].id] = ast.literal_eval(node.value)
         except (SyntaxError, ValueError, TypeError, RecursionError):
             refuse(node.lineno, f"`{ast.unparse(node)}`")
-        declared[target.id] = Declared(default, frozenset(types if types <= TYPES else ()))
     return declared
-
-
-def _types(annotation):
-    """Names of the types that an annotation stands for; those that we do not know, too."""
-    if isinstance(annotation, ast.BinOp):
-        return _types(annotation.left) | _types(annotation.right)
-    if isinstance(annotation, ast.Constant):
-        text = isinstance(annotation.value, str)
-        return _types(ast.parse(annotation.value, mode="eval").body) if text else {"NoneType"}
-    if isinstance(annotation, ast.Subscript):
-        outer, inner = _types(annotation.value), annotation.slice
-        if outer == {"optional"}:
-            return _types(inner) | {"NoneType"}
-        return set().union(*map(_types, getattr(inner, "elts", [inner]))) if outer == {"union"} else outer
-    return {str(getattr(annotation, "id", getattr(annotation, "attr", "any"))).lower()}
 
 
 def nearest(name, known):
@@ -141,23 +109,22 @@ def check_parameters(notebook, parameters):
 
     A value must have the type of the default, in lists and under a dict's own keys, too; a whole number may
     stand for a float, but none may be negative, infinite or NaN where the default is not. Of a dict, a key
-    must not be nearly one that the default has. A default of None without annotation accepts anything but
-    negative numbers.
+    must not be nearly one that the default has.
 
     Raises
     ------
     SimoError
         Naming the parameter, what was expected and what was found.
     """
-    _check(_declarations(notebook), parameters, notebook_path(notebook).name)
+    _check(declared_parameters(notebook), parameters, notebook_path(notebook).name)
 
 
-def _check(declarations, parameters, where):
+def _check(defaults, parameters, where):
     for name, value in parameters.items():
-        if name not in declarations:
-            raise SimoError(f"{where} has no parameter {name!r}: {nearest(name, declarations)}")
-        default, types = declarations[name]
-        expected = _unlike(value, default, types) or _useless(name, value, default)
+        if name not in defaults:
+            raise SimoError(f"{where} has no parameter {name!r}: {nearest(name, defaults)}")
+        default = defaults[name]
+        expected = _unlike(value, default) or _useless(name, value, default)
         if expected:
             raise SimoError(
                 f"parameter {name} of {where}: expected {expected} like its default {default!r}, "
@@ -167,8 +134,6 @@ def _check(declarations, parameters, where):
 
 def _useless(name, value, default):
     """What was to be expected where no notebook can use a value of the right type; None where one can."""
-    if default is None and _is_number(value) and value < 0:
-        return "no negative number"
     if name in COMPLETE and (missing := default.keys() - value.keys()):
         return f"{sorted(missing)[0]!r}, too,"
     if re.fullmatch(COUNTS, name) and value < 1:
@@ -184,22 +149,20 @@ def _is_number(value):
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _unlike(value, default, types):
+def _unlike(value, default):
     """What was to be expected where a value cannot stand for a default; None where it can."""
-    found = type(value).__name__
-    if types and found not in types and not (found == "int" and "float" in types):
-        return " or ".join(sorted(types))
+    found, wanted = type(value).__name__, type(default).__name__
+    if found != wanted and (found, wanted) != ("int", "float"):
+        return wanted
     if _is_number(value):
         if not abs(value) <= sys.float_info.max:
             return "finite numbers"
         return "no negative number" if value < 0 and _is_number(default) and default >= 0 else None
     pairs = []
     if found == "list":
-        like = default[:1] if isinstance(default, list) else []
-        if like and all(map(_is_number, default)):
-            like = [min(default)]
-        pairs = [(each, *like) for each in value]
-    elif found == "dict" and isinstance(default, dict):
+        like = [min(default)] if default and all(map(_is_number, default)) else default[:1]
+        pairs = [(each, *(like or [each])) for each in value]
+    elif found == "dict":
         for key in value.keys() - default.keys():
             close = difflib.get_close_matches(str(key), default.keys() - value.keys(), 1, 0.8)
             if close and not str(key).startswith(close[0]):  # cagrad2 beside cagrad is a name of its own
@@ -207,9 +170,8 @@ def _unlike(value, default, types):
         pairs = [(each, default[key]) for key, each in value.items() if key in default]
         # options of a library, such as an image size that is a number or two
         pairs = [pair for pair in pairs if not (isinstance(pair[0], list) and _is_number(pair[1]))]
-    for each, *like in pairs:
-        inner = frozenset({type(like[0]).__name__} if like and like[0] is not None else ())
-        if problem := _unlike(each, like[0] if like else None, inner):
+    for each, like in pairs:
+        if problem := _unlike(each, like):
             return f"{problem} in it"
     return None
 
@@ -419,5 +381,5 @@ def check_injected(history=None):
     for number, source in enumerate(history):
         if source.startswith(INJECTED):
             declaring = history[number - 1] if number else ""
-            injected = {name: declared.default for name, declared in parse_declarations(source, "-p").items()}
+            injected = parse_declarations(source, "-p")
             _check(parse_declarations(declaring, "this notebook"), injected, "this notebook")

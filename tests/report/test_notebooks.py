@@ -30,7 +30,6 @@ count = 3
 flag = False
 sizes = [1, 2]
 options = {"x": 1}
-anything = None
 """
 
 
@@ -70,7 +69,6 @@ def test_parameters_are_read_with_their_defaults(notebook):
         ("flag", False),
         ("sizes", [1, 2]),
         ("options", {"x": 1}),
-        ("anything", None),
     ]
     assert declared_parameters(write_notebook(notebook.with_name("b.ipynb"), "x = 1", tags=())) == {}
 
@@ -81,12 +79,10 @@ def test_parameters_are_read_with_their_defaults(notebook):
         {},
         {"name": "b", "count": 0, "flag": True, "sizes": [7], "options": {}},
         {"rate": 1},
-        {"anything": "text"},
-        {"anything": True},
     ],
 )
 def test_parameters_of_the_right_type_are_accepted(notebook, parameters):
-    """A whole number may stand for a float, and None as default accepts everything."""
+    """A whole number may stand for a float."""
     check_parameters(notebook, parameters)
 
 
