@@ -17,9 +17,9 @@ from simo.realignment import closedform
 from simo.realignment.trained import realign_heads
 from simo.training import Optimisation, fit
 
-# the profile, its images for realignment and steps of a head (both a sixteenth of the study's), images of a
+# the profile, its images for realignment and steps of a head (both a twentieth of the study's), images of a
 # scan, and its values of α
-SIZES = {"full": ("photos", 24, 18, 8, 11), "tiny": ("tiny", 2, 2, 2, 2)}
+SIZES = {"full": ("photos", 20, 15, 8, 11), "tiny": ("tiny", 2, 2, 2, 2)}
 RATE = 1e-3  # of heads
 
 
