@@ -5,7 +5,6 @@ A ratio is the other's seconds divided by ours, round by round: above 1 we are f
 
 import ctypes
 import gc
-import math
 import statistics
 import sys
 import threading
@@ -56,7 +55,8 @@ def measure(pair, rounds):
     row = {key: getattr(pair, key) for key in ("name", "against", "aim", "seconds", "memory")}
     ways = {"ours": pair.ours, "other": pair.other}
     if pair.state:
-        row |= {f"{key}_memory": memory_of(way) / pair.state for key, way in ways.items()}
+        held = {f"{key}_memory": memory_of(way) for key, way in ways.items()}
+        row |= {key: each / pair.state for key, each in held.items() if each is not None}
     times = [{key: seconds_of(way) for key, way in ways.items()} for _ in range(rounds)]
     row |= {f"{key}_seconds": [each[key] for each in times] for key in ways}
     ratios = [each["other"] / each["ours"] for each in times]
@@ -72,15 +72,15 @@ def reached(row):
         met.append(row["ratio"][0] >= row["aim"])
     if row["seconds"] is not None:
         met.append(statistics.median(row["ours_seconds"]) <= row["seconds"])
-    if row["memory"] is not None and not math.isnan(row["ours_memory"]):
+    if row["memory"] is not None and "ours_memory" in row:
         met.append(row["ours_memory"] <= row["memory"])
     return all(met) if met else None
 
 
 def memory_of(function):
-    """Bytes of anonymous memory that a call adds at most, its result included; NaN where not on Linux."""
+    """Bytes of anonymous memory that a call adds at most, its result included; None where not on Linux."""
     if sys.platform != "linux":
-        return math.nan
+        return None
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what is taken now
     before = most = anonymous()

@@ -330,8 +330,8 @@ def field_table(records, frame, dataset):
     # of the seed that was disturbed least by whatever else ran
     table["seconds to merge"] = merged.seconds.min().map(seconds)
     if "residual" in scores:  # older records lack it
-        left = scores[scores.way == "closed form"].set_index("method").residual.map(_mean_of)
-        table["residual"] = left.groupby(level=0).agg(spread, ".2f")
+        left = scores.set_index("method").residual.dropna().map(_mean_of)  # of closed form
+        table["residual"] = left.groupby(level=0).agg(spread, ".2f").reindex(table.index).fillna("")
     order = ways.mean().unstack("way")["closed form"].sort_values(ascending=False).index
     return table.loc[order].rename(index=FIELD_NAMES).rename_axis(index=None)
 

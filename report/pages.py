@@ -287,8 +287,7 @@ class Page:
         for page in found:
             page._recomputed()
         if not found:
-            text = "*This build drew these records only; `make book` recomputes a seed beside them.*"
-            display(Markdown(text))
+            display(Markdown("*In this build no seed of these records was recomputed.*"))
 
     def _recomputed(self):
         """The seeds recomputed of this page, and which of them no committed one is there for."""

@@ -34,8 +34,8 @@ def dwa(losses, history, share=1.0, temperature=2.0):
 
     Weights are T softmax(r / temperature), r_t the mean loss of the last `PERIOD` rows of the history over
     that of the `PERIOD` rows before. Variant: these, a twentieth to a tenth of the training each, take the
-    place of epochs, and move on with every row. Until there are two, weights are equal, and always in
-    trainings of fewer steps than that.
+    place of epochs, and move on with every row. Until there are two, weights are equal, and so they stay in
+    trainings of at most twice `PERIOD` steps.
     """
     weights = torch.ones_like(losses)
     if len(history) >= 2 * PERIOD:

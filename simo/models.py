@@ -62,7 +62,7 @@ def create_model(tasks, seed, backbone, backbone_args, blocks, head, head_option
     tasks : sequence of Task
     seed : int
         A head's initial weights depend on it and on the task's name only, so that an expert and joint
-        training start from the same head. Torch's own random stream is not touched by it.
+        training start from the same head. For heads torch's own random stream is not touched.
     backbone, backbone_args, blocks, input_scale, weights
         See `create_encoder`.
     head : str

@@ -100,7 +100,8 @@ def fit(
         Their targets must be in the batches.
     optimisation : Optimisation
     label : str, optional
-        What is trained, such as "head depth": prints a line that says how much memory it needs.
+        What is trained, such as "head depth": prints a line that says how much memory it needs. A state is
+        continued under the same label only.
     resume : str or Path, optional
         Where to keep the state of unfinished (and finished) training; continued from if it exists.
     backward : callable
@@ -116,7 +117,8 @@ def fit(
     ------
     SimoError
         If a loss is not finite, a batch lacks a target, or `resume` is the state of another training: of
-        other tensors, tasks, steps, learning rates or whatever else decides the result, but for the data.
+        other tensors, tasks, steps, learning rates or another label; of what decides the result, data, device
+        and precision are not told apart.
     """
     settings = optimisation
     model.to(settings.device)
@@ -202,7 +204,7 @@ def probe_then_finetune(
             held = 2 * len(tasks) * _bytes(encoder)  # each task's gradient, and, for PCGrad, a changed copy
             print(f"memory for {balance}: up to {held / 2**30:.1f} GiB more")
         plan = (model, lambda batch: model(batch["image"]), rates[phase], dataset, tasks, optimisation)
-        histories[phase] = fit(*plan, label=phase, resume=state, backward=backward)
+        histories[phase] = fit(*plan, label=f"{phase}, {balance}", resume=state, backward=backward)
     return histories
 
 
@@ -391,7 +393,7 @@ def _trained_state(model):
 
 def _told(label, tasks, settings, learning_rates):
     """What decides a training's result, but for tensors and data, as text."""
-    names = ("steps", "batch_size", "accumulate", "seed", "weight_decay", "warmup", "clip", "precision")
+    names = ("steps", "batch_size", "accumulate", "seed", "weight_decay", "warmup", "clip")
     rates = [[len(parameters), rate] for parameters, rate in learning_rates]
     own = {name: getattr(settings, name) for name in names}
     return json.dumps({"label": label, "tasks": [task.name for task in tasks], "rates": rates} | own)

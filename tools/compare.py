@@ -18,7 +18,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from report.records import load_records
 from simo.errors import SimoError
-from tools.verify import TIMES, TOLERANCE
+from tools.verify import LEAST, TIMES, TOLERANCE
 
 RESULT = ["study", "experiment", "result"]
 SHOWN = 30  # of the largest changes
@@ -73,7 +73,7 @@ def compare(old, new):
     both = pd.DataFrame(sides)
     found = both.dropna().groupby(RESULT).mean()
     spread = both.old.groupby(RESULT).std().reindex(found.index)
-    found["spread"] = spread.fillna(TOLERANCE / 100 * found.old.abs())
+    found["spread"] = spread.fillna(TOLERANCE / 100 * found.old.abs().clip(lower=LEAST))
     change = (found.new - found.old).abs()
     found["change"] = (change / found.spread).where(change > 0, 0.0)  # also where no seed differs
     return found.sort_values("change", ascending=False), both[both.isna().any(axis=1)]

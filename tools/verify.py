@@ -77,9 +77,13 @@ def compare(committed, computed):
     found, count = differences(committed, computed)
     if not found:
         return True, [f"equal: all {count} values"]
-    results = {path: change(pair) for path, pair in found.items() if "history" not in path}
+    # what only a new notebook records is told, and says nothing of the committed values
+    results = {
+        path: change(pair) for path, pair in found.items() if "history" not in path and pair[0] is not None
+    }
     far = [path for path, size in results.items() if size > TOLERANCE]
-    largest = sorted(found, key=lambda path: (path in far, change(found[path])), reverse=True)[:SHOWN]
+    order = sorted(found, key=lambda path: (path in far, path in results, change(found[path])), reverse=True)
+    largest = order[:SHOWN]
     verdict = "not the same" if far else "within tolerance"
     lines = [
         f"{verdict}: {len(found)} of {count} values differ, {len(results)} of them results, "

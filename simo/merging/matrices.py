@@ -152,7 +152,8 @@ def svc(task_vectors, floor=1.0):
         whole = sum(matrices)
         u, values, v = torch.linalg.svd(whole, full_matrices=False)
         parts = u.T @ torch.stack(matrices)  # (T, r, inputs)
-        shares = (parts * (u.T @ whole)).sum(dim=2) / parts.square().sum(dim=2).clamp(min=1e-300)
+        sizes = parts.square().sum(dim=2).clamp(min=1e-300).maximum(1e-12 * values.square())  # or rounding
+        shares = (parts * (u.T @ whole)).sum(dim=2) / sizes
         return u * (values / shares.clamp(min=floor).mean(dim=0)) @ v
 
     return _by_matrix(task_vectors, merge, task_arithmetic)

@@ -76,6 +76,10 @@ class TaskVector(Mapping):
             raise KeyError(name)
         return self._compute(name)
 
+    def __contains__(self, name):
+        """Whether there is such a tensor; it is not computed."""
+        return name in self._names
+
     def __iter__(self):
         """Iterate over names, sorted."""
         return iter(self._names)

@@ -231,7 +231,8 @@ def solve_heads(model, encoders, batches, device="cpu", precision="float32"):
 
     The residual is 1 − R² of the ridge on the images that it holds out, and by which its strength is chosen:
     0 if the head can receive exactly what its expert's encoder would give it, 1 if it learns no more than
-    these images' own mean, and more where even that differs from the other images'. It needs no label and no
+    these images' own mean, and more where even that differs from the other images'; of a head to which its
+    expert gives the same everywhere, 0. It needs no label and no
     head beyond its first layer, and so tells merged encoders apart before anything else is known of them.
     Beside it the distance: what is left if nothing is solved, and the head's outputs are only given the mean
     of the expert's.
@@ -250,7 +251,7 @@ def solve_heads(model, encoders, batches, device="cpu", precision="float32"):
     Raises
     ------
     SimoError
-        As of `realign_closed_form`; for experts whose outputs are the same everywhere.
+        As of `realign_closed_form`.
     """
     realigned = copy.deepcopy(model).to(device).eval()
     layers, read = _first_layers(realigned, encoders, device)
@@ -259,12 +260,12 @@ def solve_heads(model, encoders, batches, device="cpu", precision="float32"):
     for number, (fitted, held_out) in enumerate(pairs):  # one an input of the heads
         prior, groups = _stacked(layers, number)
         *_, spread = centre(held_out, prior.shape[1])
-        chosen = choose_ridge(fitted, held_out, prior, groups), spread.diagonal().split(groups)
+        least = 1e-12 * held_out.diagonal()[prior.shape[1] : -1]  # of rounding
+        chosen = choose_ridge(fitted, held_out, prior, groups), (spread.diagonal() - least).split(groups)
         for name, (weight, bias, _, errors), total in zip(encoders, *chosen, strict=True):
-            if not total.sum() > 0:
-                raise SimoError(f"what the head {name} makes of its expert's features is the same everywhere")
             solved[name].append((weight, bias))
-            shares[name].append(torch.stack([errors[:-1].min(), errors[-1]]) / total.sum())
+            left = torch.stack([errors[:-1].min(), errors[-1]]) / total.sum()
+            shares[name].append(left if total.sum() > 0 else torch.zeros_like(left))  # a constant is no loss
         statistics.append(_statistics(fitted + held_out, prior.shape[1]))
     for name in encoders:
         realigned.heads[name].set_first_layers(solved[name], statistics)

@@ -211,7 +211,7 @@ def realign_representation(
     >>> realigned, losses = realign_representation(
     ...     model, data, tasks, budget, rank=2, adapter_rate=0.01, head_rate=0.01
     ... )
-    memory for representation: ...
+    memory for representation, paper: ...
     >>> losses[-1]["depth"] < losses[0]["depth"]
     True
     """
@@ -222,7 +222,7 @@ def realign_representation(
         rates.append((list(model.heads.train().requires_grad_(True).parameters()), head_rate))
     plan = (model, lambda batch: model(batch["image"]), rates, dataset, tasks, optimisation)
     state = resume and Path(resume) / "representation.safetensors"
-    history = fit(*plan, label="representation", resume=state)
+    history = fit(*plan, label=f"representation, {adapter}", resume=state)
     return model.eval(), history
 
 

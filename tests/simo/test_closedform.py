@@ -372,3 +372,14 @@ def test_every_image_is_fitted_or_held_out(model, tasks):
         (maps,) = read(model.encoder(batches_of(7, 7)[0]["image"][[1, 6]]))
     rows = maps.flatten(2).mT.flatten(0, 1)
     torch.testing.assert_close(one[0][1], gram(rows, rows), rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_hears_the_same_everywhere_misses_nothing(model):
+    """A constant is there whatever the features: 0 is left of it, and no NaN."""
+    torch.nn.init.zeros_(model.heads["depth"].project.weight)
+    model = model.only(["depth"]).eval()
+    batches = [{"image": torch.rand(8, 3, 16, 16)} for _ in range(6)]
+    realigned, *shares = solve_heads(model, {"depth": model.encoder}, batches)
+    assert shares == [{"depth": 0.0}, {"depth": 0.0}]
+    image = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(realigned(image), model(image))

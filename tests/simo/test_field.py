@@ -345,6 +345,13 @@ def test_svc_does_not_hang_on_the_unit():
         torch.testing.assert_close(1e6 * small[name], tensor, rtol=1e-4, atol=1e-6)
 
 
+def test_svc_does_not_hang_on_rounding():
+    """Experts whose matrices share neither inputs nor outputs keep what they say, turned as they may be."""
+    left, right = (torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0] for _ in range(2))
+    vectors = [vector(**{"x.weight": (1e-3 * left[:, [i]] @ right[[i]]).float().tolist()}) for i in range(2)]
+    torch.testing.assert_close(svc(vectors)["x.weight"], task_arithmetic(vectors)["x.weight"])
+
+
 def test_svc_sums_what_is_no_matrix():
     """It calibrates task arithmetic, whose other tensors stay the sums."""
     vectors = random_vectors()

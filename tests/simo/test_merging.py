@@ -351,6 +351,12 @@ def test_memory_does_not_grow_with_experts(base, method, count):
     assert len(alive) == 0
 
 
+def test_a_name_is_looked_up_without_reading(base, experts):
+    """Whether a vector has a tensor is known before it is computed, which may take a decomposition."""
+    vector = TaskVector(base, lambda name: 1 / 0)
+    assert set(base) == {name for name in [*base, "other"] if name in vector}
+
+
 def test_compute_reads_only_once(base, experts):
     """A scan of α does not merge again for each α."""
     recorded = Recorded(experts[0], weakref.WeakSet())

@@ -126,14 +126,6 @@ def test_alpha_without_labels_leaves_experts_alone(files, tasks, monkeypatch):
     assert all(module.training for expert in experts.values() for module in expert.modules())
 
 
-def test_alpha_without_labels_needs_outputs(files, tasks):
-    """Of a head that makes the same of everything, no share can be told: no α is chosen by NaN."""
-    experts, images = experts_of(files, tasks[1:2]), [{"image": torch.rand(4, 3, 16, 16)}]
-    torch.nn.init.zeros_(experts["depth"].heads["depth"].project.weight)
-    with pytest.raises(SimoError, match="what the head depth makes of its expert's features is the same"):
-        merge_experts(files / "pretrained.safetensors", experts, SETTINGS, "average", "auto", images)
-
-
 def test_alpha_without_labels_needs_images(files, tasks):
     """Nothing else is there to choose it by."""
     with pytest.raises(SimoError, match='alpha="auto": expected `images`'):

@@ -62,6 +62,14 @@ def test_figures_are_results_too(value, same):
     assert verify.compare(RECORD, record)[0] == same
 
 
+def test_what_only_the_new_record_has_does_not_decide():
+    """A notebook may record more than it did; that something is missing now is a difference."""
+    record = changed()
+    record["details"]["residual"] = 0.1
+    assert verify.compare(RECORD, record)[0]
+    assert not verify.compare(record, RECORD)[0]
+
+
 def test_a_value_that_one_record_lacks_differs():
     """A row more is a difference, not an equality of what both have."""
     record = changed()
