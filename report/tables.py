@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from report.display import seconds
 from report.paper import PAPER_COSTS, PAPER_ROWS, PAPER_TABLES, decimals, paper_costs, paper_deltas
 from simo.errors import SimoError
 from simo.performance import delta_formula, delta_printed, normalised_performance
@@ -390,7 +391,7 @@ def efficiency(records, paper=None):
             if "parameters" in cost
             else "",
             ("images", "ours"): f"{cost.samples:,.0f}",
-            ("seconds", "ours"): f"{cost.seconds:,.0f}" if cost.seconds == cost.seconds else "interrupted",
+            ("seconds", "ours"): seconds(cost.seconds),
         }
         if paper and model in PAPER_COSTS:
             printed = paper_costs(paper)[model]

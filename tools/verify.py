@@ -78,9 +78,8 @@ def compare(committed, computed):
     if not found:
         return True, [f"equal: all {count} values"]
     # what only a new notebook records is told, and says nothing of the committed values
-    results = {
-        path: change(pair) for path, pair in found.items() if "history" not in path and pair[0] is not None
-    }
+    own = {path for path, _ in leaves(committed) if "history" not in path}
+    results = {path: change(pair) for path, pair in found.items() if path in own}
     far = [path for path, size in results.items() if size > TOLERANCE]
     order = sorted(found, key=lambda path: (path in far, path in results, change(found[path])), reverse=True)
     largest = order[:SHOWN]

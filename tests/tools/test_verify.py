@@ -68,6 +68,8 @@ def test_what_only_the_new_record_has_does_not_decide():
     record["details"]["residual"] = 0.1
     assert verify.compare(RECORD, record)[0]
     assert not verify.compare(record, RECORD)[0]
+    record["details"]["alpha"] = 0.3  # the committed one says that there is none
+    assert not verify.compare(RECORD, record)[0]
 
 
 def test_a_value_that_one_record_lacks_differs():
