@@ -290,6 +290,7 @@ FIELD_NAMES = {
     "regmean": "RegMean (2023), images",
     "lot": "LOT (2025), images",
     "esm": "ESM (2026), images",
+    "nsc": "NSC's idea (2026), images",
     "symerge": "SyMerge's idea (2026), heads trained",
     "distillation": "Distilled encoder, nothing merged",
 }

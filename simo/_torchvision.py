@@ -20,10 +20,8 @@ def installed_version():
     The package's metadata will not do: it says ``0.28.0`` where ``version.py`` says ``0.28.0+cu130``.
     """
     spec = PathFinder.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        return ""
-    version_file = Path(spec.origin).with_name("version.py")
-    text = version_file.read_text(encoding="utf-8") if version_file.is_file() else ""
+    file = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    text = file.read_text(encoding="utf-8") if file and file.is_file() else ""
     found = re.search(r"""^__version__\s*(?::\s*\w+\s*)?=\s*["']([^"']+)["']""", text, re.MULTILINE)
     return found.group(1) if found else ""
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from simo.encoders import BLOCK
-from simo.errors import SimoError, require
+from simo.errors import SimoError, require_known
 
 
 class AdaptedBlock(nn.Module):
@@ -77,7 +77,7 @@ def add_adapters(encoder, rank, adapter="paper"):
     SimoError
         For an unknown adapter, or an encoder that has no such block or layer.
     """
-    require("adapter", adapter, adapter in (*ADAPTERS, "lora"), f"one of {[*ADAPTERS, 'lora']}")
+    require_known("adapter", adapter, (*ADAPTERS, "lora"))
     encoder.requires_grad_(False)
     blocks, adapted = _blocks(encoder), []
     height, width = encoder.blank().shape[-2:]

@@ -9,7 +9,7 @@ so that training can be resumed at any step.
 import numpy as np
 import torch
 
-from simo.errors import SimoError
+from simo.errors import require_known
 
 PERIOD = 10  # rows of the loss history, of 100 to 199: single rows are a few batches, and mostly noise
 
@@ -149,8 +149,7 @@ def balancing(name, shared):
     """
     if name in BY_LOSS:
         return BY_LOSS[name]
-    if name not in BY_GRADIENT:
-        raise SimoError(f"unknown balancing {name!r}: expected one of {sorted(BY_LOSS | BY_GRADIENT)}")
+    require_known("balancing", name, BY_LOSS | BY_GRADIENT)
 
     # With several backward passes over a compiled graph none may reuse buffers that the next still needs, and
     # what was compiled for a single pass must not be found again.

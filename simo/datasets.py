@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from simo.checkpoints import check_tensor
-from simo.errors import SimoError
+from simo.errors import SimoError, require_known
 from simo.files import decoding, read_object
 from simo.tasks import IGNORED_CLASS, tasks_of
 
@@ -165,8 +165,7 @@ def read_split(root, split):
     root, path = Path(root), Path(root) / "splits" / f"{split}.txt"
     if not root.is_dir():
         raise SimoError(f"data folder {root} does not exist: `make data` prepares it, or set DATA=/its/place")
-    if split not in SPLITS:
-        raise SimoError(f"unknown split {split!r}: expected one of {SPLITS}")
+    require_known("split", split, SPLITS)
     if not path.is_file():
         raise SimoError(f"{path} does not exist: {root} was not prepared to the end; continue: `make data`")
     with decoding(path, f"delete it, and prepare {root} again"):

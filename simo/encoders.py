@@ -12,7 +12,7 @@ from timm.layers import PatchEmbed, to_2tuple
 from torch import nn
 
 from simo.checkpoints import TensorFile, load_into
-from simo.errors import SimoError
+from simo.errors import SimoError, require_known
 from simo.files import reason
 
 # how timm's models number their blocks: blocks.3, layers.1.blocks.2, stages.0.blocks.1, blocks.4.0, layer2.1
@@ -86,8 +86,7 @@ class Encoder(nn.Module):
         whole = isinstance(blocks, list | tuple) and all(type(block) is int for block in blocks)
         if not (whole and blocks and list(blocks) == sorted({b for b in blocks if 1 <= b <= depth})):
             raise SimoError(f"blocks {blocks}: expected increasing numbers from 1 to {depth}, the depth")
-        if input_scale not in INPUT_SCALES:
-            raise SimoError(f"unknown input_scale {input_scale!r}: expected one of {sorted(INPUT_SCALES)}")
+        require_known("input_scale", input_scale, INPUT_SCALES)
         self.backbone, self.taps, self.size = backbone, [block - 1 for block in blocks], None
         self.strides = [level["reduction"] for level in backbone.feature_info]
         takes = inspect.signature(backbone.forward_intermediates).parameters

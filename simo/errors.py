@@ -1,4 +1,4 @@
-"""The one exception type that simo raises for input it cannot use, and its commonest check."""
+"""The one exception type that simo raises for input it cannot use, and its commonest checks."""
 
 
 class SimoError(ValueError):
@@ -22,3 +22,20 @@ def require(name, value, good, expected):
     """
     if not good:
         raise SimoError(f"{name} is {value}: expected {expected}")
+
+
+def require_known(what, value, known, where=""):
+    """Raise a SimoError if a name is none of those that are known.
+
+    Parameters
+    ----------
+    what : str
+        Is named, such as "head".
+    value : object
+        What was found.
+    known : iterable of str
+    where : str
+        What the message begins with.
+    """
+    if value not in list(known):
+        raise SimoError(f"{where}unknown {what} {value!r}: expected one of {sorted(known)}")

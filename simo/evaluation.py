@@ -3,7 +3,7 @@
 import torch
 
 from simo.datasets import PreparedDataset, check_batch
-from simo.errors import SimoError
+from simo.errors import SimoError, require
 from simo.metrics import create_metric
 from simo.performance import mean_score
 from simo.tasks import names_of
@@ -80,8 +80,7 @@ def scan_alpha(model, base, task_vector, alphas, batches, tasks, baselines, **wh
     SimoError
         For no α, and as of `evaluate` and `TaskVector.load_into`.
     """
-    if not alphas:
-        raise SimoError("alphas is empty: expected at least one merging coefficient")
+    require("alphas", alphas, alphas, "at least one merging coefficient")
     rows = []
     for alpha in alphas:
         task_vector.load_into(model.encoder, base, alpha)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from simo.errors import SimoError
+from simo.errors import SimoError, require_known
 
 
 class LinearHead(nn.Module):
@@ -280,8 +280,7 @@ def create_head(head, task, dims, classes, options):
     SimoError
         For an unknown head or option, or a value that the head refuses.
     """
-    if head not in HEADS:
-        raise SimoError(f"unknown head {head!r}: expected one of {sorted(HEADS)}")
+    require_known("head", head, HEADS)
     known = list(inspect.signature(HEADS[head]).parameters)[3:]
     unknown = [name for name in options if name not in known]
     if unknown:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from simo.errors import SimoError
+from simo.errors import SimoError, require_known
 from simo.tasks import valid_pixels
 
 
@@ -113,8 +113,7 @@ def create_metric(task):
     SimoError
         For an unknown metric, or one of classes for values or the other way round.
     """
-    if task.metric not in METRICS:
-        raise SimoError(f"task {task.name}: unknown metric {task.metric!r}: expected one of {[*METRICS]}")
+    require_known("metric", task.metric, METRICS, f"task {task.name}: ")
     if getattr(METRICS[task.metric], "of_classes", task.is_segmentation) != task.is_segmentation:
         kind = "classes" if task.is_segmentation else "values"
         raise SimoError(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from simo.errors import SimoError
+from simo.errors import SimoError, require, require_known
 
 IGNORED_CLASS = -1
 # what stands beside tasks' names: attributes of the module that holds heads, and other keys of batches,
@@ -136,14 +136,11 @@ class Task:
             raise SimoError(f"task {name!r}: expected a name of letters, digits and _, such as part_2")
         if name in RESERVED:
             raise SimoError(f"task {name!r}: the name is taken: choose another, such as my_{name}")
-        if self.loss not in LOSSES:
-            raise SimoError(f"task {name}: unknown loss {self.loss!r}: expected one of {sorted(LOSSES)}")
-        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-            raise SimoError(f"task {name}: expected a whole number of channels above 0, found {channels!r}")
-        if self.classes and len(self.classes) != channels:
-            raise SimoError(f"task {name}: expected names of {channels} channels, found {self.classes}")
-        if self.flips_x and channels != 3:
-            raise SimoError(f"task {name}: flips_x is for normals of 3 channels, found {channels}")
+        require_known("loss", self.loss, LOSSES, f"task {name}: ")
+        own = f"task {name}: channels"
+        require(own, repr(channels), type(channels) is int and channels > 0, "a whole number above 0")
+        require(own, channels, len(self.classes) in (0, channels), f"one for each of {self.classes}")
+        require(own, channels, channels == 3 or not self.flips_x, "3, as flips_x is for normals")
 
     @property
     def is_segmentation(self):
@@ -256,10 +253,8 @@ def tasks_of(dataset, names=None):
     SimoError
         For an unknown data set or task.
     """
-    if dataset not in TASKS:
-        raise SimoError(f"unknown data set {dataset!r}: expected one of {sorted(TASKS)}")
+    require_known("data set", dataset, TASKS)
     known = {task.name: task for task in TASKS[dataset] + ADDITIONAL_TASKS.get(dataset, ())}
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
-        raise SimoError(f"{dataset} has no task {unknown[0]!r}: expected one of {list(known)}")
+    for name in names or ():
+        require_known("task", name, known, f"{dataset}: ")
     return TASKS[dataset] if names is None else tuple(t for name, t in known.items() if name in names)

@@ -17,6 +17,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -59,6 +60,22 @@ class Optimisation:
         return self.batch_size // self.accumulate
 
 
+class OwnLoss(NamedTuple):
+    """Stands for a task in `fit` of which `predict` gives the loss itself: no target is read.
+
+    Attributes
+    ----------
+    name : str
+        Of the loss, in the predictions and the history.
+    """
+
+    name: str
+
+    def compute_loss(self, prediction, target):
+        """Return the prediction."""
+        return prediction
+
+
 def one_cycle(step, steps, warmup):
     """Factor of the learning rate: a cosine from 1/25 up to 1, then one down to 1/250000.
 
@@ -96,8 +113,8 @@ def fit(
         What to train, and the peak learning rate of each group; everything else must be frozen.
     dataset : Dataset
         `dataset[index, key]` is a dict of tensors, see `simo.datasets`.
-    tasks : sequence of Task
-        Their targets must be in the batches.
+    tasks : sequence of Task or OwnLoss
+        Tasks' targets must be in the batches.
     optimisation : Optimisation
     label : str, optional
         What is trained, such as "head depth": prints a line that says how much memory it needs. A state is
@@ -351,8 +368,9 @@ def _losses(predict, batch, tasks, settings):
     batch = {name: value.to(settings.device, non_blocking=True) for name, value in batch.items()}
     with autocast(settings.device, settings.precision):
         predictions = predict(batch)
-    check_keys(batch, [task.name for task in tasks])  # only now: `predict` may add targets that it makes up
-    return torch.stack([task.compute_loss(predictions[task.name], batch[task.name]) for task in tasks])
+    # only now: `predict` may add targets that it makes up
+    check_keys(batch, [task.name for task in tasks if not isinstance(task, OwnLoss)])
+    return torch.stack([task.compute_loss(predictions[task.name], batch.get(task.name)) for task in tasks])
 
 
 def _saved_bytes(predict, sample, copies, tasks, settings, without):

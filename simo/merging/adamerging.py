@@ -78,6 +78,34 @@ class LayerwiseMerge(nn.Module):
         return {task: dict(zip(self.names, row, strict=True)) for task, row in rows}
 
 
+def null_space_shares(rows, spaces):
+    """How much of a layer's inputs lies where a task vector does nothing: NSC's objective (Lee et al., 2026).
+
+    √(1 − ‖V x‖² / ‖x‖²), 0 for what lies in the space of V's rows, 1 for what is orthogonal to it. There, V
+    spans the rows of a LoRA adapter's first matrix.
+
+    Parameters
+    ----------
+    rows : Tensor
+        x `(n, d)`.
+    spaces : Tensor
+        V `(T, r, d)` with orthonormal rows, one a task.
+
+    Returns
+    -------
+    Tensor
+        `(T, n)`, in [0, 1]; not below 0.001, where the root would have no slope.
+
+    Examples
+    --------
+    >>> rows, space = torch.tensor([[2.0, 0.0], [0.0, 3.0], [4.0, 3.0]]), torch.tensor([[[1.0, 0.0]]])
+    >>> null_space_shares(rows, space)
+    tensor([[0.0010, 1.0000, 0.6000]])
+    """
+    inside = torch.einsum("nd,trd->tnr", rows, spaces).square().sum(dim=2)
+    return (1 - inside / rows.square().sum(dim=1).clamp(min=1e-8)).clamp(min=1e-6).sqrt()
+
+
 def learn_coefficients(
     model, base, task_vectors, dataset, tasks, optimisation, learning_rate, start, resume=None,
     head_rate=None, label=None,

@@ -1,26 +1,31 @@
 """Merging anew on what the merged encoder itself computes, block after block, from images without labels.
 
 RegMean++ (Nguyen et al., 2026) and FeatCal (Gu et al., 2026) solve the layers of one block at a time, in
-forward order, for the features that the blocks before it, solved already, give. Both were read as abstract
-and code. There, images of each task differ; here all experts see the same ones.
+forward order, for the features that the blocks before it, solved already, give; ProDistill (Xu et al., 2025)
+trains it. All were read as abstract and code. There, images of each task differ; here all experts see the
+same ones.
 
 Images are read and computed anew for every block, as far as that block, so that no features are kept: time
 grows with the square of the depth, where the official codes keep the features of few images.
 """
 
 import copy
+import math
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 from simo.adapters import called_blocks
-from simo.checkpoints import load_into
-from simo.merging.methods import average
+from simo.merging.methods import average, task_arithmetic
 from simo.merging.moments import check_layers, collect_moments, regmean, watch_layers
 from simo.merging.task_vectors import TaskVector
 from simo.realignment.closedform import gram
-from simo.training import autocast, images_of
+from simo.training import OwnLoss, autocast, fit, images_of
 
 
 @torch.no_grad()
@@ -61,18 +66,18 @@ def regmean_plus_plus(
     """
     check_layers(encoder)
     merged, changes = copy.deepcopy(encoder).to(device).eval(), dict(average(task_vectors))
-    load_into(merged, TaskVector(changes, changes.get).apply(base), "average of the experts")
+    TaskVector(changes, changes.get).load_into(merged, base, 1.0)
     for block in called_blocks(merged):
         own = [expert.to(device).eval().get_submodule(block) for expert in experts]
         with ExitStack() as stack, autocast(device, precision):
             moments = [stack.enter_context(collect_moments(each, f"{block}.")) for each in own]
             for image in images_of(batches, device, block):
-                inputs, options = _reach(merged, block, image)
+                inputs, options, _ = _reach(merged, block, image)
                 for each in own:
                     each(*inputs, **options)
         solved = regmean(task_vectors, moments, shrink)
         changes |= {name: solved[name] for name in solved if name.startswith(f"{block}.")}
-        load_into(merged, TaskVector(changes, changes.get).apply(base), f"merged {block}")
+        TaskVector(changes, changes.get).load_into(merged, base, 1.0)
     return merged
 
 
@@ -135,6 +140,66 @@ def featcal(
     return merged
 
 
+def prodistill(
+    encoder, base, task_vectors, experts, dataset, optimisation, learning_rate=0.01, start=0.3, resume=None
+):
+    """Learn how much of each task vector every entry takes, block after block (ProDistill; Xu et al., 2025).
+
+    A merged block, on what comes out of the merged blocks before it, is trained to give what each expert's
+    block does on its own. All other tensors are those of task arithmetic with α = `start`. Variant: steps are
+    a budget and follow its schedule; there, 100 epochs of 64 images a task at a constant rate.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Of the same architecture, whatever its weights. Not changed.
+    base, task_vectors, experts
+        See `regmean_plus_plus`.
+    dataset : PreparedDataset
+        Images; labels are not used.
+    optimisation : Optimisation
+        The budget of each block. Weight decay and clipping are not used.
+    learning_rate : float
+        Peak.
+    start : float
+        Every coefficient at first.
+    resume : str or Path, optional
+        Folder for the states of unfinished training.
+
+    Returns
+    -------
+    Encoder
+        The merged one.
+    """
+    kept = {"weight_decay": 0.0, "clip": math.inf, "compile": False}  # passes are cut short
+    settings = replace(optimisation, **kept)
+    merged, *experts = (each.to(settings.device).eval() for each in (copy.deepcopy(encoder), *experts))
+    task_arithmetic(task_vectors).load_into(merged, base, start)
+    for block in called_blocks(merged):
+        part = merged.get_submodule(block)
+        own = {name: f"{block}.{name}" for name, _ in part.named_parameters()}
+        # (T, ...), as the amounts of them
+        changes = [torch.stack([vector[name] for vector in task_vectors]) for name in own.values()]
+        amounts = nn.ParameterList(torch.full_like(each, start) for each in changes)
+
+        def state(own=own, changes=changes, amounts=amounts):
+            sums = [(much * each.to(much)).sum(dim=0) for much, each in zip(amounts, changes, strict=True)]
+            return {short: base[name].to(x) + x for (short, name), x in zip(own.items(), sums, strict=True)}
+
+        def predict(batch, block=block, part=part, state=state):
+            with torch.no_grad():
+                called, *others = (_reach(each, block, batch["image"]) for each in (merged, *experts))
+            found = functional_call(part, state(), *called[:2]).float()
+            errors = [F.mse_loss(found, wanted.float(), reduction="sum") for *_, wanted in others]
+            return {"block": sum(errors) / len(found)}
+
+        plan = (amounts, predict, [(list(amounts), learning_rate)], dataset, [OwnLoss("block")], settings)
+        fit(*plan, label=f"{block} of ProDistill", resume=resume and Path(resume) / f"{block}.safetensors")
+        with torch.no_grad():
+            part.load_state_dict(part.state_dict() | state())
+    return merged
+
+
 def calibrate_linear(matrix, mean, anchor, pull, count):
     """A linear layer of least Σ_t ‖W x − W_t x_t‖² / ‖x xᵀ‖ + λ ‖W − W_a‖² in the mean, and then its bias.
 
@@ -187,14 +252,14 @@ def calibrate_norm(matrix, mean, anchor, pull, count):
 
 
 class _Reached(Exception):
-    """Carries what a block was called with out of a pass that need go no further."""
+    """Carries what a block was called with, and returned, out of a pass that need go no further."""
 
 
 def _reach(encoder, block, image):
-    """Run images through an encoder as far as a block; what it was called with: arguments, and named ones."""
+    """Run images through an encoder as far as a block: its arguments, named ones, and what it returned."""
 
     def stop(module, inputs, options, output):
-        raise _Reached(inputs, options)
+        raise _Reached(inputs, options, output)
 
     handle = encoder.get_submodule(block).register_forward_hook(stop, with_kwargs=True)
     try:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import hardshrink
 
-from simo.errors import SimoError, require
+from simo.errors import SimoError, require, require_known
 from simo.merging.task_vectors import TaskVector
 
 PIECE = 2**18  # entries that are worked on at a time: a megabyte of each expert
@@ -208,8 +208,7 @@ def merge(method, task_vectors, methods=METHODS, **options):
     >>> merged.apply({"w": torch.ones(2)}, alpha=0.5)["w"]  # θ_0 + α τ
     tensor([4., 3.])
     """
-    if not isinstance(method, str) or method not in methods:
-        raise SimoError(f"unknown merging method {method!r}: expected one of {sorted(methods)}")
+    require_known("merging method", method, methods)
     if not task_vectors:
         raise SimoError("nothing to merge: expected at least one task vector")
     try:

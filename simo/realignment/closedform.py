@@ -14,7 +14,7 @@ import copy
 import torch
 
 from simo.encoders import Features
-from simo.errors import SimoError
+from simo.errors import SimoError, require_known
 from simo.training import autocast, images_of
 
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))  # relative to the mean variance of z
@@ -213,8 +213,7 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
     >>> torch.allclose(before, after, atol=1e-4)
     True
     """
-    if kind != "ridge" and kind not in FEATURE_MAPS:
-        raise SimoError(f"unknown kind {kind!r}: expected ridge or one of {sorted(FEATURE_MAPS)}")
+    require_known("kind", kind, ("ridge", *FEATURE_MAPS))
     if kind == "ridge":
         return solve_heads(model, encoders, batches, device, precision)[0]
     realigned = copy.deepcopy(model).to(device).eval()

@@ -67,9 +67,10 @@ def test_records_were_made_with_the_committed_parameters(study, records):
     for record in records:
         provenance, values = record["provenance"], PARAMETERS[study]
         ran = provenance["parameters"]
-        if record["experiment"] == "field":
+        if "field_options" in ran:
             options = values["field_options"]
-            later = {"equal_norms", "wudi", "ace", "svc", "esm", "distillation"} - ran["field_options"].keys()
+            later = {"equal_norms", "wudi", "ace", "svc", "esm", "nsc", "distillation"}
+            later -= ran["field_options"].keys()
             values = values | {
                 "field_options": {name: options[name] for name in options if name not in later}
             }

@@ -494,7 +494,7 @@ def test_methods_without_images_differ_little_after_closed_form(name):
     page = Page(name, "records/miniature")
     deltas = page.derive("field", beyond.field_table)["closed form"].str.split("\u00a0").str[0].astype(float)
     assert deltas.idxmax() == beyond.FIELD_NAMES["symerge"]
-    needing = [beyond.FIELD_NAMES[each] for each in (*FROM_IMAGES, "symerge", "distillation")]
+    needing = [beyond.FIELD_NAMES[each] for each in (*FROM_IMAGES, "nsc", "symerge", "distillation")]
     without = deltas.drop(needing, errors="ignore")  # not all were run
     assert without.max() - without.min() <= 3.05
     if name == "taskonomy":

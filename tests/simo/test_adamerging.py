@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from simo.merging.adamerging import LayerwiseMerge, learn_coefficients
+from simo.merging.adamerging import LayerwiseMerge, learn_coefficients, null_space_shares
 from simo.merging.methods import merge
 from simo.merging.task_vectors import TaskVector
 from simo.models import create_model
@@ -162,3 +162,22 @@ def test_batch_norms_are_merged_too(settings, val, tasks):
     assert "backbone.bn1.num_batches_tracked" not in coefficients["depth"]
     full = LayerwiseMerge(model.encoder, base, vectors, 1.0).state()[name]
     assert (full == 0).all()
+
+
+def test_null_space_shares_are_those_of_an_adapter():
+    """NSC's own way, √(1 − (A x)ᵀ (A Aᵀ)⁻¹ (A x) / ‖x‖²), gives the same for any A with these rows' space."""
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn(20, 8, generator=random, dtype=torch.float64)
+    adapters = torch.randn(3, 2, 8, generator=random, dtype=torch.float64)
+    seen = adapters @ rows.T  # (T, r, n)
+    inside = (seen * torch.linalg.solve(adapters @ adapters.mT, seen)).sum(dim=1)
+    expected = (1 - inside / rows.square().sum(dim=1)).sqrt()
+    spaces = torch.linalg.svd(adapters, full_matrices=False).Vh
+    torch.testing.assert_close(null_space_shares(rows, spaces), expected)
+
+
+def test_null_space_shares_can_be_learned_from():
+    """Inputs of 0, or wholly within the space, have a gradient that is finite."""
+    rows = torch.tensor([[0.0, 0.0], [1.0, 0.0]], requires_grad=True)
+    null_space_shares(rows, torch.tensor([[[1.0, 0.0]]])).sum().backward()
+    assert torch.isfinite(rows.grad).all()

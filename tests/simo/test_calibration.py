@@ -7,11 +7,19 @@ import torch
 
 from simo.encoders import create_encoder
 from simo.errors import SimoError
-from simo.merging.calibration import calibrate_linear, calibrate_norm, featcal, regmean_plus_plus
+from simo.merging import calibration
+from simo.merging.calibration import (
+    calibrate_linear,
+    calibrate_norm,
+    featcal,
+    prodistill,
+    regmean_plus_plus,
+)
 from simo.merging.methods import average, task_arithmetic
 from simo.merging.moments import input_moments, regmean
 from simo.merging.task_vectors import TaskVector
 from simo.realignment.closedform import gram
+from simo.training import Optimisation
 
 
 def column(*values):
@@ -159,6 +167,80 @@ def test_regmean_plus_plus_begins_as_regmean(model):
     torch.testing.assert_close(found["backbone.norm.weight"], mean["backbone.norm.weight"])
 
 
+class Images(torch.utils.data.Dataset):
+    """Images without a single label, as training reads them: by index and key."""
+
+    def __init__(self, count=8, shape=(16, 16)):
+        self.images = torch.rand(count, 3, *shape, generator=torch.Generator().manual_seed(1))
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {"image": self.images[index[0]]}
+
+
+BUDGET = Optimisation(
+    steps=200, batch_size=4, seed=0, weight_decay=0.5, clip=1e-9
+)  # of these two, nothing is used
+
+
+def test_prodistill_by_hand(model):
+    """Of a bias that ends a block, what comes closest to both experts' outputs is their mean.
+
+    Where an expert alone has changed the bias, its coefficient must become 1 / 2; where both have, by u and
+    v, their coefficients a and b must give a u + b v = (u + v) / 2. What no expert changed stays.
+    """
+    base = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
+    name = "backbone.blocks.1.mlp.fc2.bias"
+    changes = torch.tensor([[0.5, 0.0, 1.0], [0.0, -0.5, 0.5]])
+    experts = [copy.deepcopy(model.encoder) for _ in changes]
+    for expert, change in zip(experts, changes, strict=True):
+        expert.get_parameter(name).data[:3] += change
+    vectors = [TaskVector.between(base, expert.state_dict()) for expert in experts]
+    found = prodistill(model.encoder, base, vectors, experts, Images(), BUDGET, learning_rate=0.02)
+    moved = found.state_dict()[name] - base[name]
+    torch.testing.assert_close(moved[:3], torch.tensor([0.25, -0.25, 0.75]), rtol=1e-2, atol=1e-3)
+    state = found.state_dict()
+    assert all(torch.equal(state[other], base[other]) for other in base if other != name)
+
+
+def test_prodistill_of_one_expert_comes_close_to_it(model, state_of, same):
+    """The law of one task; encoder and expert do not change; what is outside of blocks keeps `start`."""
+    base, (expert,), vectors = experts_of(model.encoder, count=1)
+    before = [state_of(each) for each in (model.encoder, expert)]
+    found = prodistill(model.encoder, base, vectors, [expert], Images(), BUDGET, learning_rate=0.02)
+    assert all(map(same, before, map(state_of, (model.encoder, expert))))
+    start = copy.deepcopy(model.encoder)
+    vectors[0].load_into(start, base, 0.3)
+    for name in ("backbone.cls_token", "backbone.patch_embed.proj.weight"):
+        assert torch.equal(found.state_dict()[name], start.state_dict()[name])
+    batches = [{"image": Images().images}]
+    wanted = outputs(expert, batches)
+    far, near = ((outputs(each, batches) - wanted).square().mean() for each in (start, found))
+    assert near < 0.2 * far  # the rest is what lies outside
+
+
+def test_prodistill_goes_on_where_it_was(model, tmp_path, same, monkeypatch):
+    """Killed in the second block, it ends as if it had not been."""
+    base, experts, vectors = experts_of(model.encoder)
+    plan = (model.encoder, base, vectors, experts, Images(), Optimisation(steps=6, batch_size=4, seed=0))
+    whole = prodistill(*plan).state_dict()
+
+    def kill(*_, label, **given):
+        if "blocks.1" in label:
+            raise KeyboardInterrupt
+        return fit(*_, label=label, **given)
+
+    fit = calibration.fit
+    monkeypatch.setattr(calibration, "fit", kill)
+    with pytest.raises(KeyboardInterrupt):
+        prodistill(*plan, resume=tmp_path)
+    monkeypatch.setattr(calibration, "fit", fit)
+    assert [path.name for path in tmp_path.iterdir()] == ["backbone.blocks.0.safetensors"]
+    assert same(whole, prodistill(*plan, resume=tmp_path).state_dict())
+
+
 SWIN = {"embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2)}
 CONVNEXT = {"dims": (8, 8, 16, 16), "depths": (1, 1, 2, 1)}
 
@@ -176,6 +258,9 @@ def test_pyramids_are_calibrated(name, args):
         regmean_plus_plus(encoder, base, vectors, [expert], batches),
     ):
         torch.testing.assert_close(outputs(found, batches), outputs(expert, batches), rtol=1e-3, atol=1e-3)
+    still = Optimisation(steps=1, batch_size=2, seed=0)
+    found = prodistill(encoder, base, vectors, [expert], Images(2, (64, 64)), still, 0.0, start=1.0)
+    torch.testing.assert_close(outputs(found, batches), outputs(expert, batches), rtol=1e-3, atol=1e-3)
     pulled = featcal(expert, base, [expert], batches, pull=1e9, stretch=0.0).state_dict()  # to the base
     name = next(name for name in base if "blocks.0.mlp.fc1.weight" in name)
     torch.testing.assert_close(pulled[name], base[name], rtol=1e-3, atol=1e-4)

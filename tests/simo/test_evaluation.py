@@ -198,5 +198,5 @@ def test_first_of_equals_wins(model, base, tasks, val):
 
 def test_empty_grid_is_refused(model, base, task_vector, tasks):
     """No α to try is a mistake in the parameters."""
-    with pytest.raises(SimoError, match="alphas is empty"):
+    with pytest.raises(SimoError, match=r"alphas is \[\]: expected at least one"):
         scan_alpha(model, base, task_vector, [], [], tasks, BASELINES)

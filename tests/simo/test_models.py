@@ -204,7 +204,7 @@ def test_adapters_act_in_every_block(model, image):
 
 def test_unknown_adapter_changes_nothing(model):
     """It is refused before a parameter is frozen or a block replaced."""
-    with pytest.raises(SimoError, match=r"adapter is nope: expected one of \['paper', 'released', 'lora'\]"):
+    with pytest.raises(SimoError, match=r"unknown adapter 'nope': expected one of \['lora', 'paper', 'rel"):
         add_adapters(model.encoder, 2, "nope")
     assert all(parameter.requires_grad for parameter in model.encoder.parameters())
 
