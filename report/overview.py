@@ -226,11 +226,11 @@ def results_index(pages):
 
 
 def _minutes(records):
-    """Wall time of all notebooks together, mean over seeds, and where; "not run" without records."""
+    """Wall time of all notebooks together, each its mean over seeds, and where; "not run" without records."""
     if not records:
         return "not run"
-    seeds = {record["seed"] for record in records}
-    minutes = sum(record["provenance"]["seconds"] for record in records) / 60 / len(seeds)
+    ran = pd.DataFrame([(each["experiment"], each["provenance"]["seconds"]) for each in records])
+    minutes = ran.groupby(0)[1].mean().sum() / 60
     devices = sorted({record["provenance"]["device"] for record in records})
     resumed = any(record["provenance"].get("resumed") for record in records)
     return f"{'over ' if resumed else ''}{minutes:.1f} on {', '.join(devices)}"

@@ -367,15 +367,28 @@ class Page:
             table = tables.efficiency(self.records, paper)
             self._show(table if paper else table.droplevel(1, axis="columns"), caption, "costs")
 
-    def derive(self, experiment, function, **options):
-        """What a function of `report.beyond` or `report.variations` makes of an experiment's records."""
-        return function(self._all(experiment), self.frame, self.dataset, **options)
+    def beside(self, experiment):
+        """Scores of those seeds that have an experiment: what its results may be compared with."""
+        seeds = self._seeds_of(experiment)
+        return None if self.frame is None else self.frame[self.frame.index.isin(seeds, level="seed")]
 
-    def further(self, experiment, function, caption, corner, **options):
-        """Display the table that such a function makes."""
+    def derive(self, experiment, function, main=False, **options):
+        """What a function of `report.beyond` or `report.variations` makes of an experiment's records.
+
+        With `main`, the function also gets all records of the seeds that have the experiment.
+        """
+        seeds = self._seeds_of(experiment)
+        if main:
+            options["main"] = [record for record in self.records if record["seed"] in seeds]
+        return function(self._all(experiment), self.beside(experiment), self.dataset, **options)
+
+    def further(self, experiment, function, caption, corner, main=False):
+        """Display the table that such a function makes, see `derive`."""
         if self.has(experiment):
-            table = self.derive(experiment, function, **options)
-            self._show(table, caption, function.__name__, corner)
+            self._show(self.derive(experiment, function, main), caption, function.__name__, corner)
+
+    def _seeds_of(self, experiment):
+        return {record["seed"] for record in self._all(experiment)}
 
     def ran(self, experiment):
         """Whether there are records of an experiment."""

@@ -149,7 +149,7 @@ def unlabelled_alpha(*pages):
     parts = []
     for page in pages:
         if page.ran("unlabelled_alpha"):
-            chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas, main=page.records)
+            chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas, main=True)
             own = chosen[chosen.method == "task_arithmetic"].groupby("rule").delta.mean()
             parts.append(f"{TITLES[page.dataset]} {own.residual:+.1f} ({own.after:+.1f})")
     if not parts:
@@ -162,9 +162,7 @@ def unlabelled_regret(*pages):
     ran = [page for page in pages if page.ran("unlabelled_alpha")]
     if not ran:
         return ""
-    found = {
-        page.study: page.derive("unlabelled_alpha", beyond.chosen_alphas, main=page.records) for page in ran
-    }
+    found = {page.study: page.derive("unlabelled_alpha", beyond.chosen_alphas, main=True) for page in ran}
     rows = pd.concat(found, names=["study"]).reset_index("study")
     names = ", ".join(TITLES[page.study] for page in ran)
 

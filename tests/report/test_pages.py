@@ -128,3 +128,24 @@ def test_captions_say_how_many_seeds(seeds, tmp_path, shown):
     assert [("standard deviation" in caption) for caption in captions] == [seeds > 1, seeds > 1, False, False]
     assert ("95 %" in captions[3]) == ("close</th>" in shown[-1].split("<tbody>")[0]) == (seeds > 1)
     assert "what a seed varies" in captions[3]
+
+
+def test_what_is_beside_an_experiment_is_of_its_seeds(tmp_path):
+    """Of a study whose last seed lacks what is beyond the paper, like is compared with like."""
+    for seed in range(3):
+        for record in load_records(COMMITTED / "nyuv2" / f"seed{seed}"):
+            if seed < 2 or record["experiment"] != "closed_form":
+                write_json(tmp_path / "nyuv2" / f"seed{seed}" / f"{record['experiment']}.json", record)
+    page = Page("nyuv2", tmp_path)
+    assert set(page.frame.index.unique("seed")) == {0, 1, 2}
+
+    def seeds(records, frame, _, main):
+        return [
+            {each["seed"] for each in records},
+            set(frame.index.unique("seed")),
+            {r["seed"] for r in main},
+        ]
+
+    assert page.derive("closed_form", seeds, main=True) == [{0, 1}] * 3
+    assert page.derive("joint", seeds, main=True) == [{0, 1, 2}] * 3
+    assert set(page.beside("closed_form").index.unique("seed")) == {0, 1}

@@ -169,7 +169,7 @@ def test_five_tasks_on_photographs_collapse_deeper_and_may_not_be_merged():
 
 def test_frozen_decoder_keeps_more_but_nothing_is_merged(page):
     """At every α and seed it scores higher than under own heads; best where next to nothing is merged."""
-    scans = page.derive("frozen_decoder", variations.contrast_scores, main=page.records)
+    scans = page.derive("frozen_decoder", variations.contrast_scores, main=True)
     scores = scans.set_index(["seed", "alpha", "method"]).score.unstack()
     assert len(scores) == 33
     assert (scores["one frozen decoder"] > scores["own heads"]).all()
@@ -425,7 +425,7 @@ def test_realigned_dpt_heads_are_above_the_experts_as_experts_with_that_budget_a
 @pytest.fixture(scope="module")
 def joint(page):
     """Mean over seeds of Δ and costs of joint training's variants, and of realignment, by name."""
-    scores = page.derive("joint_variants", beyond.joint_scores, main=page.records)
+    scores = page.derive("joint_variants", beyond.joint_scores, main=True)
     return scores.drop(columns="seed").groupby("name").mean(numeric_only=True)
 
 
