@@ -369,6 +369,8 @@ def draw_bands(axes, frame, x, y, by, style, label):
 def panels(frames, x, y, names, by=None, methods=None, marks=None, logarithmic=False):
     """Bands over seeds against one quantity or several: one column of panels a frame, one row a quantity.
 
+    Of a single frame, all panels stand in one row.
+
     Parameters
     ----------
     frames : dict of str to DataFrame
@@ -393,11 +395,12 @@ def panels(frames, x, y, names, by=None, methods=None, marks=None, logarithmic=F
     Figure
     """
     rows = [x] if isinstance(x, str) else x
+    high, wide = (len(rows), len(frames)) if len(frames) > 1 else (1, len(rows))
     figure, grid = plt.subplots(
-        len(rows), len(frames), figsize=(3.0 * len(frames), 2.5 * len(rows) + 0.5),
+        high, wide, figsize=(3.0 * wide, 2.5 * high + 0.5),
         sharey="col", squeeze=False, layout="constrained",
     )  # fmt: skip
-    for line, quantity in zip(grid, rows, strict=True):
+    for line, quantity in zip(grid.reshape(len(rows), len(frames)), rows, strict=True):
         for axes, (title, frame) in zip(line, frames.items(), strict=True):
             shown = methods or list(frame.method.unique())
             for method in shown:
@@ -416,6 +419,7 @@ def panels(frames, x, y, names, by=None, methods=None, marks=None, logarithmic=F
         line[0].set_ylabel(names[y])
     every = [axes.get_legend_handles_labels() for axes in grid[0]]
     handles = {name: handle for own in every for handle, name in zip(*own, strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    columns = min(len(handles), 2 * wide)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
     sns.despine(figure)
     return figure

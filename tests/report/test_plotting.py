@@ -169,3 +169,16 @@ def test_pictures_have_a_key_for_every_colour():
     assert scale.axes[0].get_xlabel() == "depth, m"
     depth = [axes.images[0] for axes in above.axes if axes.images and axes.images[0].cmap.name == "viridis_r"]
     assert {image.get_clim() for image in depth} == {(1.0, 5.0)}, "one scale for all images"
+
+
+def test_panels_of_one_study_stand_in_a_row():
+    """They are as wide as the page, with their legend in lines that are no wider than they."""
+    methods = ["heads", "representation", "closed form", "distillation", "merged"]
+    rows = [(0, n, n / 10, m, -n) for n in (4, 16) for m in methods]
+    data = pd.DataFrame(rows, columns=["seed", "images", "seconds", "method", "delta"])
+    names = {"images": "images", "seconds": "seconds", "delta": "Δ"}
+    figure = plotting.panels({"nyuv2": data}, ["images", "seconds"], "delta", names, by="images")
+    assert [axes.get_xlabel() for axes in figure.axes] == ["images", "seconds"]
+    assert len({axes.get_subplotspec().rowspan.start for axes in figure.axes}) == 1
+    figure.canvas.draw()
+    assert figure.legends[0].get_window_extent().width <= figure.bbox.width
