@@ -98,7 +98,7 @@ EXPERIMENTS = (
     ),
     Experiment("closed_form", "closed form and few images", ALSO_MERGED, seconds=300),
     Experiment("closed_form_control", "controls of closed form", ALSO_MERGED, seconds=90),
-    Experiment("neighbours", "closed form's neighbours", ALSO_MERGED, seconds=300),
+    Experiment("neighbours", "closed form's neighbours", ALSO_MERGED, seconds=420),
     Experiment("unlabelled_alpha", "α without labels", ("expert",), seconds=240),
     Experiment("field", "the wider field of merging", ("expert",), seconds=900),
     Experiment("joint_variants", "joint training done fairly", seconds=1200),

@@ -385,6 +385,8 @@ class Page:
     def further(self, experiment, function, caption, corner, main=False):
         """Display the table that such a function makes, see `derive`."""
         if self.has(experiment):
+            count = len(self._seeds_of(experiment))
+            caption += f" Of {count} of {self.seeds} seeds." * (count < self.seeds)
             self._show(self.derive(experiment, function, main), caption, function.__name__, corner)
 
     def _seeds_of(self, experiment):

@@ -147,9 +147,9 @@ def balancing(name, shared):
     SimoError
         For an unknown name.
     """
+    require_known("balancing", name, BY_LOSS | BY_GRADIENT)
     if name in BY_LOSS:
         return BY_LOSS[name]
-    require_known("balancing", name, BY_LOSS | BY_GRADIENT)
 
     # With several backward passes over a compiled graph none may reuse buffers that the next still needs, and
     # what was compiled for a single pass must not be found again.

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from simo.checkpoints import check_tensor
-from simo.errors import SimoError, require_known
+from simo.errors import SimoError, require, require_known
 from simo.files import decoding, read_object
 from simo.tasks import IGNORED_CLASS, tasks_of
 
@@ -70,8 +70,7 @@ class PreparedDataset(Dataset):
 
     def sample(self, count, seed):
         """Return the data set of `count` random images of the split; fewer are always among more."""
-        if not 1 <= count <= len(self):
-            raise SimoError(f"{self.split} of {self.root}: expected 1 to {len(self)} images, found {count}")
+        require("count", count, 1 <= count <= len(self), f"1 to {len(self)} images of {self.split}")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         part = copy.copy(self)
         part.names = [self.names[index] for index in order[:count]]
@@ -222,8 +221,8 @@ def augment(sample, tasks, scales, crop, generator):
 
     scale = scales[draw(len(scales))]
     height, width = (int(n * scale) for n in sample["image"].shape[-2:])
-    if crop[0] > height or crop[1] > width:
-        raise SimoError(f"crop {crop[0]}×{crop[1]} does not fit the scaled image of {height}×{width}")
+    fits = crop[0] <= height and crop[1] <= width
+    require("crop", tuple(crop), fits, f"at most the scaled image's size, {height}×{width}")
     top, left = draw(height - crop[0] + 1), draw(width - crop[1] + 1)
     flip = draw(2) == 1
 

@@ -299,7 +299,7 @@ def _try_sizes(encoder, own, name):
         encoder.size = size
         try:
             encoder(image).maps(encoder.dims)
-        except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        except (RuntimeError, AssertionError, TypeError, ValueError, LookupError) as error:
             reason = error
         else:
             encoder.train()

@@ -33,9 +33,9 @@ def require_known(what, value, known, where=""):
         Is named, such as "head".
     value : object
         What was found.
-    known : iterable of str
+    known : collection of str
     where : str
         What the message begins with.
     """
-    if value not in list(known):
+    if not isinstance(value, str) or value not in known:
         raise SimoError(f"{where}unknown {what} {value!r}: expected one of {sorted(known)}")

@@ -27,7 +27,7 @@ from torch import nn
 from simo.adapters import ADAPTERS, AdaptedBlock
 from simo.checkpoints import TensorFile, load_into, load_recipe, save_checkpoint
 from simo.encoders import create_encoder
-from simo.errors import SimoError
+from simo.errors import SimoError, require
 from simo.files import decoding, reason
 from simo.heads import create_head
 from simo.merging.field import METHODS
@@ -139,8 +139,7 @@ def merge_experts(
 
 def _least_residual(model, base, vector, experts, images, device, precision):
     """The α of `ALPHAS` that leaves the least residual, summed over tasks."""
-    if images is None:
-        raise SimoError('alpha="auto": expected `images`, batches without labels that α can be chosen on')
+    require("images", images, images is not None, 'batches without labels that alpha="auto" can choose on')
     encoders = {name: copy.deepcopy(expert.encoder) for name, expert in experts.items()}
 
     def left(alpha):

@@ -136,11 +136,13 @@ class Task:
             raise SimoError(f"task {name!r}: expected a name of letters, digits and _, such as part_2")
         if name in RESERVED:
             raise SimoError(f"task {name!r}: the name is taken: choose another, such as my_{name}")
-        require_known("loss", self.loss, LOSSES, f"task {name}: ")
-        own = f"task {name}: channels"
-        require(own, repr(channels), type(channels) is int and channels > 0, "a whole number above 0")
-        require(own, channels, len(self.classes) in (0, channels), f"one for each of {self.classes}")
-        require(own, channels, channels == 3 or not self.flips_x, "3, as flips_x is for normals")
+        where, whole = f"task {name}: ", type(channels) is int and channels > 0
+        require_known("loss", self.loss, LOSSES, where)
+        require(f"{where}channels", repr(channels), whole, "a whole number above 0")
+        require(f"{where}classes", self.classes, len(self.classes or ()) in (0, channels), "a name a channel")
+        require(
+            f"{where}channels", channels, channels == 3 or not self.flips_x, "3 with flips_x, for normals"
+        )
 
     @property
     def is_segmentation(self):

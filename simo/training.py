@@ -397,8 +397,8 @@ def _mean_losses(tasks, means, step):
     for name, value in values.items():
         if not math.isfinite(value):
             raise SimoError(
-                f"the loss of task {name} became {value} at step {step + 1} or shortly before: "
-                "lower its learning rate, or look for extreme values in its targets"
+                f"the loss of {name} became {value} at step {step + 1} or shortly before: "
+                "lower its learning rate, or look for extreme values in its data"
             )
     return values
 

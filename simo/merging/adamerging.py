@@ -81,8 +81,10 @@ class LayerwiseMerge(nn.Module):
 def null_space_shares(rows, spaces):
     """How much of a layer's inputs lies where a task vector does nothing: NSC's objective (Lee et al., 2026).
 
-    √(1 − ‖V x‖² / ‖x‖²), 0 for what lies in the space of V's rows, 1 for what is orthogonal to it. There, V
-    spans the rows of a LoRA adapter's first matrix.
+    √(1 − ‖V x‖² / ‖x‖²), 0 for what lies in the space of V's rows, 1 for what is orthogonal to it. Variants:
+    there, V spans the rows of a LoRA adapter's first matrix, each task's inputs are those of its own images,
+    and coefficients, one an adapted layer, have no bounds; the released code looks at attention's values in
+    the last quarter of the blocks. Read as abstract and code.
 
     Parameters
     ----------
@@ -94,7 +96,7 @@ def null_space_shares(rows, spaces):
     Returns
     -------
     Tensor
-        `(T, n)`, in [0, 1]; not below 0.001, where the root would have no slope.
+        `(T, n)`, in [0, 1]; not below 0.001: at 0 the root's slope is infinite.
 
     Examples
     --------

@@ -2,8 +2,8 @@
 
 RegMean++ (Nguyen et al., 2026) and FeatCal (Gu et al., 2026) solve the layers of one block at a time, in
 forward order, for the features that the blocks before it, solved already, give; ProDistill (Xu et al., 2025)
-trains it. All were read as abstract and code. There, images of each task differ; here all experts see the
-same ones.
+trains such a block. All were read as abstract and code. There, images of each task differ; here all experts
+see the same ones.
 
 Images are read and computed anew for every block, as far as that block, so that no features are kept: time
 grows with the square of the depth, where the official codes keep the features of few images.
@@ -171,32 +171,30 @@ def prodistill(
     Encoder
         The merged one.
     """
-    kept = {"weight_decay": 0.0, "clip": math.inf, "compile": False}  # passes are cut short
-    settings = replace(optimisation, **kept)
+    settings = replace(optimisation, weight_decay=0.0, clip=math.inf, compile=False)  # passes are cut short
     merged, *experts = (each.to(settings.device).eval() for each in (copy.deepcopy(encoder), *experts))
     task_arithmetic(task_vectors).load_into(merged, base, start)
     for block in called_blocks(merged):
         part = merged.get_submodule(block)
         own = {name: f"{block}.{name}" for name, _ in part.named_parameters()}
         # (T, ...), as the amounts of them
-        changes = [torch.stack([vector[name] for vector in task_vectors]) for name in own.values()]
+        changes = [torch.stack([v[name] for v in task_vectors]).to(settings.device) for name in own.values()]
         amounts = nn.ParameterList(torch.full_like(each, start) for each in changes)
 
         def state(own=own, changes=changes, amounts=amounts):
-            sums = [(much * each.to(much)).sum(dim=0) for much, each in zip(amounts, changes, strict=True)]
+            sums = [(much * each).sum(dim=0) for much, each in zip(amounts, changes, strict=True)]
             return {short: base[name].to(x) + x for (short, name), x in zip(own.items(), sums, strict=True)}
 
         def predict(batch, block=block, part=part, state=state):
             with torch.no_grad():
                 called, *others = (_reach(each, block, batch["image"]) for each in (merged, *experts))
-            found = functional_call(part, state(), *called[:2]).float()
+            found = _tokens(functional_call(part, state(), *called[:2])).float()
             errors = [F.mse_loss(found, wanted.float(), reduction="sum") for *_, wanted in others]
             return {"block": sum(errors) / len(found)}
 
         plan = (amounts, predict, [(list(amounts), learning_rate)], dataset, [OwnLoss("block")], settings)
         fit(*plan, label=f"{block} of ProDistill", resume=resume and Path(resume) / f"{block}.safetensors")
-        with torch.no_grad():
-            part.load_state_dict(part.state_dict() | state())
+        part.load_state_dict(part.state_dict() | state())
     return merged
 
 
@@ -259,7 +257,7 @@ def _reach(encoder, block, image):
     """Run images through an encoder as far as a block: its arguments, named ones, and what it returned."""
 
     def stop(module, inputs, options, output):
-        raise _Reached(inputs, options, output)
+        raise _Reached(inputs, options, _tokens(output))
 
     handle = encoder.get_submodule(block).register_forward_hook(stop, with_kwargs=True)
     try:
@@ -268,6 +266,11 @@ def _reach(encoder, block, image):
         return reached.args
     finally:
         handle.remove()
+
+
+def _tokens(output):
+    """What a block returns: MViT's gives the size of the grid beside the tokens."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _layer_inputs(encoder, block, image):

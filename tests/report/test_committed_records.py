@@ -52,7 +52,7 @@ def test_every_data_set_has_records():
 
 
 def test_seeds_are_complete(study, records, rendered):
-    """No mean hides a missing run: a seed holds what seed 0 does; from the fourth on, at least the paper's.
+    """No mean hides a missing run: a seed holds what seed 0 does, or from the fourth on just the paper's.
 
     So the tables and claims of the paper are of all seeds, and what is beyond it is of the first three.
     """

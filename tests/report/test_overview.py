@@ -12,6 +12,7 @@ from report.overview import (
     MAIN_CLAIMS,
     RESULTS,
     TITLES,
+    _minutes,
     effort,
     kind_of,
     ledger,
@@ -189,3 +190,13 @@ def test_one_commit_is_one_that_a_reader_can_have():
     for others in ("ab", ["a", "changed"], ["changed"], ["none"], ["a", "none"], []):
         assert one_commit([of[name] for name in others]) is None, others
     assert one_commit([{"provenance": {}}]) is None  # of before commits were kept
+
+
+def test_minutes_are_those_of_a_seed_that_has_everything():
+    """A seed that lacks an experiment does not make it shorter: 2 minutes and the mean of 1 and 3."""
+
+    def record(experiment, seed, seconds):
+        return {"experiment": experiment, "seed": seed, "provenance": {"seconds": seconds, "device": "a"}}
+
+    records = [record("joint", 0, 60.0), record("joint", 1, 180.0), record("field", 0, 120.0)]
+    assert _minutes(records) == "4.0 on a"

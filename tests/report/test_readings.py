@@ -61,7 +61,7 @@ def test_training_heads_on_from_it_pays_with_all_images_only(page, curves):
 
 def test_with_few_images_labelled_training_overfits(page, curves):
     """On NYUv2, from 4 images, it ends below the merged model as it is; closed form never does."""
-    bare = page.frame.printed.groupby("model").mean()["task_arithmetic"]
+    bare = page.beside("closed_form").printed.groupby("model").mean()["task_arithmetic"]
     assert (curves.loc[["heads", "representation"], 4] < bare).all() == (page.dataset == "nyuv2")
     assert (curves.loc["closed form"] > bare).all()
 
@@ -79,7 +79,7 @@ def test_the_bar_of_ten_is_met_where_labels_are_few():
     """
     pages = [Page(name, "records/miniature") for name in DATASETS]
     curves = {page.dataset: page.derive("closed_form", beyond.realignment_curves) for page in pages}
-    bare = {page.dataset: page.frame.loc["task_arithmetic"].printed.mean() for page in pages}
+    bare = {page.dataset: page.beside("closed_form").loc["task_arithmetic"].printed.mean() for page in pages}
 
     def read(labelled):
         table = beyond.savings(curves, bare, labelled)
@@ -296,7 +296,7 @@ def test_alpha_is_better_chosen_after_realignment(page, varied):
     )
     for alphas in (table["α chosen before"], table["α chosen after"]):
         assert alphas.str.count(",").eq(2).all()
-    assert after.max() < page.frame.loc["joint"].printed.mean() - 1
+    assert after.max() < page.beside("variations").loc["joint"].printed.mean() - 1
     if page.dataset == "cityscapes":
         assert (before / after).between(1.6, 2).all()
         flat = means.merged[means.index <= 0.4]

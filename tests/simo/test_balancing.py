@@ -213,6 +213,8 @@ def test_compiled_model_bears_several_backward_passes(name):
 
 def test_unknown_balancing_is_named():
     """A misspelt name is refused with the names that exist."""
+    with pytest.raises(SimoError, match=r"unknown balancing \[\]"):  # what cannot be a key, either
+        balancing([], [])
     with pytest.raises(SimoError, match="unknown balancing 'pgcrad': expected one of .*'pcgrad'"):
         balancing("pgcrad", [])
 

@@ -1,4 +1,4 @@
-"""simo.merging.calibration: layers solved by hand, and laws of RegMean++ and FeatCal on whole encoders."""
+"""simo.merging.calibration: layers by hand, and laws of RegMean++, FeatCal and ProDistill."""
 
 import copy
 
@@ -264,6 +264,16 @@ def test_pyramids_are_calibrated(name, args):
     pulled = featcal(expert, base, [expert], batches, pull=1e9, stretch=0.0).state_dict()  # to the base
     name = next(name for name in base if "blocks.0.mlp.fc1.weight" in name)
     torch.testing.assert_close(pulled[name], base[name], rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_that_return_more_than_tokens_are_distilled():
+    """MViT's blocks give the size of their grid, too: at its own coefficients an expert stays the expert."""
+    encoder = create_encoder("mvitv2_tiny", {}, [1, 4]).eval()
+    base, (expert,), vectors = experts_of(encoder, count=1, size=0.01)
+    still = Optimisation(steps=1, batch_size=2, seed=0)
+    found = prodistill(encoder, base, vectors, [expert], Images(2, (64, 64)), still, 0.0, start=1.0)
+    batches = [{"image": Images(2, (64, 64)).images}]
+    torch.testing.assert_close(outputs(found, batches), outputs(expert, batches), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,12 @@ def test_a_size_that_is_not_taken_is_named(family):
             encoder(torch.rand(1, 3, 64, 65))
 
 
+def test_a_size_that_a_family_has_no_positions_for_is_not_taken():
+    """MViT looks positions up in tables, at a small size beyond their end: then it takes its own alone."""
+    encoder = create_encoder("mvitv2_tiny", {"img_size": 64}, [1])
+    assert encoder.size == (64, 64)
+
+
 @by_name
 def test_a_family_from_experts_to_an_export(family, val, tmp_path, same):
     """Experts are merged, realigned in all ways, exported and read back; what cannot be done is refused."""

@@ -72,8 +72,8 @@ def test_names_that_no_module_takes():
         ({"channels": 1.0}, "is 1.0: expected"),
         ({"channels": True}, "is True: expected"),
         ({"channels": "3"}, "is '3': expected"),
-        ({"classes": ("a", "b")}, "channels is 1: expected one for each of"),
-        ({"flips_x": True}, "channels is 1: expected 3, as flips_x is for normals"),
+        ({"classes": ("a", "b")}, "expected a name a channel"),
+        ({"flips_x": True}, "channels is 1: expected 3 with flips_x"),
     ],
 )
 def test_what_a_task_is(change, message):

@@ -330,7 +330,7 @@ def test_loss_that_is_not_finite_stops_training(tmp_path, value):
         calls.append(batch)
         return {"depth": model(batch["image"]) * (value if len(calls) == 3 else 1)}
 
-    with pytest.raises(SimoError, match="loss of task depth became (nan|inf) at step 3 .*learning rate"):
+    with pytest.raises(SimoError, match="loss of depth became (nan|inf) at step 3 .*learning rate"):
         fit(
             model,
             predict,
