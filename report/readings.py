@@ -144,6 +144,22 @@ def empty_tasks(page):
     )
 
 
+def closed_form_lead(page, labelled):
+    """How far closed form ends above a labelled way to realign, from each number of images; or "not run"."""
+    if not page.ran("closed_form"):
+        return "not run"
+    curves = page.derive("closed_form", beyond.realignment_curves)
+    means = curves.groupby(["method", "images"]).delta.mean().unstack("images")
+    leads = (means.loc["closed form"] - means.loc[labelled]).dropna()
+    listed = [f"{lead:+.1f} from {images}" for images, lead in leads.items()]
+    return real_minus(f"{', '.join(listed)} ({_seeds_of(curves)})")
+
+
+def _seeds_of(rows):
+    count = rows.seed.nunique()
+    return f"mean over {count} seeds" if count > 1 else "one seed"
+
+
 def unlabelled_alpha(*pages):
     """What the α of closed form's least residual reaches, beside that of the labels; or "not run"."""
     parts = []

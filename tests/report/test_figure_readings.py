@@ -126,3 +126,23 @@ def test_nothing_run_is_nothing_read():
         ""
     ] * 3
     assert readings.subsets(page) == ""
+
+
+def test_the_lead_of_closed_form_by_hand(tmp_path):
+    """Above heads by 5 and 1 from 4 and 16 images, means of two seeds; a number that only one had is left out."""
+    rows = [
+        {"seed": seed, "method": method, "images": images, "delta": delta + seed}
+        for seed in (0, 1)
+        for method, images, delta in (
+            ("closed form", 2, -9.0),
+            ("closed form", 4, -5.0),
+            ("closed form", 16, -3.0),
+            ("heads", 4, -10.0),
+            ("heads", 16, -4.0),
+        )
+    ]
+    page = SimpleNamespace(ran=lambda name: True, derive=lambda name, function: pd.DataFrame(rows))
+    assert readings.closed_form_lead(page, "heads") == "+5.0 from 4, +1.0 from 16 (mean over 2 seeds)"
+    page.derive = lambda name, function: pd.DataFrame(rows[:5])
+    assert readings.closed_form_lead(page, "heads") == "+5.0 from 4, +1.0 from 16 (one seed)"
+    assert readings.closed_form_lead(Page("nyuv2", tmp_path), "heads") == "not run"
