@@ -182,9 +182,9 @@ def unlabelled_regret(*pages):
     rows = pd.concat(found, names=["study"]).reset_index("study")
     names = ", ".join(TITLES[page.study] for page in ran)
 
-    def gained(rows):
+    def gained(rows, own="residual"):
         deltas = rows.pivot(index=["study", "method", "seed"], columns="rule", values="delta")
-        least = [deltas.residual - deltas[rule] for rule in ("before", "after")]
+        least = [deltas[own] - deltas[rule] for rule in ("before", "after")]
         ends = ([*dict.fromkeys(f"{end:+.1f}" for end in (own.min(), own.max()))] for own in least)
         return len(deltas), *map(" to ".join, ends)
 
@@ -197,6 +197,13 @@ def unlabelled_regret(*pages):
         "the one that they choose after closed form. Where the rules choose the method, too "
         f"({both} choice{'s' * (both > 1)}), it ends {both_before} and {both_after} above theirs."
     )
+    choices = rows.pivot(index=["study", "method", "seed"], columns="rule", values="choice")
+    if (choices.capped != choices.residual).any():
+        _, before, after = gained(rows[rows.method != beyond.EITHER], "capped")
+        text += (
+            " With each task's residual counted as at most 1, a rule that was thought of when this had "
+            f"failed, it ends {before} and {after} above the labels' choices."
+        )
     return real_minus(text)
 
 

@@ -97,7 +97,7 @@ def merge_experts(
     alpha : float or "auto"
         The merging coefficient. With labelled images, `evaluate` a few and take the best. "auto" needs none:
         of `ALPHAS` it takes that from whose features the experts' outputs can be told best, by the held-out
-        residual summed over tasks, see `solve_heads` of closed form.
+        residual summed over tasks, each at most 1, see `solve_heads` of closed form.
     images : iterable of dict, optional
         For "auto": batches of `image` `(B, 3, H, W)` in `[0, 1]`, which are iterated once for each α.
     device, precision : str
@@ -144,7 +144,8 @@ def _least_residual(model, base, vector, experts, images, device, precision):
 
     def left(alpha):
         vector.load_into(model.encoder, base, alpha)
-        return sum(solve_heads(model, encoders, images, device, precision)[1].values())
+        # 1 is that of a head that learns the mean alone: more says that its expert's outputs hardly vary
+        return sum(min(r, 1.0) for r in solve_heads(model, encoders, images, device, precision)[1].values())
 
     best = min(ALPHAS, key=left)
     print(f"α = {best} leaves the least residual of {len(ALPHAS)} values")

@@ -294,9 +294,10 @@ def test_rules_that_choose_alpha_by_hand():
         "after": "0.6",
         "distance": "0.2",
         "residual": "0.4",
+        "capped": "0.4",
         "test": "0.6",
     }
-    assert chosen.delta.tolist() == pytest.approx([-40, -5, -40, -10, -5])
+    assert chosen.delta.tolist() == pytest.approx([-40, -5, -40, -10, -10, -5])
     assert chosen.order["residual"] == pytest.approx(-0.5)
     table = beyond.alphas_table(records, frame, "nyuv2", main)
     assert table.loc["TIES", beyond.RULES["residual"]] == "-10.0 (α 0.4)"
@@ -332,6 +333,32 @@ def test_rules_that_choose_the_method_by_hand():
     grid.append(row("ties", 0.05, 0.7) | {"options": {"density": 0.5}, "bare": experts})
     chosen = beyond.chosen_alphas(records, frame, "nyuv2", main)
     own = chosen[chosen.method == beyond.EITHER].set_index("rule")
-    other = dict.fromkeys(("before", "distance", "residual"), "TIES 0.5 α 0.5")
+    other = dict.fromkeys(("before", "distance", "residual", "capped"), "TIES 0.5 α 0.5")
     assert own.choice.to_dict() == dict.fromkeys(beyond.RULES, "TA α 0.5") | other
     assert set(chosen.method) == {"task_arithmetic", "ties", beyond.EITHER}  # it is no choice of α alone
+
+
+def test_a_task_that_hardly_varies_does_not_choose_alone():
+    """Residuals of 3 and 2 at one task count as 1: the other two decide, against the plain mean."""
+    experts = dict(zip(TASKS, (40.0, 0.5, 20.0), strict=True))
+    frame = pd.DataFrame([experts], index=pd.MultiIndex.from_tuples([("expert", 0)], names=["model", "seed"]))
+
+    def row(alpha, residuals):
+        apart = {kind: dict(zip(TASKS, residuals, strict=True)) for kind in ("residual", "distance")}
+        return {"method": "ties", "alpha": alpha, "val": experts, "metrics": experts} | apart
+
+    records = [{"seed": 0, "details": {"alphas": [row(0.1, (0.2, 0.2, 3.0)), row(0.9, (0.6, 0.6, 2.0))]}}]
+    records[0]["provenance"] = {}
+    scan = {"scan": [{"alpha": alpha, "score": 0.5} for alpha in (0.1, 0.9)]}
+    main = [
+        {"experiment": "merge_ties", "seed": 0, "results": [], "details": scan},
+        {
+            "experiment": "expert",
+            "seed": 0,
+            "results": [{"model": "expert", "split": "val", "metrics": experts}],
+            "details": {},
+        },
+    ]
+    chosen = beyond.chosen_alphas(records, frame, "nyuv2", main)
+    choices = chosen[chosen.method == "ties"].set_index("rule").choice
+    assert (choices.residual, choices.capped) == ("0.9", "0.1")

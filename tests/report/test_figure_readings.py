@@ -101,9 +101,15 @@ def test_alpha_without_labels_is_read_or_not_run():
 
 def test_what_alpha_without_labels_brings_is_the_least_and_the_most():
     """By hand: of two seeds and one method, against labels before and after."""
-    rules = {"before": (-9.0, -8.0), "after": (-5.0, -4.0), "residual": (-5.5, -3.9)}
+    rules = {"before": (-9.0, -8.0), "after": (-5.0, -4.0), "residual": (-5.5, -3.9), "capped": (-5.5, -3.0)}
     rows = [
-        {"method": method, "rule": rule, "seed": seed, "delta": delta - lower * (rule == "before")}
+        {
+            "method": method,
+            "rule": rule,
+            "seed": seed,
+            "delta": delta - lower * (rule == "before"),
+            "choice": str(delta),
+        }
         for method, lower in (("ties", 0), (beyond.EITHER, 1))
         for rule, deltas in rules.items()
         for seed, delta in enumerate(deltas)
@@ -116,6 +122,11 @@ def test_what_alpha_without_labels_brings_is_the_least_and_the_most():
     assert "ends +3.5 to +4.1 points of Δ above" in text
     assert "−0.5 to +0.1 above" in text
     assert "the method, too (2 choices), it ends +4.5 to +5.1 and −0.5 to +0.1 above theirs." in text
+    assert "failed, it ends +3.5 to +5.0 and −0.5 to +1.0 above the labels' choices." in text
+    page.derive = lambda experiment, function, main: pd.DataFrame(rows).replace(
+        {"choice": r".*"}, "α", regex=True
+    )
+    assert "had failed" not in readings.unlabelled_regret(page)  # where both rules choose the same
     assert readings.unlabelled_regret(Page("nyuv2", "records/none")) == ""
 
 
@@ -129,7 +140,7 @@ def test_nothing_run_is_nothing_read():
 
 
 def test_the_lead_of_closed_form_by_hand(tmp_path):
-    """Above heads by 5 and 1 from 4 and 16 images, means of two seeds; a number that only one had is left out."""
+    """Above heads by 5 and 1 from 4 and 16 images, means of two seeds; what only one had is left out."""
     rows = [
         {"seed": seed, "method": method, "images": images, "delta": delta + seed}
         for seed in (0, 1)
