@@ -71,3 +71,8 @@ def _header(label):
     """A column's header: Δ with its index set low, and times called rough."""
     text = str(label).replace("Δ_MTL", "Δ<sub>MTL</sub>")
     return re.sub(r"^(seconds|minutes|hours)", r"rough \1", real_minus(text))
+
+
+def over_seeds(count):
+    """What a number or a line is: of one seed, or a mean."""
+    return f"mean over {count} seeds" if count > 1 else "one seed"

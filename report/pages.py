@@ -10,7 +10,7 @@ from pathlib import Path
 from IPython.display import Markdown, display
 
 from report import claims, plotting, readings, tables
-from report.display import SECONDS, real_minus, show
+from report.display import SECONDS, over_seeds, real_minus, show
 from report.notebooks import ROOT
 from report.overview import CLOSE, TITLES, VARIED, marked
 from report.paper import paper_curves, paper_deltas, read_paper
@@ -176,7 +176,7 @@ class Page:
     @property
     def over_seeds(self):
         """What a number or a line of this page is: of one seed, or a mean."""
-        return f"mean over {self.seeds} seeds" if self.seeds > 1 else "one seed"
+        return over_seeds(self.seeds)
 
     def _cells(self):
         """What a cell of the tables of metrics holds."""
@@ -385,9 +385,13 @@ class Page:
     def further(self, experiment, function, caption, corner, main=False):
         """Display the table that such a function makes, see `derive`."""
         if self.has(experiment):
-            count = len(self._seeds_of(experiment))
-            caption += f" Of {count} of {self.seeds} seeds." * (count < self.seeds)
+            caption += self.share(experiment)
             self._show(self.derive(experiment, function, main), caption, function.__name__, corner)
+
+    def share(self, experiment):
+        """Of how many of the study's seeds an experiment is, for a caption; empty if it is of all."""
+        count = len(self._seeds_of(experiment))
+        return f" Of {count} of {self.seeds} seeds." * (count < self.seeds)
 
     def _seeds_of(self, experiment):
         return {record["seed"] for record in self._all(experiment)}

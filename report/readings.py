@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from report import beyond, tables
-from report.display import real_minus
+from report.display import over_seeds, real_minus
 from report.evidence import EFFECT, block_coefficients
 from report.overview import TITLES
 from report.paper import paper_curves
@@ -152,12 +152,7 @@ def closed_form_lead(page, labelled):
     means = curves.groupby(["method", "images"]).delta.mean().unstack("images")
     leads = (means.loc["closed form"] - means.loc[labelled]).dropna()
     listed = [f"{lead:+.1f} from {images}" for images, lead in leads.items()]
-    return real_minus(f"{', '.join(listed)} ({_seeds_of(curves)})")
-
-
-def _seeds_of(rows):
-    count = rows.seed.nunique()
-    return f"mean over {count} seeds" if count > 1 else "one seed"
+    return real_minus(f"{', '.join(listed)} ({over_seeds(curves.seed.nunique())})")
 
 
 def unlabelled_alpha(*pages):
@@ -182,9 +177,9 @@ def unlabelled_regret(*pages):
     rows = pd.concat(found, names=["study"]).reset_index("study")
     names = ", ".join(TITLES[page.study] for page in ran)
 
-    def gained(rows, own="residual"):
+    def gained(rows, chooser="residual"):
         deltas = rows.pivot(index=["study", "method", "seed"], columns="rule", values="delta")
-        least = [deltas[own] - deltas[rule] for rule in ("before", "after")]
+        least = [deltas[chooser] - deltas[rule] for rule in ("before", "after")]
         ends = ([*dict.fromkeys(f"{end:+.1f}" for end in (own.min(), own.max()))] for own in least)
         return len(deltas), *map(" to ".join, ends)
 
