@@ -37,7 +37,7 @@ from simo.checkpoints import TensorFile, save_checkpoint, versions
 from simo.encoders import create_encoder
 from simo.errors import SimoError
 from simo.files import atomic_path, decoding
-from simo.training import Optimisation, device_name, fit, pick_device, progress
+from simo.training import Optimisation, OwnLoss, device_name, fit, pick_device, progress
 
 STAND_IN_FOR = "DINOv2 ViT-B/14"
 MODEL = {
@@ -88,17 +88,11 @@ class MaskedAutoencoder(nn.Module):
         return self.predict(decoded[:, 1:])
 
 
-class Reconstruction:
-    """The task as `simo.training.fit` sees it: mean squared error over the hidden patches only."""
-
-    name = "image"
-
-    def compute_loss(self, prediction, _):
-        """Loss of `(predicted, images, visible)`: both patch tensors `(B, N, P)`, indices `(B, K)`."""
-        predicted, images, visible = prediction
-        hidden = torch.ones(predicted.shape[:2], device=predicted.device).scatter(1, visible, 0.0)  # (B, N)
-        errors = (predicted.float() - pixels(images)).square().mean(dim=2)  # (B, N)
-        return (errors * hidden).sum() / hidden.sum()
+def hidden_error(predicted, images, visible):
+    """Mean squared error over the hidden patches, from `(B, N, P)`, `(B, 3, H, W)` and indices `(B, K)`."""
+    hidden = torch.ones(predicted.shape[:2], device=predicted.device).scatter(1, visible, 0.0)  # (B, N)
+    errors = (predicted.float() - pixels(images)).square().mean(dim=2)  # (B, N)
+    return (errors * hidden).sum() / hidden.sum()
 
 
 class Renders(Dataset):
@@ -151,10 +145,10 @@ def pretrain(images, optimisation, learning_rate, mask, resume=None):
     def reconstruct(batch):
         views = augment(batch["image"] / 255)
         visible = choose_visible(len(views), mask).to(views.device)
-        return {"image": (model(views, visible), views, visible)}
+        return {"image": hidden_error(model(views, visible), views, visible)}
 
     rates = [(list(model.parameters()), learning_rate)]
-    plan = (model, reconstruct, rates, Renders(images), [Reconstruction()], optimisation)
+    plan = (model, reconstruct, rates, Renders(images), [OwnLoss("image")], optimisation)
     return encoder, fit(*plan, resume=resume)
 
 

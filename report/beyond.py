@@ -60,18 +60,14 @@ def realignment_curves(records, frame, dataset):
     return with_deltas(records, frame, dataset, lambda details: details["curves"])
 
 
-def curves_table(curves):
+def curves_table(records, frame, dataset):
     """Mean ± standard deviation over seeds of Δ, as text: one row a method, one column a number of images.
 
-    Numbers that not all methods were given are left out.
-
-    Parameters
-    ----------
-    curves : DataFrame
-        See `realignment_curves`.
+    Numbers that not all methods were given are left out. Parameters are those of `realignment_curves`.
     """
+    curves = realignment_curves(records, frame, dataset)
     cells = curves.groupby(["method", "images"], sort=False).delta.agg(spread)
-    return cells.unstack("images").dropna(axis="columns").rename_axis(index=None)
+    return cells.unstack("images").dropna(axis="columns").rename("{} images".format, axis="columns")
 
 
 REPAIRS = {"task_arithmetic": "merged", "tall_mask": "TALL-masks", "joint": "joint training"}

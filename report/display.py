@@ -10,7 +10,8 @@ from IPython.display import HTML, display
 
 # a hyphen before a number that is not part of a word, a date or a range
 HYPHEN = re.compile(r"(?<![\w.-])-(?=[.\d])")
-SECONDS = "Times are rough: other work ran beside."  # for captions of tables that have any
+# for captions of tables that have any
+SECONDS = "Times are rough: other work ran beside; interrupted runs are left out."
 
 
 def real_minus(text):

@@ -109,7 +109,7 @@ def gather(frame, dataset, records, paper):
     dict of str to Evidence
         By "seed 0" and so on.
     """
-    found = {}
+    found, chosen = {}, tables.alphas(records)
     for seed in frame.index.unique("seed"):
         own = {record["experiment"]: record for record in records if record["seed"] == seed}
         curves, sizes, coefficients = {}, {}, None
@@ -131,7 +131,7 @@ def gather(frame, dataset, records, paper):
             _by_size(paper["fig1"]["clip_8"]),
             relative.rename(columns=lambda name: name.removesuffix(" %")).to_dict("index"),
             coefficients,
-            tables.alphas(own.values()),
+            chosen.loc[seed].to_dict() if seed in chosen.index else {},
         )
     return found
 

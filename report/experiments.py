@@ -109,7 +109,7 @@ EXPERIMENTS = (
         (*ALSO_MERGED, BOTH_REALIGNED[1]),
         seconds=60,
     ),
-    Experiment("frozen_decoder", "experts under one frozen decoder", ALSO_MERGED, seconds=400),
+    Experiment("frozen_decoder", "experts under one frozen decoder", (MERGED,), seconds=400),
 )
 
 

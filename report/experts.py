@@ -3,7 +3,15 @@
 from simo.checkpoints import TensorFile, load_into, load_recipe
 from simo.errors import SimoError
 from simo.merging.task_vectors import TaskVector
-from simo.models import create_model
+from simo.models import create_model, load_model
+
+
+def expert_models(folder, tasks, settings):
+    """The experts as models, each of its own task: `MultiTaskModel`s by task name, see `load_experts`."""
+    return {
+        task.name: load_model(folder / f"expert_{task.name}.safetensors", settings, kind="expert")
+        for task in tasks
+    }
 
 
 def load_experts(folder, dataset, tasks, settings, weights):

@@ -7,7 +7,6 @@ import pandas as pd
 
 from report import tables
 from report.claims import CLAIMS
-from report.notebooks import ROOT
 from report.paper import paper_costs, paper_deltas
 from report.records import commit_of
 
@@ -184,8 +183,7 @@ def _verdict(claim, page, judged):
         return marked("not run")
     row = judged.loc[claim.name]
     numbers = [f"{row[name]:.1f}" for name in judged if name.startswith("seed ") and row[name] == row[name]]
-    place = page.study if (ROOT / "notebooks" / "pages" / f"{page.study}.ipynb").exists() else page.dataset
-    text = marked(row.verdict, f"{place}.html#claims")
+    text = marked(row.verdict, f"{page.notebook}.html#{page.address('claims')}")
     text += f": {', '.join(numbers)}" if numbers else ""
     text += f"<br>close: {row.close}" if row.close else ""
     text += " [fixture]" if page.fixture else ""
@@ -213,6 +211,8 @@ def results_index(pages):
         if dataset not in by_name:
             continue
         page = by_name[dataset]
+        names = {record["experiment"] for record in page.records}
+        patterns = [pattern for pattern in patterns if any(fnmatch(name, pattern) for name in names)]
         used = [r for r in page.records if any(fnmatch(r["experiment"], pattern) for pattern in patterns)]
         notebooks = sorted({record["provenance"]["notebook"] for record in used})
         rows[result] = {

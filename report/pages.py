@@ -28,6 +28,9 @@ NAMES = {
     "paper": tables.FULL_SCALE,
 }  # of columns, by profile
 ENCODERS = {"nyuv2_lite0": ("EfficientNet-Lite0",)}  # of studies with another than their profile's
+# notebooks that draw others than those of their data set
+DRAWN_BY = {"photos_gpu/nyuv2": "nyuv2_variants", "photos/nyuv2_lite0": "nyuv2_variants"}
+DRAWN_BY["miniature/cityscapes_dpt"] = "cityscapes_dpt"
 SCALES = {
     "photos": "The paper's own photographs of NYUv2, at less than half its resolution, with a ViT-S/14 "
     "that is, by all signs, DINOv2, trained further to find salient objects, instead of ViT-B/14, fewer "
@@ -94,7 +97,7 @@ class Page:
         self.records = _records(self.folder)
         self.profile = self.records[0]["profile"] if self.records else Path(records_folder).name
         heads = {record["provenance"]["parameters"].get("head") for record in self.records} - {None}
-        self.heads = {"dpt": "DPT"}.get(*heads, *heads) if heads else "no"
+        self.heads = " and ".join({"dpt": "DPT"}.get(head, head) for head in sorted(heads)) or "no"
         self.frame = self._scores(self.records)
         fresh = _records(ROOT / recomputed / study) if recomputed else []
         fresh = [record for record in fresh if record["profile"] == self.profile]
@@ -137,14 +140,14 @@ class Page:
         Returns
         -------
         dict of str to str
-            `delta <model>` and `paper <model>`, `recovered <realignment>`, `best score` of any α in per cent,
-            `beside <realignment>`: Δ of realigned TA relative to experts with the same budget, `largest
-            spread` of a realigned model's Δ over seeds, `title`, `seeds`, `over seeds` (in a caption),
-            `tolerance`, `full tolerance`; "not run" where there is no result.
+            `delta <model>` and `paper <model>`, `recovered <realignment>` by task arithmetic where anything
+            was merged, `best score` of any α in per cent, `largest spread` of a realigned model's Δ over
+            seeds, `title`, `seeds`, `over seeds` (in a caption), `tolerance`, `full tolerance`; "not run"
+            where there is no result.
         """
         keys = [f"delta {name}" for name in tables.MODELS]
         keys += ["recovered heads", "recovered representation", "best score"]
-        keys += ["largest spread", "seeds", "beside heads", "beside representation"]
+        keys += ["largest spread", "seeds"]
         values = dict.fromkeys(keys, "not run") | {"tolerance": f"{claims.TOLERANCE:.0f}"}
         values |= {"full tolerance": f"{tables.FULL_SCALE_TOLERANCE:.0f}", "title": self.title}
         values |= {"over seeds": self.over_seeds}
@@ -157,13 +160,11 @@ class Page:
         """Those of `numbers` that come from records."""
         delta, mark = self.frame.printed.unstack("model"), f" ({FIXTURE})" if self.fixture else ""
         values = {f"delta {model}": f"{value:z.1f}{mark}" for model, value in delta.mean().items()}
-        for kind in {"heads", "representation"} & {name.split("+")[-1] for name in delta}:
-            share = tables.recovered(delta, "task_arithmetic", kind).mean()
-            values[f"recovered {kind}"] = f"{share:.0f}{mark}"
-            if f"expert+{kind}" in delta:
-                values[f"beside {kind}"] = (
-                    f"{tables.beside_budget(self.frame, self.dataset, kind):+.1f}{mark}"
-                )
+        merged = tables.where_merged(delta, tables.alphas(self.records), "task_arithmetic")
+        for kind in ("heads", "representation"):
+            if f"task_arithmetic+{kind}" in merged and len(merged):
+                share = tables.recovered(merged, "task_arithmetic", kind).mean()
+                values[f"recovered {kind}"] = f"{share:.0f}{mark}"
         scans = [record["details"]["scan"] for record in self._all("merge_task_arithmetic")]
         if scans:
             best = sum(max(row["score"] for row in scan) for scan in scans) / len(scans)
@@ -172,6 +173,15 @@ class Page:
         if spread.notna().any():
             values["largest spread"] = f"{spread.max():.1f}{mark}"
         return values | {"seeds": str(self.seeds)}
+
+    @property
+    def notebook(self):
+        """Which one in `notebooks/pages` draws this study."""
+        return DRAWN_BY.get(f"{self.profile}/{self.study}", self.dataset)
+
+    def address(self, kind):
+        """Where a table of this page's records stands on it, such as its claims."""
+        return f"{self.study}-{self.profile}-{kind}".replace("_", "-")
 
     @property
     def over_seeds(self):
@@ -200,9 +210,8 @@ class Page:
 
         Only the study's leads the caption where other pages' records are shown, too.
         """
-        name = f"{self.study}-{self.profile}-{kind}".replace("_", "-")
         title = TITLES[self.study] if others else self.title
-        self.show(table, f"{title}: {caption}", name, corner, **options)
+        self.show(table, f"{title}: {caption}", self.address(kind), corner, **options)
 
     def _metrics(self, models, caption, kind):
         """Display the paper's kind of table of some models."""
@@ -249,13 +258,8 @@ class Page:
         if self:
             frames = {page.name: page.frame for page in (self, *others) if page.records}
             caption = "what can be compared at any size, in the paper and here."
-            nothing = {
-                (page.name, method)
-                for page in (self, *others)
-                for method, (zero, count) in tables.unmerged(page.records).items()
-                if zero == count
-            }
-            table = tables.pattern(frames, self.dataset, self.paper, nothing)
+            chosen = {page.name: tables.alphas(page.records) for page in (self, *others)}
+            table = tables.pattern(frames, self.dataset, self.paper, chosen)
             self._show(table, caption, "pattern", "what is compared", others)
 
     def claims(self):

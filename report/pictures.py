@@ -77,7 +77,7 @@ def _scale(truth, task):
     if task.channels > 1:
         return {}
     known = truth[truth != 0].astype(np.float32)
-    shades = "gray" if task.centred else "viridis" if task.zoom > 0 else "viridis_r"  # near is bright
+    shades = "gray" if task.centred else "viridis" if task.zoom == 1 else "viridis_r"  # near is bright
     return {"cmap": shades, "vmin": known.min(), "vmax": known.max()}
 
 

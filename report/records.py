@@ -282,6 +282,9 @@ def load_pictures(path):
 def load_records(folder):
     """Read all records below a folder, sorted by path; each gets its `study`, the folder it lies in.
 
+    Those of a seed that name other data or checkpoints than its latest records do are left out: they are of
+    experts that were trained anew since, and comparing them with these would mean nothing.
+
     Parameters
     ----------
     folder : str or Path
@@ -310,7 +313,16 @@ def load_records(folder):
             raise SimoError(f"{path} is not a record: it lacks {sorted(missing)}")
     if not records:
         raise SimoError(f"{folder} holds no records: `make book` computes them")
-    return records
+    latest = {}
+    for record in sorted(records, key=lambda record: record["provenance"]["started"]):
+        latest |= dict(_used(record))
+    return [record for record in records if all(latest[name] == value for name, value in _used(record))]
+
+
+def _used(record):
+    """Pairs of what a record was computed from, by name within its study and seed, and its hash."""
+    hashes = record["provenance"]["hashes"].items()
+    return [((record["study"], record["seed"], name), value) for name, value in hashes if name != "code"]
 
 
 def results_table(records):

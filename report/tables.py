@@ -227,43 +227,27 @@ def recovered(delta, method, realignment, floor=None):
     return 100 * (1 - delta[f"{method}+{realignment}"] / bare)
 
 
-def beside_budget(frame, dataset, kind):
-    """Printed Δ of realigned task arithmetic relative to experts with realignment's images and steps.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        See `scores`.
-    dataset : str
-    kind : str
-        "heads" or "representation".
-
-    Returns
-    -------
-    float
-        Mean over seeds.
-    """
-    tasks, models = tasks_of(dataset), (f"task_arithmetic+{kind}", f"expert+{kind}")
-    seeds = frame.loc[models[1]].index
-    return sum(delta_printed(tasks, *(frame.loc[model, seed] for model in models)) for seed in seeds) / len(
-        seeds
-    )
-
-
 def alphas(records):
-    """The α that the validation split chose, by merging method, of one seed's records."""
-    merged = [record for record in records if record["experiment"].startswith("merge_")]
-    return {record["experiment"].removeprefix("merge_"): record["details"]["alpha"] for record in merged}
+    """The α that the validation split chose: a row a seed, a column a merging method."""
+    chosen = [
+        (record["seed"], record["experiment"].removeprefix("merge_"), record["details"]["alpha"])
+        for record in records
+        if record["experiment"].startswith("merge_")
+    ]
+    table = pd.DataFrame(chosen, columns=["seed", "method", "alpha"])
+    return table.pivot(index="seed", columns="method", values="alpha")
+
+
+def where_merged(values, chosen, method):
+    """Values over seeds without those on which a method merged nothing, α = 0; see `alphas`."""
+    nothing = chosen.index[chosen[method] == 0] if method in chosen else []
+    return values.drop(nothing, errors="ignore")
 
 
 def unmerged(records):
     """On how many seeds the validation split chose to merge nothing, α = 0, and of how many: by method."""
-    found = {}
-    for seed in {record["seed"] for record in records}:
-        for method, alpha in alphas([each for each in records if each["seed"] == seed]).items():
-            zero, count = found.get(method, (0, 0))
-            found[method] = zero + (alpha == 0), count + 1
-    return found
+    chosen = alphas(records)
+    return {method: (int((own == 0).sum()), int(own.count())) for method, own in chosen.items()}
 
 
 def costs_of(records):
@@ -286,26 +270,23 @@ def experts_together(costs):
     return costs[costs.model == "expert"].groupby("seed").agg(sums | {"samples": "first"})
 
 
-def pattern(frames, dataset, paper, nothing=()):
+def pattern(frames, dataset, paper, chosen=None):
     """What is compared at another size: not values, but the order, the signs and the shares recovered.
 
     Parameters
     ----------
     frames, dataset, paper
         See `paper_beside_ours`; all with scores.
-    nothing : collection of (str, str)
-        Title and method where no seed merged anything, see `unmerged`: what looks like recovery is none.
+    chosen : dict of str to DataFrame, optional
+        By title, see `alphas`: where a seed merged nothing, what looks like recovery is none.
 
     Returns
     -------
     DataFrame
         Of text, columns `paper` and the titles.
     """
-    theirs = paper_deltas(dataset, paper)
-    columns = [
-        _pattern(frame, theirs, [method for own, method in nothing if own == title])
-        for title, frame in frames.items()
-    ]
+    theirs, chosen = paper_deltas(dataset, paper), chosen or {}
+    columns = [_pattern(frame, theirs, chosen.get(title, alphas([]))) for title, frame in frames.items()]
     names = list(dict.fromkeys(row for column in columns for row in column))
     table = {
         row: [next(c[row][0] for c in columns if row in c), *(c.get(row, ("", ""))[1] for c in columns)]
@@ -314,7 +295,7 @@ def pattern(frames, dataset, paper, nothing=()):
     return pd.DataFrame.from_dict(table, orient="index", columns=["paper", *frames])
 
 
-def _pattern(frame, theirs, nothing):
+def _pattern(frame, theirs, chosen):
     """Rows of `pattern`: the paper's text and ours."""
     seeds = frame.printed.unstack("seed").reindex(theirs.index)
     # ranks among what both have: `corr` would leave the others' ranks in place
@@ -332,30 +313,38 @@ def _pattern(frame, theirs, nothing):
     }
     every = frame.printed.unstack("model")
     for method in ("task_arithmetic", "ties"):
-        for kind in ("heads", "representation"):
-            model = f"{method}+{kind}"
-            row, share = f"share of the loss recovered by {MODELS[model]}", recovered(every, method, kind)
-            ours = f"{spread(share, '.0f')} %"
-            if method in nothing:
+        merged = where_merged(every, chosen, method)
+        for kind in [kind for kind in ("heads", "representation") if f"{method}+{kind}" in every]:
+            row = f"share of the loss recovered by {MODELS[f'{method}+{kind}']}"
+            ours = _share(recovered(merged, method, kind), every)
+            if merged.empty:
                 ours = "nothing merged"
-            elif every[method].mean() >= -LOSS:
+            elif merged[method].mean() >= -LOSS:
                 ours = "no clear loss"
             elif f"expert+{kind}" not in every:
                 ours += ", no control"
-            elif every[f"expert+{kind}"].mean() > FINISHED:
+            elif merged[f"expert+{kind}"].mean() > FINISHED:
                 ours = "experts gain, too"
             rows[row] = (f"{recovered(theirs, method, kind):.0f} %", ours)
-            if method not in nothing and "constant" in every and (every[method] < every.constant).any():
-                ours = spread(recovered(every, method, kind, "constant"), ".0f")
-                rows[f"{row}, from a constant"] = ("", f"{ours} %")
+            if "constant" in every and (merged[method] < merged.constant).any():
+                rows[f"{row}, from a constant"] = (
+                    "",
+                    _share(recovered(merged, method, kind, "constant"), every),
+                )
+    merged = where_merged(every, chosen, "task_arithmetic")
     for kind in ("heads", "representation"):
-        if {f"pretrained+{kind}", "task_arithmetic"} <= set(every):
-            bare = every.task_arithmetic
-            share = 100 * (every[f"pretrained+{kind}"] - bare) / (every[f"task_arithmetic+{kind}"] - bare)
+        if {f"pretrained+{kind}", f"task_arithmetic+{kind}"} <= set(every):
+            bare = merged.task_arithmetic
+            share = 100 * (merged[f"pretrained+{kind}"] - bare) / (merged[f"task_arithmetic+{kind}"] - bare)
             row = f"share of the gain by {MODELS[f'task_arithmetic+{kind}']} that needs no merging"
-            ours = "nothing merged" if "task_arithmetic" in nothing else f"{spread(share, '.0f')} %"
-            rows[row] = ("", ours)
+            rows[row] = ("", "nothing merged" if merged.empty else _share(share, every))
     return rows
+
+
+def _share(share, every):
+    """A share over those seeds on which something was merged, as text; how many, if not all."""
+    some = f", {len(share)} of {len(every)} seeds" * (len(share) < len(every))
+    return f"{spread(share, '.0f')} %{some}"
 
 
 def efficiency(records, paper=None):

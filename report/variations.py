@@ -134,7 +134,8 @@ def studies_table(frames, models):
         Keys of `report.tables.MODELS`.
     """
     columns = {title: frame.printed.groupby("model").agg(spread) for title, frame in frames.items()}
-    return pd.DataFrame(columns).loc[list(models)].rename(index=MODELS).rename_axis(index=None)
+    table = pd.DataFrame(columns).reindex(list(models)).fillna("not run")
+    return table.rename(index=MODELS).rename_axis(index=None)
 
 
 def feature_shares(records, frame, dataset):

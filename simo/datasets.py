@@ -1,10 +1,10 @@
 """Reading prepared data sets, moving image and targets together, and batches that can be resumed.
 
 Prepared layout, real or rendered: `<folder>/<field>/<i>.npy`, each `(H, W)` or `(H, W, C)`, where the fields
-are `image` and the tasks' folders, and `splits/{train,val,test}.txt` with one `folder/i` a line: classes and
-masks are `(H, W)`, images and values `(H, W, C)`. Unsigned integers are fixed-point fractions: a uint8 stands
-for value / 255, a uint16 for value / 65535. Value 0 (in all channels) means no ground truth, but not of tasks
-whose values are centred; where a field `mask_valid` exists, 0 there says so, for every task.
+are `image` and the tasks' folders, and `splits/{train,val,test}.txt` with one `folder/i` a line: classes are
+`(H, W)`, masks `(H, W, 1)`, images and values `(H, W, C)`. Unsigned integers are fixed-point fractions: a
+uint8 stands for value / 255, a uint16 for value / 65535. Value 0 (in all channels) means no ground truth, but
+not of tasks whose values are centred; where a field `mask_valid` exists, 0 there says so, for every task.
 
 The folders keep the data sets' own order, and the splits say what they are used for: NYUv2's `val` holds
 the official test images, of which the paper takes disjoint parts for val and test; Cityscapes' `train` is
@@ -46,22 +46,25 @@ class PreparedDataset(Dataset):
     tasks : sequence of str, optional
         Whose targets to read; all of the data set's if not given.
     scales : sequence of float, optional
-        Augmentation: the image is enlarged by one of these; none if not given.
+        Augmentation: the image is enlarged by one of these; none if not given. Only 1 where a task does not
+        say what that does to its targets (`zoom`).
     crop : (int, int), optional
-        Augmentation: height and width cut out after scaling. Needed with `scales`.
+        Augmentation: height and width cut out after scaling; those of the images if not given.
 
     Raises
     ------
     SimoError
-        If the folder or split is missing, empty or half written.
+        If the folder or split is missing, empty or half written, or for scales that a task does not bear.
     """
 
     def __init__(self, root, dataset, split, tasks=None, scales=None, crop=None):
         self.root, self.split = Path(root), split
         self.tasks = tasks_of(dataset, tasks)
-        self.scales, self.crop = scales, crop
+        fixed = set(scales or ()) - {1} and [task.name for task in self.tasks if task.zoom is None]
+        require("scales", scales, not fixed, f"[1.0]: of an enlarged image the targets of {fixed} are others")
         self.names = [name for part in split.split("+") for name in read_split(self.root, part)]
         self.size = tuple(self._load("image", self.names[0]).shape[:2])
+        self.scales, self.crop = scales, crop or self.size
         self.masked = self._path("mask_valid", self.names[0]).exists()
 
     def __len__(self):

@@ -102,9 +102,10 @@ class Task:
         Whether predictions are clamped at 0 by the head (depth).
     centred : bool
         Whether targets, stored in [0, 1], are mapped to [-1, 1] when they are read (Taskonomy).
-    zoom : int
+    zoom : int, optional
         A target's values are multiplied by `s ** zoom` when the image is enlarged by s: an enlarged
-        image looks taken from nearer, so depth falls (-1) and disparity grows (1).
+        image looks taken from nearer, so depth falls (-1) and disparity grows (1). None where no such rule
+        gives the enlarged image's target, as of a detector's responses: then no image is enlarged.
     flips_x : bool
         Whether channel 0 changes its sign when the image is mirrored (normals).
     classes : tuple of str
@@ -125,7 +126,7 @@ class Task:
     higher_is_better: bool = False
     non_negative: bool = False
     centred: bool = False
-    zoom: int = 0
+    zoom: int | None = 0
     flips_x: bool = False
     classes: tuple = ()
 
@@ -224,10 +225,10 @@ TASKS = {
     ),
     "taskonomy": (
         Task("autoencoder", "image", 3, "l1", "aErr", "", centred=True),
-        Task("depth", "depth_zbuffer", 1, "l1", "aErr", "", non_negative=True),
+        Task("depth", "depth_zbuffer", 1, "l1", "aErr", "", non_negative=True, zoom=None),
         Task("normals", "normal", 3, "l1", "aErr", "", centred=True, flips_x=True),
-        Task("edges", "edge_texture", 1, "l1", "aErr", "", centred=True),
-        Task("keypoints", "keypoints2d", 1, "l1", "aErr", "", centred=True),
+        Task("edges", "edge_texture", 1, "l1", "aErr", "", centred=True, zoom=None),
+        Task("keypoints", "keypoints2d", 1, "l1", "aErr", "", centred=True, zoom=None),
     ),
 }
 # not in the paper's tables, but in its released code

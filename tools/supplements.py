@@ -57,17 +57,15 @@ def data_cell(page, given, source):
     """
     folders = [v for name, v in (declared_parameters(page) | given).items() if name.endswith("_folder") and v]
     studies = [study for folder in folders for study in listed(ROOT / folder, "*") if study.name in TITLES]
+    dataset = page.split("_")[0]
+    if dataset in TASKS:
+        studies = [study for study in studies if study.name.split("_")[0] == dataset]
     text = "## The data of this page\n\n"
-    if links := [_links(study, source / "data") for study in studies if _about(page, study.name)]:
+    if links := [_links(study, source / "data") for study in studies]:
         text += "Scores of every model and seed, and the records that figures are drawn from:\n\n"
         text += "".join(f"- {link}\n" for link in links) + "\n"
     here = f"../../_sources/notebooks/pages/{page}.ipynb"
     return markdown_cell("data", f'{text}<a href="{here}" download>This page as an executed notebook</a>\n')
-
-
-def _about(page, study):
-    """Whether a page shows a study: a data set's page its own, every other page all."""
-    return page.split("_")[0] not in TASKS or study in (page, f"{page}_photos", f"{page}_lite0")
 
 
 def _links(study, folder):

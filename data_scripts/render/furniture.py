@@ -13,22 +13,8 @@ from typing import NamedTuple
 from data_scripts.render.materials import CANVAS, CARPET, OUTSIDE, PLAID, SCREEN, SPINES, STRIPES, WOOD
 from data_scripts.render.raycast import Item, Paint
 
-CLASSES = (
-    "bed",
-    "books",
-    "ceiling",
-    "chair",
-    "floor",
-    "furniture",
-    "objects",
-    "picture",
-    "sofa",
-    "table",
-    "tv",
-    "wall",
-    "window",
-)
-(BED, BOOKS, CEILING, CHAIR, FLOOR, FURNITURE, OBJECTS, PICTURE, SOFA, TABLE, TV, WALL, WINDOW) = range(13)
+# places in NYUV2_CLASSES of simo.tasks
+BED, BOOKS, CEILING, CHAIR, FLOOR, FURNITURE, OBJECTS, PICTURE, SOFA, TABLE, TV, WALL, WINDOW = range(13)
 
 _BLACK = Paint((0.012, 0.012, 0.014), gloss=0.3)
 _STEEL = Paint((0.35, 0.35, 0.37), gloss=0.8)

@@ -13,8 +13,7 @@ from data_scripts.render import furniture as f
 from data_scripts.render.kernel import trace_truth
 from data_scripts.render.materials import CARPET, PLAIN, PLANKS, STRIPES, TILES
 from data_scripts.render.raycast import Item, Light, Paint, Scene, look, render, turned
-
-CLASSES = f.CLASSES
+from simo.tasks import NYUV2_CLASSES as CLASSES
 
 _CEILING_PAINT = (0.72, 0.72, 0.7)
 

@@ -110,7 +110,7 @@ def null_space_shares(rows, spaces):
 
 def learn_coefficients(
     model, base, task_vectors, dataset, tasks, optimisation, learning_rate, start, resume=None,
-    head_rate=None, label=None,
+    head_rate=None, teacher=None,
 ):  # fmt: skip
     """Learn the coefficients, with labels unless others are given; heads stay as they are, unless they learn.
 
@@ -134,7 +134,7 @@ def learn_coefficients(
         File for the state of unfinished training.
     head_rate : float, optional
         Peak, of the heads.
-    label : callable, optional
+    teacher : callable, optional
         Gives targets in place of the data set's, see `simo.realignment.trained.expert_labels`.
 
     Returns
@@ -151,13 +151,12 @@ def learn_coefficients(
     model.to(optimisation.device).eval().requires_grad_(False)
 
     def predict(batch):
-        if label:
+        if teacher:
             with torch.no_grad():
-                batch.update(label(batch["image"]))  # the losses read it from there
+                batch.update(teacher(batch["image"]))  # the losses read it from there
         return model.predict(merge(batch["image"]), batch["image"].shape[-2:])
 
-    rates = [([merge.coefficients], learning_rate)]
-    trained = merge
+    rates, trained = [([merge.coefficients], learning_rate)], merge
     if head_rate is not None:
         rates.append((list(model.heads.train().requires_grad_(True).parameters()), head_rate))
         trained = nn.ModuleDict({"merge": merge, "heads": model.heads})

@@ -5,8 +5,8 @@ module at the end of the encoder, SurgeryV2 (Yang et al., 2024) one behind every
 abstract and code. A module is h − B relu(A h), as in the paper's released code.
 
 Variants: the features are those that heads read, at every tapped block, instead of one vector an image;
-the loss is over tokens instead of their mean, since a dense task needs every place; training has the
-budget and the schedule of realignment.
+the loss is over all tokens alike instead of their mean, since a dense task needs every place; training has
+the budget and the schedule of realignment.
 """
 
 import copy
@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from simo.adapters import ReleasedAdapter, add_adapters
@@ -106,8 +105,9 @@ def _operate(model, expert, task, dataset, settings, rank, learning_rate, resume
     def predict(batch):
         with torch.no_grad():
             wanted = expert(batch["image"])
-        pairs = zip(operate(encoder(batch["image"])), wanted, strict=True)
-        return {task.name: sum(F.l1_loss(x.float(), y.float()) for x, y in pairs if x.numel())}
+        found = operate(encoder(batch["image"]))
+        errors = [(x.float() - y.float()).abs() for x, y in zip(found, wanted, strict=True)]
+        return {task.name: sum(each.sum() for each in errors) / sum(each.numel() for each in errors)}
 
     training = (model, predict, [(trained, learning_rate)], dataset, [OwnLoss(task.name)], settings)
     state = resume and Path(resume) / f"surgery_{task.name}.safetensors"

@@ -18,7 +18,6 @@ from simo.adapters import add_adapters
 from simo.datasets import evaluation_batches
 from simo.encoders import Features
 from simo.errors import SimoError
-from simo.performance import SMALLEST
 from simo.training import autocast, fit, progress
 
 
@@ -42,7 +41,7 @@ class FeatureDataset(Dataset):
         See `simo.training.pick_device`. Features are stored in this precision.
     workers : int
         Processes that load images.
-    label : callable, optional
+    teacher : callable, optional
         From images to targets by task name, instead of those of the data set.
 
     Raises
@@ -52,7 +51,7 @@ class FeatureDataset(Dataset):
     """
 
     def __init__(
-        self, encoder, dataset, folder, batch_size, device="cpu", precision="float32", workers=0, label=None
+        self, encoder, dataset, folder, batch_size, device="cpu", precision="float32", workers=0, teacher=None
     ):
         encoder.eval()
         self.size, self.length, self.tensors = dataset.size, len(dataset), {}
@@ -63,8 +62,8 @@ class FeatureDataset(Dataset):
             image = batch.pop("image").to(device, non_blocking=True)
             with torch.no_grad(), autocast(device, precision):
                 patches, classes = encoder(image)
-                if label:
-                    batch |= {name: target.cpu() for name, target in label(image).items()}
+                if teacher:
+                    batch |= {name: target.cpu() for name, target in teacher(image).items()}
             dtype = getattr(torch, precision)
             batch |= {"patches": patches.to("cpu", dtype), "classes": classes.to("cpu", dtype)}
             if not filled:
@@ -90,7 +89,7 @@ class FeatureDataset(Dataset):
         return {name: self.tensors[name][index] for name in self.names}
 
 
-def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=None, label=None):
+def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=None, teacher=None):
     """Fine-tune every head, each by itself, on the frozen encoder's features.
 
     Parameters
@@ -106,7 +105,7 @@ def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=Non
         Peak.
     resume : str or Path, optional
         Folder for the state of unfinished training, and for the features while they are needed.
-    label : callable, optional
+    teacher : callable, optional
         Gives targets in place of the data set's, see `expert_labels`: distillation.
 
     Returns
@@ -130,7 +129,7 @@ def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=Non
     histories = {}
     with _scratch_folder(resume) as folder:
         where = optimisation.device, optimisation.precision, optimisation.workers
-        features = FeatureDataset(model.encoder, dataset, folder, optimisation.batch_size, *where, label)
+        features = FeatureDataset(model.encoder, dataset, folder, optimisation.batch_size, *where, teacher)
         for task in tasks:
             head = model.heads[task.name].train().requires_grad_(True)
 
@@ -139,7 +138,7 @@ def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=Non
 
             rates = [(list(head.parameters()), learning_rate)]
             plan = (head, predict, rates, features.of(task), [task], optimisation)
-            what = f"head {task.name}" + (" with labels that are made up" if label else "")
+            what = f"head {task.name}" + (" with labels that are made up" if teacher else "")
             state = resume and Path(resume) / f"head_{task.name}.safetensors"
             histories[task.name] = fit(*plan, label=what, resume=state)
     return model.eval(), histories
@@ -158,20 +157,20 @@ def expert_labels(experts, tasks):
     -------
     callable
         From images `(B, 3, H, W)` to targets by task name: the likeliest classes `(B, H, W)`, or values
-        `(B, C, H, W)`. A value of exactly 0, which would mean no ground truth, becomes `SMALLEST`.
+        `(B, C, H, W)`. A value of exactly 0, which would mean no ground truth, becomes 1e-30.
     """
 
-    def label(image):
+    def targets(image):
         asked = {task.name: experts[task.name].to(image.device).eval() for task in tasks}
         predictions = {name: expert(image)[name].float() for name, expert in asked.items()}
         return {
             task.name: predictions[task.name].argmax(1)
             if task.is_segmentation
-            else predictions[task.name].masked_fill(predictions[task.name] == 0, SMALLEST)
+            else predictions[task.name].masked_fill(predictions[task.name] == 0, 1e-30)
             for task in tasks
         }
 
-    return label
+    return targets
 
 
 def realign_representation(

@@ -98,16 +98,22 @@ def test_worse_than_not_realigning_sets_no_mark():
     assert "times faster" not in row
 
 
-def test_table_leaves_out_what_not_all_were_given():
+def curves_table(monkeypatch, rows):
+    """The table of some curves, whatever records they come from."""
+    monkeypatch.setattr(beyond, "realignment_curves", lambda *_: curves_of(rows))
+    return beyond.curves_table([], None, "nyuv2")
+
+
+def test_table_leaves_out_what_not_all_were_given(monkeypatch):
     """Closed form alone has a point at 8 images: the table has no column for it."""
     rows = [("heads", 4, 1.0, -30.0), ("closed form", 4, 1.0, -20.0), ("closed form", 8, 1.0, -10.0)]
-    assert list(beyond.curves_table(curves_of(rows)).columns) == [4]
+    assert list(curves_table(monkeypatch, rows).columns) == ["4 images"]
 
 
-def test_table_shows_mean_and_spread():
+def test_table_shows_mean_and_spread(monkeypatch):
     """Two seeds a point either side: the standard deviation is √2."""
-    table = beyond.curves_table(curves_of([("heads", 4, 1.0, -30.0), ("heads", 16, 1.0, -20.0)]))
-    assert table.loc["heads"].to_dict() == {4: "-30.0\u00a0±\u00a01.4", 16: "-20.0\u00a0±\u00a01.4"}
+    row = curves_table(monkeypatch, [("heads", 4, 1.0, -30.0), ("heads", 16, 1.0, -20.0)]).loc["heads"]
+    assert row.to_dict() == {"4 images": "-30.0\u00a0±\u00a01.4", "16 images": "-20.0\u00a0±\u00a01.4"}
 
 
 def frame_of(**deltas):

@@ -23,6 +23,7 @@ from report.overview import (
     verdict_counts,
 )
 from report.pages import Page
+from simo.files import read_json
 from simo.tasks import TASKS
 
 
@@ -48,7 +49,7 @@ def test_ledger_agrees_with_the_pages(pages):
     table, judged = ledger(pages), pages[0].judge()
     row = judged.loc["ties-heads-reach-joint"]
     text = table.loc["ties-heads-reach-joint", "NYUv2"]
-    link = f'<a class="verdict fails" href="nyuv2.html#claims">{row.verdict}</a>'
+    link = f'<a class="verdict fails" href="nyuv2.html#nyuv2-miniature-claims">{row.verdict}</a>'
     assert text.startswith(f"{link}: {row['seed 0']:.1f}, ")
     assert text.endswith('<br>paper: <span class="verdict fails">fails</span> -3.3')
     assert table.loc["ties-heads-reach-joint", "claim"].endswith(" <em>(points of Δ)</em>")
@@ -151,6 +152,27 @@ def test_index_leads_to_what_exists(pages):
         experiments = [record["experiment"] for record in Page(dataset, "records/miniature").records]
         for pattern in patterns:
             assert any(fnmatch(name, pattern) for name in experiments), (result, pattern)
+
+
+def test_index_of_photographs_names_records_that_are_there():
+    """Not all experiments were run on them: of each pattern that is named, there is a record."""
+    pages = [Page(name, "records/photos") for name in ("nyuv2", "taskonomy_photos")]
+    table = results_index(pages)
+    for page, result in zip(pages, ("Table 1", "Table 3"), strict=True):
+        named = table.loc[result, "records"].split(": ")[1].split(", ")
+        experiments = {record["experiment"] for record in page.records}
+        assert len(named) > 3
+        assert all(any(fnmatch(name, pattern) for name in experiments) for pattern in named)
+    assert "masks" not in table.loc["Table 3", "records"]
+
+
+def test_every_study_is_drawn_by_a_page_that_exists(pages):
+    """Verdicts lead there, to its own table of claims."""
+    variants = [Page("nyuv2", "records/photos_gpu"), Page("nyuv2_lite0", "records/photos")]
+    for page in [*pages, *variants, Page("cityscapes_dpt", "records/miniature")]:
+        cells = read_json(ROOT / f"notebooks/pages/{page.notebook}.ipynb")["cells"]
+        assert f'"{page.study}"' in str(cells), page.study
+    assert {page.notebook for page in variants} == {"nyuv2_variants"}
 
 
 def test_index_says_what_was_not_run(tmp_path):

@@ -264,6 +264,22 @@ def test_records_are_loaded_in_a_fixed_order(record, tmp_path):
     assert {record["study"] for record in loaded} == {"all"}
 
 
+def test_records_of_experts_trained_anew_are_left_out(record, tmp_path):
+    """Of a control that was computed before its expert, nothing is drawn beside the new one."""
+
+    def write(name, started, seed=0, **hashes):
+        made = record["provenance"] | {"started": started, "hashes": {"code": name, "data": "d", **hashes}}
+        place = tmp_path / "all" / f"seed{seed}" / f"{name}.json"
+        write_json(place, {**record, "experiment": name, "seed": seed, "provenance": made})
+
+    write("joint", "2026-11-01T08:00:00+00:00")
+    write("control", "2026-11-01T09:00:00+00:00", expert_depth="old")
+    write("merge_ties", "2026-11-02T08:00:00+00:00", expert_depth="new")
+    write("control", "2026-11-01T09:00:00+00:00", seed=1, expert_depth="old")  # another seed's experts
+    found = {(record["seed"], record["experiment"]) for record in load_records(tmp_path / "all")}
+    assert found == {(0, "joint"), (0, "merge_ties"), (1, "control")}
+
+
 def test_unusable_records_are_refused(record, tmp_path):
     """No records, a file that is not one, and one that is cut off are named."""
     with pytest.raises(SimoError, match="none holds no records: `make book`"):

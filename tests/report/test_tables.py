@@ -114,12 +114,6 @@ def test_papers_numbers_beside_ours():
     assert table.index.tolist() == [MODELS[model] for model in in_table_1]
 
 
-def test_realigned_models_beside_experts_with_their_budget():
-    """Against experts that gained a quarter by the same, a merged model at 1 is a fifth behind."""
-    frame = frame_of(**{"task_arithmetic+heads": [1.0, 1.25], "expert+heads": [1.25, 1.25]})
-    assert tables.beside_budget(frame, "nyuv2", "heads") == pytest.approx((-20 + 0) / 2)
-
-
 def test_change_of_nothing_is_shown():
     """A model exactly at the experts' level reads +0.0: only the experts' own row is empty."""
     frame = frame_of(**{name: [1.0] for name in PAPER_ROWS if name != "expert"})
@@ -245,10 +239,25 @@ def test_pattern_by_hand():
         **{model: [1 + delta / 100] for model, delta in printed.items()}, **{"expert+heads": [1.02]}
     )
     assert tables.pattern({"ours": trained}, "nyuv2", PAPER).loc[share, "ours"] == "80 %"
-    none = tables.pattern({"ours": trained}, "nyuv2", PAPER, {("ours", "task_arithmetic"), ("other", "ties")})
+    nothing = {"ours": pd.DataFrame({"task_arithmetic": [0.0], "ties": [0.4]}), "other": pd.DataFrame()}
+    none = tables.pattern({"ours": trained}, "nyuv2", PAPER, nothing)
     assert none.loc[share, "ours"] == "nothing merged"
     assert none.loc[share.replace("TA", "TIES"), "ours"].endswith("%")
     turned = frame_of(**{model: [1.4 - delta / 100] for model, delta in printed.items()})
     table = tables.pattern({"ours": turned}, "nyuv2", PAPER)
     assert table.filter(like="order of the methods", axis=0).ours.item() == "-1.00"
     assert table.loc["methods that lose against the experts", "ours"] == "0 of 7"
+
+
+def test_shares_are_of_the_seeds_that_merged():
+    """Of three seeds one took α = 0: its half, of the pretrained encoder, is in no share; two halves are."""
+    frame = frame_of(
+        **{"task_arithmetic": [0.6, 0.5, 0.6], "task_arithmetic+heads": [0.9, 0.75, 0.9]},
+        **{"expert+heads": [1.0, 1.0, 1.0], "pretrained+heads": [0.7, 0.75, 0.7], "constant": [0.55] * 3},
+    )
+    chosen = pd.DataFrame({"task_arithmetic": [0.3, 0.0, 0.1]})
+    table = tables.pattern({"ours": frame}, "nyuv2", PAPER, {"ours": chosen}).ours
+    assert table["share of the loss recovered by TA + heads"] == "75 %, 2 of 3 seeds"
+    assert table["share of the gain by TA + heads that needs no merging"] == "33 %, 2 of 3 seeds"
+    # only on the seed that merged nothing is a constant prediction ahead
+    assert "share of the loss recovered by TA + heads, from a constant" not in table

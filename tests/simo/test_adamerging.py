@@ -91,7 +91,7 @@ def test_learns_from_what_experts_say(model, base, task_vectors, val, tasks, sta
     """SyMerge's idea: other labels in place of the data's, which are not read, and heads that learn, too."""
     heads, asked = state_of(model.heads), []
 
-    def label(image):
+    def teacher(image):
         asked.append(len(image))
         return {
             task.name: torch.zeros(len(image), *image.shape[-2:], dtype=torch.int64)
@@ -100,7 +100,7 @@ def test_learns_from_what_experts_say(model, base, task_vectors, val, tasks, sta
             for task in tasks
         }
 
-    _, history = learn(model, base, task_vectors, val, tasks, head_rate=0.01, label=label)
+    _, history = learn(model, base, task_vectors, val, tasks, head_rate=0.01, teacher=teacher)
     assert asked[-BUDGET.steps :] == [BUDGET.batch_size] * BUDGET.steps
     assert not same(heads, model.heads.state_dict())
     assert history[-1]["depth"] < 0.5 * history[0]["depth"]  # all ones: nothing that the data say

@@ -173,6 +173,15 @@ def test_crop_that_does_not_fit_is_refused(nyuv2):
         dataset[0, 0]
 
 
+def test_enlarging_is_refused_where_no_rule_gives_the_targets(taskonomy):
+    """A detector's responses, or a depth's logarithm, on an enlarged image are not the old ones enlarged."""
+    with pytest.raises(SimoError, match=r"scales is .*1.5.*: expected \[1.0\].*'edges', 'keypoints'"):
+        PreparedDataset(taskonomy, "taskonomy", "train", scales=(1.0, 1.5))
+    flipped = PreparedDataset(taskonomy, "taskonomy", "train", scales=(1.0,))  # crops whole images
+    assert flipped[0, 1]["image"].shape == flipped[0]["image"].shape
+    PreparedDataset(taskonomy, "taskonomy", "train", ["normals"], scales=(1.5,))
+
+
 def test_every_epoch_is_a_permutation():
     """Each image is seen once an epoch, though batches run across its end; epochs differ."""
     batches = list(ShuffledBatches(length=10, batch_size=4, start=0, stop=15, seed=3))

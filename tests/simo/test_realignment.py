@@ -280,8 +280,8 @@ def test_expert_labels_are_predictions_as_targets(model, val, tasks):
 def test_distillation_reads_no_label(model, val, tasks):
     """With the experts' predictions as targets, the data set's own targets play no part."""
     experts = {task.name: copy.deepcopy(model) for task in tasks}
-    label = expert_labels(experts, tasks)
-    realigned, _ = realign_heads(model, val, tasks, BUDGET, 0.01, label=label)
+    teacher = expert_labels(experts, tasks)
+    realigned, _ = realign_heads(model, val, tasks, BUDGET, 0.01, teacher=teacher)
 
     class Unlabelled(type(val)):
         def _read_target(self, task, name, valid):
@@ -290,6 +290,6 @@ def test_distillation_reads_no_label(model, val, tasks):
 
     hidden = copy.copy(val)
     hidden.__class__ = Unlabelled
-    other, _ = realign_heads(model, hidden, tasks, BUDGET, 0.01, label=label)
+    other, _ = realign_heads(model, hidden, tasks, BUDGET, 0.01, teacher=teacher)
     for name, tensor in realigned.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name

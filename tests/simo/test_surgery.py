@@ -140,3 +140,26 @@ def test_a_resumed_run_ends_with_the_same_modules(model, encoders, val, tasks, t
     first = operate(model, encoders, val, tasks[:1], steps=3, resume=tmp_path)[tasks[0].name]
     again = operate(model, encoders, val, tasks[:1], steps=3, resume=tmp_path)[tasks[0].name]
     assert same(state_of(first), state_of(again))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_every_token_counts_alike(model, encoders, val, tasks, monkeypatch, deep):
+    """The loss is the mean distance over all tokens: one class token weighs what one patch weighs."""
+    batch = {"image": torch.stack([val[index]["image"] for index in range(2)])}
+    losses = {}
+
+    def only_look(trained, predict, *_, **__):
+        losses.update(predict(batch))
+
+    monkeypatch.setattr("simo.realignment.surgery.fit", only_look)
+    operate(model, encoders, val, tasks[:1], steps=1, deep=deep)
+    own, expert = (copy.deepcopy(each) for each in (model.encoder, encoders[tasks[0].name]))
+    if deep:
+        own.taps = expert.taps = [0, 1]
+    with torch.no_grad():
+        tokens = [
+            torch.cat([patches.flatten(3), classes[..., None]], dim=3)
+            for patches, classes in (own(batch["image"]), expert(batch["image"]))
+        ]
+    expected = (tokens[0] - tokens[1]).abs().mean()
+    torch.testing.assert_close(losses[tasks[0].name].detach(), expected)

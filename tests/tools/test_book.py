@@ -84,7 +84,8 @@ def test_the_data_of_a_page_are_one_click_away(tmp_path, pages):
     )
     assert "{download}`scores <../../data/miniature-cityscapes.csv>`" in text
     assert "{download}`records <../../data/miniature-cityscapes.zip>`" in text
-    assert text.count("{download}") == 2
+    assert "{download}`scores <../../data/miniature-cityscapes_dpt.csv>`" in text
+    assert text.count("{download}") == 4
     table = pd.read_csv(source / "data/miniature-cityscapes.csv", index_col=["model", "seed"])
     page = Page("cityscapes", "records/miniature")
     assert table.printed.to_dict() == pytest.approx(page.frame.printed.to_dict())
