@@ -51,6 +51,12 @@ UNITS = {
     "cityscapes": "Disparity's error is in units of 256 pixels, at a width of 2,048.",
     "taskonomy": "Errors are on the targets' scales: −1 to 1, and for depth 0 to 1 of a logarithm.",
 }
+RECOMPUTED = (
+    "A recomputed seed is not one more seed: it repeats a committed one on this machine, and must agree with "
+    f"it. It may differ by {claims.TOLERANCE:.0f} points, or by three standard deviations of the committed "
+    "seeds where that is more: processors add floating-point numbers in different orders, and hundreds of "
+    "steps amplify the last bit until it acts like another seed."
+)
 PICTURED = {
     "truth": "truth",
     "expert": "expert",
@@ -142,15 +148,14 @@ class Page:
         dict of str to str
             `delta <model>` and `paper <model>`, `recovered <realignment>` by task arithmetic where anything
             was merged, `best score` of any α in per cent, `largest spread` of a realigned model's Δ over
-            seeds, `title`, `seeds`, `over seeds` (in a caption), `tolerance`, `full tolerance`; "not run"
-            where there is no result.
+            seeds, `title`, `seeds`, `over seeds` (in a caption), `full tolerance`; "not run" where there is
+            no result.
         """
         keys = [f"delta {name}" for name in tables.MODELS]
         keys += ["recovered heads", "recovered representation", "best score"]
         keys += ["largest spread", "seeds"]
-        values = dict.fromkeys(keys, "not run") | {"tolerance": f"{claims.TOLERANCE:.0f}"}
-        values |= {"full tolerance": f"{tables.FULL_SCALE_TOLERANCE:.0f}", "title": self.title}
-        values |= {"over seeds": self.over_seeds}
+        values = dict.fromkeys(keys, "not run") | {"title": self.title, "over seeds": self.over_seeds}
+        values |= {"full tolerance": f"{tables.FULL_SCALE_TOLERANCE:.0f}"}
         for model, delta in paper_deltas(self.dataset, self.paper).items():
             values[f"paper {model}"] = f"{delta:.1f}"
         values |= self._results() if self.records else {}
@@ -243,7 +248,8 @@ class Page:
         if self:
             full = Page(self.study, "records/paper")
             frames = {page.name: page.frame for page in (self, *others)}
-            frames.setdefault(tables.FULL_SCALE, None if full.fixture else full.frame)
+            if full.records and not full.fixture:
+                frames.setdefault(tables.FULL_SCALE, full.frame)
             table = tables.paper_beside_ours(frames, self.dataset, self.paper)
             # a wide table: ± may begin a line
             table = table.map(lambda text: _shorter(text).replace("\u00a0±", " ±"))
@@ -287,6 +293,7 @@ class Page:
 
     def recomputed(self, *others):
         """Display the seeds recomputed in this build, of this page and others, beside the committed ones."""
+        display(Markdown(RECOMPUTED))
         found = [page for page in (self, *others) if page.fresh is not None]
         for page in found:
             page._recomputed()

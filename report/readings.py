@@ -162,7 +162,7 @@ def unlabelled_alpha(*pages):
         if page.ran("unlabelled_alpha"):
             chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas, main=True)
             own = chosen[chosen.method == "task_arithmetic"].groupby("rule").delta.mean()
-            parts.append(f"{TITLES[page.dataset]} {own.residual:+.1f} ({own.after:+.1f})")
+            parts.append(f"{_title(page)} {own.residual:+.1f} ({own.after:+.1f})")
     if not parts:
         return "not run"
     return real_minus(f"Δ after it, in brackets that of the α that labels choose: {', '.join(parts)}")
@@ -175,7 +175,7 @@ def unlabelled_regret(*pages):
         return ""
     found = {page.study: page.derive("unlabelled_alpha", beyond.chosen_alphas, main=True) for page in ran}
     rows = pd.concat(found, names=["study"]).reset_index("study")
-    names = ", ".join(TITLES[page.study] for page in ran)
+    names = ", ".join(map(_title, ran))
 
     def gained(rows, chooser="residual"):
         deltas = rows.pivot(index=["study", "method", "seed"], columns="rule", values="delta")
@@ -223,6 +223,10 @@ def _error(shown, row, task):
     """Mean absolute error of a row's pictures `(N, H, W, C)`, where there is truth."""
     truth, prediction = (shown[f"{each}/{task.name}"].astype(float) for each in ("truth", row))
     return float(np.abs(truth - prediction)[(truth != 0).any(axis=-1)].mean())
+
+
+def _title(page):
+    return TITLES[page.study] + " [fixture]" * page.fixture
 
 
 def _where(page):

@@ -12,6 +12,7 @@ A record is what one computing notebook found:
 import hashlib
 import json
 import math
+import resource
 import shutil
 import subprocess
 import sys
@@ -237,11 +238,7 @@ def repository():
 
 
 def peak_memory_mb():
-    """Largest resident memory of this process so far, in MB; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
+    """Largest resident memory of this process so far, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3))
 

@@ -6,18 +6,12 @@ import seaborn as sns
 from matplotlib.ticker import FuncFormatter
 
 from report.plotting import BLUE, GREEN, GREY, INK, RED
-from simo.files import read_object
 
 REACHED = {
     None: ("no aim", BLUE, "o"),
     True: ("aim reached", GREEN, "o"),
     False: ("aim not reached", RED, "s"),
 }
-
-
-def load_results(path):
-    """Results of a run, or None if the file is not there; SimoError for one that is damaged."""
-    return read_object(path) if path.is_file() else None
 
 
 def described(results):

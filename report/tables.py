@@ -411,7 +411,7 @@ def subset_scores(records, frame, dataset):
     Returns
     -------
     DataFrame
-        Columns `seed`, `tasks` (names joined by +), `size`, `alpha`, `performance` (1 is the experts').
+        Columns `seed`, `tasks` (names joined by +), `size`, `performance` (1 is the experts').
     """
     by_name = {task.name: task for task in tasks_of(dataset)}
     rows = []
@@ -427,7 +427,6 @@ def subset_scores(records, frame, dataset):
                     "seed": record["seed"],
                     "tasks": "+".join(subset["tasks"]),
                     "size": len(values),
-                    "alpha": subset["alpha"],
                     "performance": sum(values) / len(values),
                 }
             )

@@ -240,9 +240,3 @@ def test_every_number_of_a_rehearsal_is_marked(rehearsal):
     for page in ("expert", "joint", "merge", "realign", "relationships", "qualitative"):
         path = pages.parent / "compute" / f"{page}.html"
         assert "Executed on a fixture" in path.read_text(encoding="utf-8")
-
-
-def test_redraw_needs_committed_records_only(redrawn):
-    """`make redraw` builds the whole book from records/, without data, checkpoints or training."""
-    assert (redrawn / "notebooks/pages/nyuv2.html").is_file()
-    assert not (redrawn.parents[2] / "checkpoints").exists()

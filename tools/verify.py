@@ -119,6 +119,9 @@ def main(argv=None):
     parser.add_argument("--config", nargs="*", default=[], metavar="KEY=VALUE", help="such as data=FOLDER")
     options = parser.parse_args(argv)
     try:
+        if not options.record.is_file():
+            advice = "RECORD=records/miniature/nyuv2/seed0/joint.json names one"
+            raise SimoError(f"{options.record} is no file: expected a committed record, {advice}")
         committed = read_json(options.record)
         computed = compute(options.record, options)
     except SimoError as error:

@@ -10,9 +10,7 @@ from benchmarks.__main__ import GROUPS, main
 from benchmarks.pairs import Pair, measure, memory_of
 from benchmarks.sizes import DATASET, TASKS, TINY, write_images
 from report import speed
-from report.notebooks import run_notebook
 from simo.datasets import PreparedDataset
-from simo.files import read_json
 from simo.merging.methods import ties
 from simo.models import create_model
 from simo.realignment.trained import realign_heads
@@ -129,19 +127,6 @@ def drawn_from(results):
     for place, row in enumerate(results["pairs"][::-1]):
         assert {(value, place) for value in (row["ratio"][0], row["aim"]) if value} <= drawn
     assert "the numbers mean nothing" in speed.described(results)
-
-
-def test_a_page_of_nothing_says_so(tmp_path):
-    """Where nothing was measured, the page is drawn and says that; every cell of it does."""
-    done = tmp_path / "page.ipynb"
-    run_notebook("benchmarks", done, {"results_file": str(tmp_path / "none.json")})
-    outputs = [cell["outputs"] for cell in read_json(done)["cells"] if cell.get("outputs")]
-    said = [[output["text"] for output in own if output.get("name") == "stdout"] for own in outputs]
-    *said, speeds = said  # the last cell is of another file
-    assert not speeds
-    assert len(said) == 7  # what a library has to say beside, on a busy machine, goes to stderr
-    assert [text for own in said for text in own if not "".join(text).startswith("Not run")] == []
-    assert all(said)
 
 
 @pytest.mark.parametrize("arguments", [["mergin"], ["--rounds", "0"], ["--threads", "0"]])

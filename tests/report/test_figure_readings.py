@@ -22,6 +22,8 @@ def stub(curves=None, coefficients=None, points=None):
         name="miniature",
         curves=lambda: [paper_curves("nyuv2", PAPER) if curves is None else curves],
         derive=lambda experiment, function: found[experiment](function),
+        study="nyuv2",
+        fixture=False,
     )
 
 
@@ -93,9 +95,11 @@ def test_alpha_without_labels_is_read_or_not_run():
         {"method": "task_arithmetic", "rule": ["residual", "after"] * 2, "delta": [-5.0, -4.0, -7.0, -5.0]}
     )
     page = stub()
-    page.records, page.ran = [], lambda experiment: True
+    page.ran = lambda experiment: True
     page.derive = lambda experiment, function, main: chosen
     assert "choose: NYUv2 −6.0 (−4.5)" in readings.unlabelled_alpha(page)
+    page.fixture = True
+    assert "choose: NYUv2 [fixture] −6.0 (−4.5)" in readings.unlabelled_alpha(page)
     assert readings.unlabelled_alpha(Page("nyuv2", "records/none")) == "not run"
 
 
@@ -115,7 +119,7 @@ def test_what_alpha_without_labels_brings_is_the_least_and_the_most():
         for seed, delta in enumerate(deltas)
     ]
     page = stub()
-    page.records, page.ran, page.study = [], lambda experiment: True, "nyuv2"
+    page.ran = lambda experiment: True
     page.derive = lambda experiment, function, main: pd.DataFrame(rows)
     text = readings.unlabelled_regret(page, Page("nyuv2", "records/none"))
     assert "Over 2 choices (NYUv2; two methods, each seed)" in text

@@ -361,7 +361,7 @@ def test_every_parameter_has_a_value_in_the_profile():
     miniature = read_parameters(ROOT / "notebooks" / "params" / "miniature" / "nyuv2.yaml")
     declared = set().union(*(declared_parameters(path) for path in SOURCES))
     of_a_run = {"data", "checkpoints", "records", "seed", "task", "method"}
-    of_a_run |= {"records_folder", "photos_folder", "photos_gpu_folder", "recomputed", "results_file"}
+    of_a_run |= {"records_folder", "photos_folder", "photos_gpu_folder", "recomputed"}
     assert declared - miniature.keys() == of_a_run
 
 

@@ -139,9 +139,9 @@ def test_one_method_has_one_colour_in_every_figure():
     scores = pd.DataFrame(
         {"seed": 0, "name": name, "delta": -1.0} for name in ("Joint training", "TA + heads")
     )
-    points = beyond.joint_figure({"nyuv2": scores}).axes[0].collections
-    drawn = {matplotlib.colors.to_hex(part.get_facecolor()[0]) for part in points if len(part.get_offsets())}
-    assert drawn <= {plotting.METHODS[kind][0] for kind in ("joint", "heads")}
+    lines = beyond.joint_figure({"nyuv2": scores}).axes[0].lines
+    drawn = {matplotlib.colors.to_hex(line.get_color()) for line in lines}
+    assert drawn == {plotting.METHODS[kind][0].lower() for kind in ("joint", "heads")}
 
 
 def test_ink_follows_the_theme():

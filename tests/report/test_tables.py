@@ -205,7 +205,7 @@ def test_subsets_by_hand():
     record = {"seed": 1, "details": {"subsets": [subset]}}
     points = tables.subset_scores([record], all_models(), "nyuv2")
     assert points.to_dict("records") == [
-        {"seed": 1, "tasks": "segmentation+depth", "size": 2, "alpha": 0.3, "performance": 0.5}
+        {"seed": 1, "tasks": "segmentation+depth", "size": 2, "performance": 0.5}
     ]
 
 

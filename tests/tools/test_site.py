@@ -43,6 +43,12 @@ def site(redrawn):
     server.shutdown()
 
 
+def test_redraw_needs_committed_records_only(redrawn):
+    """`make redraw` builds the whole book from records/, without data, checkpoints or training."""
+    assert (redrawn / "notebooks/pages/nyuv2.html").is_file()
+    assert not (redrawn.parents[2] / "checkpoints").exists()
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A Chromium; skipped where there is none, unless the variable CHROMIUM says that there is one."""

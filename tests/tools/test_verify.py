@@ -86,6 +86,8 @@ def test_only_committed_records_are_verified(tmp_path, capsys):
     write_json(path, RECORD)
     assert verify.main([str(path)]) == 1
     assert "expected a committed record, records/PROFILE/STUDY/seedN/NAME.json" in capsys.readouterr().err
+    assert verify.main([""]) == 1  # of `make verify` alone
+    assert "expected a committed record, RECORD=records/" in capsys.readouterr().err
 
 
 def test_the_pipeline_is_asked_for_the_record_of_that_name(monkeypatch, capsys):
