@@ -102,7 +102,7 @@ class Task:
         Whether predictions are clamped at 0 by the head (depth).
     centred : bool
         Whether targets, stored in [0, 1], are mapped to [-1, 1] when they are read (Taskonomy).
-    zoom : int, optional
+    zoom : int or None
         A target's values are multiplied by `s ** zoom` when the image is enlarged by s: an enlarged
         image looks taken from nearer, so depth falls (-1) and disparity grows (1). None where no such rule
         gives the enlarged image's target, as of a detector's responses: then no image is enlarged.
