@@ -308,6 +308,12 @@ def load_records(folder):
         } - record.keys()
         if missing:
             raise SimoError(f"{path} is not a record: it lacks {sorted(missing)}")
+        made, seed = record["provenance"], record["seed"]
+        known = isinstance(made, dict) and isinstance(made.get("started"), str)
+        if not (known and isinstance(made.get("hashes"), dict) and isinstance(seed, int)):
+            raise SimoError(
+                f"{path} is not a record: expected a seed, and in its provenance start and hashes"
+            )
     if not records:
         raise SimoError(f"{folder} holds no records: `make book` computes them")
     latest = {}

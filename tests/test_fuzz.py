@@ -169,7 +169,8 @@ def as_record(path):
 
 
 RECORD = {"experiment": "joint", "profile": "smoke", "dataset": "nyuv2", "seed": 0, "details": {}}
-RECORD |= {"results": [{"model": "a", "metrics": {"depth": 0.5}}], "provenance": {}}
+RECORD |= {"results": [{"model": "a", "metrics": {"depth": 0.5}}]}
+RECORD |= {"provenance": {"started": "2026-11-01T08:00:00+00:00", "hashes": {"data": "0" * 64}}}
 NOTEBOOK = {"nbformat": 4, "cells": [{"cell_type": "code", "source": ["x = 1\n"], "metadata": {}}]}
 YAML = "a: 1\nb: [0.5, text]\nc: {d: 1e-3}\n# comment\n"
 # by kind: bytes of a good file, given a folder to make it in; and how it is read

@@ -63,7 +63,7 @@ def test_results_in_details_keep_their_names_when_a_method_is_added():
 
 def test_the_command_line_says_what_is_beyond_and_what_is_missing(tmp_path, capsys):
     """Equal folders give 0; a change beyond the spread and a model that is gone are listed, and give 1."""
-    whole = {"profile": "smoke", "provenance": {}}
+    whole = {"profile": "smoke", "provenance": {"started": "2026-11-01", "hashes": {}}}
     for each in OLD:
         write_json(tmp_path / f"old/nyuv2/seed{each['seed']}/expert_depth.json", each | whole)
         changed = record(each["seed"], each["results"][0]["metrics"]["depth"] + 0.2)

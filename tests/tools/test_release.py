@@ -73,7 +73,7 @@ def train(folder, commit):
             "seed": 0,
             "details": {},
         }
-        made = {"commit": commit, "clean": True, "hashes": found.pop("hashes")}
+        made = {"commit": commit, "clean": True, "started": "2026-11-01", "hashes": found.pop("hashes")}
         path = folder / f"records/miniature/nyuv2/seed0/{experiment}.json"
         write_json(path, what | found | {"provenance": made})
 
