@@ -17,6 +17,7 @@ BESIDE_JOINT += [f"{start}+{kind}" for start in ("task_arithmetic", "pretrained"
 COSTS = {"steps": "steps", "samples": "images", "seconds": "seconds"}
 COSTS |= {f"all {name}": f"{column} with the experts'" for name, column in COSTS.items()}
 BALANCES = {"uncertainty": "uncertainty weighting", "dwa": "DWA", "pcgrad": "PCGrad", "cagrad": "CAGrad"}
+CHOSEN = "Joint, balance chosen on val"
 FACTOR = 10  # what counts as much fewer images, or much less time
 
 
@@ -195,6 +196,16 @@ RULES = {
 }
 
 
+def on_validation(records, model):
+    """Metrics of a model on the validation split, of all tasks together, by seed."""
+    found = {}
+    for record in records:
+        for result in record["results"]:
+            if (result["model"], result["split"]) == (model, "val"):
+                found.setdefault(record["seed"], {}).update(result["metrics"])
+    return found
+
+
 def chosen_alphas(records, frame, dataset, main):
     """The α that each rule chooses for closed form, and what closed form reaches with it.
 
@@ -219,13 +230,7 @@ def chosen_alphas(records, frame, dataset, main):
         if record["experiment"].startswith("merge_")
         for row in record["details"]["scan"]
     }
-    experts = {
-        (record["seed"], task): value
-        for record in main
-        for result in record["results"]
-        if (result["model"], result["split"]) == ("expert", "val")
-        for task, value in result["metrics"].items()
-    }
+    experts = on_validation(main, "expert")
     rows = with_deltas(records, frame, dataset, lambda details: details["alphas"])
     rows["capped"] = [{task: min(left, 1.0) for task, left in own.items()} for own in rows.residual]
     for kind in ("residual", "capped", "distance"):
@@ -234,7 +239,7 @@ def chosen_alphas(records, frame, dataset, main):
     found = []
     usual = rows[rows.options.isna()].groupby(["seed", "method"], sort=False)
     for (seed, method), grid in [*usual, *rows.assign(any=EITHER).groupby(["seed", "any"])]:
-        baselines = {task.name: experts[seed, task.name] for task in tasks}
+        baselines = experts[seed]
         after = grid.val.map(lambda values, own=baselines: mean_score(tasks, values, own))
         before = {
             row.Index: scans[seed, f"merge_{row.method}", row.alpha]
@@ -378,7 +383,29 @@ def joint_scores(records, frame, dataset, main):
             own = experts.loc[row["seed"]]
             row |= {f"all {quantity}": row[quantity] + own[quantity] for quantity in own.index}
         beside.append(row)
-    return pd.concat([with_deltas(records, frame, dataset, rows_of), pd.DataFrame(beside)])
+    variants, chosen = (
+        with_deltas(records, frame, dataset, rows_of),
+        chosen_balance(records, frame, dataset, main),
+    )
+    return pd.concat([variants, pd.DataFrame(beside), *([chosen] if len(chosen) else [])])
+
+
+def chosen_balance(records, frame, dataset, main):
+    """Δ of the way to balance the tasks, equal weights among them, that is best on the validation split.
+
+    It is what one would report without looking at the test split. Parameters are those of `joint_scores`.
+    Columns `seed`, `name`, `delta`; no row for seeds whose records lack validation scores.
+    """
+    tasks, experts, equal = tasks_of(dataset), on_validation(main, "expert"), on_validation(main, "joint")
+    rows = []
+    for record in records:
+        seed, ways = record["seed"], [row for row in record["details"]["variants"] if row["name"] in BALANCES]
+        if seed in equal and all("val" in row for row in ways):
+            tried = [(equal[seed], frame.loc["joint", seed]), *((row["val"], row["metrics"]) for row in ways)]
+            best = max(tried, key=lambda own, seed=seed: mean_score(tasks, own[0], experts[seed]))
+            delta = delta_printed(tasks, best[1], frame.loc["expert", seed])
+            rows.append({"seed": seed, "name": CHOSEN, "delta": delta})
+    return pd.DataFrame(rows)
 
 
 def joint_table(records, frame, dataset, main):

@@ -253,6 +253,28 @@ def test_joint_table_by_hand():
     assert beyond.joint_table(records, frame, "nyuv2", main).loc["TA + heads"].iloc[-1] == ""
 
 
+def test_balance_is_chosen_on_the_validation_split():
+    """Of equal weights and two ways, the best on val, though not on test; trained on val is no candidate."""
+    index = pd.MultiIndex.from_tuples([("expert", 0), ("joint", 0)], names=["model", "seed"])
+    frame = pd.DataFrame([[40.0, 0.5, 20.0], [36.0, 0.5, 20.0]], index=index, columns=list(TASKS))
+
+    def metrics(iou):
+        return dict(zip(TASKS, (iou, 0.5, 20.0), strict=True))
+
+    ways = {"dwa": (30.0, 38.0), "pcgrad": (34.0, 34.0), "validation too": (39.0, 40.0)}
+    variants = [
+        {"name": name, "val": metrics(val), "metrics": metrics(test)} for name, (val, test) in ways.items()
+    ]
+    records = [{"seed": 0, "details": {"variants": variants}}]
+    main = [
+        {"seed": 0, "results": [{"model": model, "split": "val", "metrics": metrics(iou)}]}
+        for model, iou in (("expert", 40.0), ("joint", 33.0))
+    ]
+    (row,) = beyond.chosen_balance(records, frame, "nyuv2", main).to_dict("records")
+    assert row == {"seed": 0, "name": beyond.CHOSEN, "delta": pytest.approx(-5.0)}  # 34 of 40 in one of three
+    assert beyond.chosen_balance(records, frame, "nyuv2", main[:1]).empty  # joint training's was not kept
+
+
 def test_seconds_of_a_continued_run_do_not_count():
     """They are too few; the score is as good as any."""
     experts = pd.DataFrame([[40.0, 0.5, 20.0]], columns=TASKS)
