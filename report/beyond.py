@@ -394,7 +394,7 @@ def chosen_balance(records, frame, dataset, main):
     """Δ of the way to balance the tasks, equal weights among them, that is best on the validation split.
 
     It is what one would report without looking at the test split. Parameters are those of `joint_scores`.
-    Columns `seed`, `name`, `delta`; no row for seeds whose records lack validation scores.
+    Columns `seed`, `name`, `delta`; empty unless all records have validation scores.
     """
     tasks, experts, equal = tasks_of(dataset), on_validation(main, "expert"), on_validation(main, "joint")
     rows = []
@@ -405,7 +405,7 @@ def chosen_balance(records, frame, dataset, main):
             best = max(tried, key=lambda own, seed=seed: mean_score(tasks, own[0], experts[seed]))
             delta = delta_printed(tasks, best[1], frame.loc["expert", seed])
             rows.append({"seed": seed, "name": CHOSEN, "delta": delta})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows if len(rows) == len(records) else [])
 
 
 def joint_table(records, frame, dataset, main):

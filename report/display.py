@@ -10,8 +10,9 @@ from IPython.display import HTML, display
 
 # a hyphen before a number that is not part of a word, a date or a range
 HYPHEN = re.compile(r"(?<![\w.-])-(?=[.\d])")
-# for captions of tables that have any
-SECONDS = "Times are rough: other work ran beside; interrupted runs are left out."
+# for captions of tables that have any; of means, interrupted runs are no part
+SECONDS = "Times are rough: other work ran beside."
+MEAN_SECONDS = "Times are rough: other work ran beside; interrupted runs are left out."
 
 
 def real_minus(text):

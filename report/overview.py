@@ -17,6 +17,8 @@ TITLES["taskonomy_photos"] = "Taskonomy's tasks"  # on NYUv2's photographs
 PAPER_HEADS = {"nyuv2": "linear", "cityscapes": "DPT", "taskonomy": "DPT"}
 # what a merged encoder must beat: the untouched one, realigned in the same way; the paper has no such rows
 WITHOUT_MERGING = ("pretrained+heads", "pretrained+representation")
+# pages of the book that draw others than the study of their name
+DRAWN_BY = {"photos_gpu/nyuv2": "nyuv2_variants", "photos/nyuv2_lite0": "nyuv2_variants"}
 # the paper's tables and figures: where they are drawn, and the experiments that their numbers come from
 EXPERTS = ("expert_*",)
 TABLE = (*EXPERTS, "joint", "merge_*", "realign_*", "masks", "adamerging", "released", "control")
@@ -93,6 +95,12 @@ def _shares(costs):
         own, joint = costs.get(f"task_arithmetic+{kind}"), costs.get("joint")
         column[row] = f"{100 * own[quantity] / joint[quantity]:.0f} %" if own and joint else "not run"
     return column
+
+
+def drawn_by(profile, study):
+    """Which page of the book draws a study's records."""
+    own = study if study == "cityscapes_dpt" else study.split("_")[0]
+    return DRAWN_BY.get(f"{profile}/{study}", own)
 
 
 def ledger(pages):
@@ -183,7 +191,9 @@ def _verdict(claim, page, judged):
         return marked("not run")
     row = judged.loc[claim.name]
     numbers = [f"{row[name]:.1f}" for name in judged if name.startswith("seed ") and row[name] == row[name]]
-    text = marked(row.verdict, f"{page.notebook}.html#{page.address('claims')}")
+    drawn = page.profile != "paper"  # of which the pages show Δ only, unless the book is of that scale
+    place = page.address("claims") if drawn else "claims"
+    text = marked(row.verdict, f"{drawn_by(page.profile, page.study)}.html#{place}")
     text += f": {', '.join(numbers)}" if numbers else ""
     text += f"<br>close: {row.close}" if row.close else ""
     text += " [fixture]" if page.fixture else ""

@@ -10,13 +10,13 @@ from pathlib import Path
 from IPython.display import Markdown, display
 
 from report import claims, plotting, readings, tables
-from report.display import SECONDS, over_seeds, real_minus, show
+from report.display import MEAN_SECONDS, over_seeds, real_minus, show
 from report.notebooks import ROOT
 from report.overview import CLOSE, TITLES, VARIED, marked
 from report.paper import paper_curves, paper_deltas, read_paper
 from report.parameters import check_injected
 from report.pictures import qualitative_figure
-from report.records import load_pictures, load_records, results_table
+from report.records import load_pictures, load_records, outdated, results_table
 from simo.files import listed
 from simo.tasks import tasks_of
 
@@ -28,9 +28,6 @@ NAMES = {
     "paper": tables.FULL_SCALE,
 }  # of columns, by profile
 ENCODERS = {"nyuv2_lite0": ("EfficientNet-Lite0",)}  # of studies with another than their profile's
-# notebooks that draw others than those of their data set
-DRAWN_BY = {"photos_gpu/nyuv2": "nyuv2_variants", "photos/nyuv2_lite0": "nyuv2_variants"}
-DRAWN_BY["miniature/cityscapes_dpt"] = "cityscapes_dpt"
 SCALES = {
     "photos": "The paper's own photographs of NYUv2, at less than half its resolution, with a ViT-S/14 "
     "that is, by all signs, DINOv2, trained further to find salient objects, instead of ViT-B/14, fewer "
@@ -100,7 +97,9 @@ class Page:
         self.study, self.dataset = study, study.split("_")[0]
         self.tasks = tasks_of(self.dataset)
         self.folder = ROOT / records_folder / study
-        self.records = _records(self.folder)
+        found = _records(self.folder)
+        self.outdated = outdated(found)
+        self.records = [record for record in found if record not in self.outdated]
         self.profile = self.records[0]["profile"] if self.records else Path(records_folder).name
         heads = {record["provenance"]["parameters"].get("head") for record in self.records} - {None}
         self.heads = " and ".join({"dpt": "DPT"}.get(head, head) for head in sorted(heads)) or "no"
@@ -167,7 +166,7 @@ class Page:
         values = {f"delta {model}": f"{value:z.1f}{mark}" for model, value in delta.mean().items()}
         merged = tables.where_merged(delta, tables.alphas(self.records), "task_arithmetic")
         for kind in ("heads", "representation"):
-            if f"task_arithmetic+{kind}" in merged and len(merged):
+            if f"task_arithmetic+{kind}" in merged and merged[f"task_arithmetic+{kind}"].notna().any():
                 share = tables.recovered(merged, "task_arithmetic", kind).mean()
                 values[f"recovered {kind}"] = f"{share:.0f}{mark}"
         scans = [record["details"]["scan"] for record in self._all("merge_task_arithmetic")]
@@ -178,11 +177,6 @@ class Page:
         if spread.notna().any():
             values["largest spread"] = f"{spread.max():.1f}{mark}"
         return values | {"seeds": str(self.seeds)}
-
-    @property
-    def notebook(self):
-        """Which one in `notebooks/pages` draws this study."""
-        return DRAWN_BY.get(f"{self.profile}/{self.study}", self.dataset)
 
     def address(self, kind):
         """Where a table of this page's records stands on it, such as its claims."""
@@ -374,7 +368,7 @@ class Page:
         """Display Table 4: steps, trained parameters, images and time; the paper's is Taskonomy's."""
         if self:
             paper = self.paper if self.dataset == "taskonomy" else None
-            caption = f"what each model costs, {self.over_seeds}. {SECONDS}"
+            caption = f"what each model costs, {self.over_seeds}. {MEAN_SECONDS}"
             table = tables.efficiency(self.records, paper)
             self._show(table if paper else table.droplevel(1, axis="columns"), caption, "costs")
 
@@ -414,7 +408,10 @@ class Page:
     def has(self, experiment):
         """Whether there are records of an experiment; says so if not."""
         found = self.ran(experiment)
-        if not found:
+        if not found and experiment in {record["experiment"] for record in self.outdated}:
+            what = f"{experiment} of {self.study} is older than the models that it is about"
+            display(Markdown(f"*Not drawn: the record of {what}. Compute it again, with `FURTHER`.*"))
+        elif not found:
             what = f"{experiment} of {self.study}" if self.records else self.study
             display(Markdown(f"*Not run: there are no records of {what} at this scale.*"))
         return found

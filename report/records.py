@@ -12,6 +12,7 @@ A record is what one computing notebook found:
 import hashlib
 import json
 import math
+import re
 import resource
 import shutil
 import subprocess
@@ -279,9 +280,6 @@ def load_pictures(path):
 def load_records(folder):
     """Read all records below a folder, sorted by path; each gets its `study`, the folder it lies in.
 
-    Those of a seed that name other data or checkpoints than its latest records do are left out: they are of
-    experts that were trained anew since, and comparing them with these would mean nothing.
-
     Parameters
     ----------
     folder : str or Path
@@ -316,16 +314,30 @@ def load_records(folder):
             )
     if not records:
         raise SimoError(f"{folder} holds no records: `make book` computes them")
-    latest = {}
-    for record in sorted(records, key=lambda record: record["provenance"]["started"]):
-        latest |= dict(_used(record))
-    return [record for record in records if all(latest[name] == value for name, value in _used(record))]
+    return records
 
 
-def _used(record):
-    """Pairs of what a record was computed from, by name within its study and seed, and its hash."""
-    hashes = record["provenance"]["hashes"].items()
-    return [((record["study"], record["seed"], name), value) for name, value in hashes if name != "code"]
+def outdated(records):
+    """Those records that used a checkpoint which was made anew since: nothing may be drawn of them.
+
+    Parameters
+    ----------
+    records : list of dict
+        Of one study, see `load_records`.
+    """
+    started = {(each["seed"], each["experiment"]): each["provenance"]["started"] for each in records}
+    found = []
+    for record in records:
+        made = (started.get((record["seed"], _maker(name))) for name in record["provenance"]["hashes"])
+        if any(each and each > record["provenance"]["started"] for each in made):
+            found.append(record)
+    return found
+
+
+def _maker(checkpoint):
+    """The experiment that makes a checkpoint, such as merge_ties of merged_ties."""
+    merged = re.sub("^merged_", "merge_", checkpoint)
+    return re.sub("^realigned_(.*)_(heads|representation)$", r"realign_\1", merged)
 
 
 def results_table(records):

@@ -316,14 +316,14 @@ def _pattern(frame, theirs, chosen):
         merged = where_merged(every, chosen, method)
         for kind in [kind for kind in ("heads", "representation") if f"{method}+{kind}" in every]:
             row = f"share of the loss recovered by {MODELS[f'{method}+{kind}']}"
-            ours = _share(recovered(merged, method, kind), every)
+            ours, control = _share(recovered(merged, method, kind), every), merged.get(f"expert+{kind}")
             if merged.empty:
                 ours = "nothing merged"
             elif merged[method].mean() >= -LOSS:
                 ours = "no clear loss"
-            elif f"expert+{kind}" not in every:
+            elif control is None or control.isna().all():
                 ours += ", no control"
-            elif merged[f"expert+{kind}"].mean() > FINISHED:
+            elif control.mean() > FINISHED:
                 ours = "experts gain, too"
             rows[row] = (f"{recovered(theirs, method, kind):.0f} %", ours)
             if "constant" in every and (merged[method] < merged.constant).any():
@@ -343,8 +343,9 @@ def _pattern(frame, theirs, chosen):
 
 def _share(share, every):
     """A share over those seeds on which something was merged, as text; how many, if not all."""
+    share = share.dropna()
     some = f", {len(share)} of {len(every)} seeds" * (len(share) < len(every))
-    return f"{spread(share, '.0f')} %{some}"
+    return f"{spread(share, '.0f')} %{some}" if len(share) else "not run"
 
 
 def efficiency(records, paper=None):

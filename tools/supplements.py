@@ -3,7 +3,7 @@
 import zipfile
 
 from report.notebooks import ROOT
-from report.overview import TITLES
+from report.overview import TITLES, drawn_by
 from report.pages import ENCODERS
 from report.parameters import declared_parameters
 from report.records import load_records, results_table
@@ -57,9 +57,8 @@ def data_cell(page, given, source):
     """
     folders = [v for name, v in (declared_parameters(page) | given).items() if name.endswith("_folder") and v]
     studies = [study for folder in folders for study in listed(ROOT / folder, "*") if study.name in TITLES]
-    dataset = page.split("_")[0]
-    if dataset in TASKS:
-        studies = [study for study in studies if study.name.split("_")[0] == dataset]
+    if page.split("_")[0] in TASKS:  # of a data set: its own; every other page has all
+        studies = [study for study in studies if drawn_by(study.parent.name, study.name) == page]
     text = "## The data of this page\n\n"
     if links := [_links(study, source / "data") for study in studies]:
         text += "Scores of every model and seed, and the records that figures are drawn from:\n\n"

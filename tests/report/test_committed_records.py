@@ -7,7 +7,7 @@ from report.experiments import records_of
 from report.overview import one_commit
 from report.paper import read_paper
 from report.parameters import PLACES, ROOT, declared_parameters, read_parameters
-from report.records import load_pictures, load_records, results_table
+from report.records import load_pictures, load_records, outdated, results_table
 from report.tables import MODELS, scores
 from simo.files import read_json
 from simo.tasks import TASKS, tasks_of
@@ -89,6 +89,18 @@ def test_records_were_made_with_the_committed_parameters(study, records):
         shared = values.keys() & declared_parameters(provenance["notebook"]).keys() - set(PLACES)
         shared -= LATER.get(record["experiment"], set()) - ran.keys() | ANEW.get(study, set())
         assert {name: ran[name] for name in shared} == {name: values[name] for name in shared}
+
+
+def test_records_that_are_awaited_are_still_of_other_parameters(study, records):
+    """What is computed anew is no exception any more: then it goes from the list."""
+    for name in ANEW.get(study, ()):
+        ran = {str(record["provenance"]["parameters"].get(name)) for record in records} - {"None"}
+        assert ran != {str(PARAMETERS[study][name])}, name
+
+
+def test_no_record_is_older_than_what_it_used(records):
+    """Models that were trained anew leave no record of the old ones behind."""
+    assert outdated(records) == []
 
 
 def test_seeds_share_code_data_and_backbone(records):

@@ -168,13 +168,14 @@ def test_five_tasks_on_photographs_collapse_deeper_and_may_not_be_merged():
 
 
 def test_on_photographs_closed_form_leads_from_few_images_only():
-    """What the page without labels and that on which method say: up to 64 images; then labels are ahead."""
+    """What the pages' numbers show: ahead up to 64 images; level with heads from 256; behind from all."""
     curves = Page("nyuv2", "records/photos").derive("closed_form", beyond.realignment_curves)
     means = curves.groupby(["method", "images"]).delta.mean().unstack("images")
     for labelled in ("heads", "representation"):
         leads = means.loc["closed form"] - means.loc[labelled]
         assert (leads[[4, 16]] > 5).all()
-        assert (leads[[256, 400]] < 0).all()
+        assert leads[256] < 1
+        assert leads[400] < -1
 
 
 def test_frozen_decoder_keeps_more_but_nothing_is_merged(page):

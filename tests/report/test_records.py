@@ -264,20 +264,26 @@ def test_records_are_loaded_in_a_fixed_order(record, tmp_path):
     assert {record["study"] for record in loaded} == {"all"}
 
 
-def test_records_of_experts_trained_anew_are_left_out(record, tmp_path):
-    """Of a control that was computed before its expert, nothing is drawn beside the new one."""
+def test_records_older_than_what_they_used_are_outdated():
+    """A control of before its expert was trained anew; joint training used none, another seed its own."""
 
-    def write(name, started, seed=0, **hashes):
-        made = record["provenance"] | {"started": started, "hashes": {"code": name, "data": "d", **hashes}}
-        place = tmp_path / "all" / f"seed{seed}" / f"{name}.json"
-        write_json(place, {**record, "experiment": name, "seed": seed, "provenance": made})
+    def record(experiment, started, *used, seed=0):
+        made = {"started": f"2026-11-01T{started}:00:00+00:00", "hashes": dict.fromkeys(("data", *used), "")}
+        return {"seed": seed, "experiment": experiment, "provenance": made}
 
-    write("joint", "2026-11-01T08:00:00+00:00")
-    write("control", "2026-11-01T09:00:00+00:00", expert_depth="old")
-    write("merge_ties", "2026-11-02T08:00:00+00:00", expert_depth="new")
-    write("control", "2026-11-01T09:00:00+00:00", seed=1, expert_depth="old")  # another seed's experts
-    found = {(record["seed"], record["experiment"]) for record in load_records(tmp_path / "all")}
-    assert found == {(0, "joint"), (0, "merge_ties"), (1, "control")}
+    found = records.outdated(
+        [
+            record("expert_depth", "09"),
+            record("joint", "08"),
+            record("control", "08", "expert_depth"),
+            record("merge_ties", "10", "expert_depth"),
+            record("realign_ties", "11", "merged_ties"),
+            record("qualitative", "10", "realigned_ties_heads"),
+            record("released", "09", "merged_ties"),
+            record("control", "08", "expert_depth", seed=1),
+        ]
+    )
+    assert [each["experiment"] for each in found] == ["control", "qualitative", "released"]
 
 
 def test_unusable_records_are_refused(record, tmp_path):

@@ -259,5 +259,8 @@ def test_shares_are_of_the_seeds_that_merged():
     table = tables.pattern({"ours": frame}, "nyuv2", PAPER, {"ours": chosen}).ours
     assert table["share of the loss recovered by TA + heads"] == "75 %, 2 of 3 seeds"
     assert table["share of the gain by TA + heads that needs no merging"] == "33 %, 2 of 3 seeds"
+    frame = frame.drop([("task_arithmetic+heads", 0), ("task_arithmetic+heads", 2)])  # not run on those
+    table = tables.pattern({"ours": frame}, "nyuv2", PAPER, {"ours": chosen}).ours
+    assert table["share of the loss recovered by TA + heads"] == "not run"
     # only on the seed that merged nothing is a constant prediction ahead
     assert "share of the loss recovered by TA + heads, from a constant" not in table

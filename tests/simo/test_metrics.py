@@ -1,4 +1,4 @@
-"""simo.metrics: pooled metrics against numpy over all pixels, and both Δ on the paper's rows."""
+"""simo.metrics: pooled metrics against numpy over all pixels, and both Δ by hand."""
 
 import numpy as np
 import pytest
