@@ -223,7 +223,7 @@ class Page:
             rows = ["expert", *(name for name in self.models if name not in tables.CONTROLS)]
             caption = f"every model on the test split. {self._cells()} {UNITS[self.dataset]}".strip()
             self._metrics(rows, caption, "table")
-            for say in (readings.unmerged, readings.empty_tasks):
+            for say in (readings.unmerged, readings.at_the_edge, readings.empty_tasks):
                 if said := say(self):
                     display(Markdown(said))
 

@@ -130,6 +130,33 @@ def unmerged(page):
     )
 
 
+def at_the_edge(page):
+    """Name the ways to merge for which the largest α that was tried was the best; empty if there are none."""
+    chosen = [
+        (record["experiment"].removeprefix("merge_"), record["details"]["alpha"], record["details"]["scan"])
+        for record in page.records
+        if record["experiment"].startswith("merge_")
+    ]
+    masks = [record["details"] for record in page.records if record["experiment"] == "masks"]
+    chosen += [("consensus", own["alpha"], own["alpha_scan"]) for own in masks]
+    rows = [
+        (model, len(scan) > 1 and alpha == max(row["alpha"] for row in scan)) for model, alpha, scan in chosen
+    ]
+    counts = (
+        pd.DataFrame(rows, columns=["model", "last"])
+        .groupby("model", sort=False)["last"]
+        .agg(["sum", "size"])
+    )
+    parts = [
+        f"{tables.MODELS[model]} ({last} of {count} seeds)"
+        for model, last, count in counts.itertuples()
+        if last
+    ]
+    if not parts:
+        return ""
+    return f"*Of all α that were tried the largest was chosen for {' and '.join(parts)}: more may be better.*"
+
+
 def empty_tasks(page):
     """Name the tasks at which a constant prediction is as good as the experts, to 5 %; empty if at none."""
     if "constant" not in page.frame.index:

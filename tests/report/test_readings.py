@@ -525,6 +525,24 @@ def test_what_was_not_merged_is_said():
     assert readings.unmerged(page) == ""
 
 
+def test_what_was_best_at_the_end_of_its_grid_is_said():
+    """Consensus takes the last α on one of two seeds; where one α only is tried, none is the last."""
+    page = Page("nyuv2", "records/none")
+    scans = {
+        "merge_ties": ("scan", [0.0, 0.5, 1.0], (0.5, 0.0)),
+        "masks": ("alpha_scan", [0.0, 1.0], (1.0, 0.0)),
+    }
+    scans["merge_average"] = "scan", [1.0], (1.0, 1.0)
+    page.records = [
+        {"experiment": name, "details": {"alpha": chosen, scan: [{"alpha": alpha} for alpha in tried]}}
+        for name, (scan, tried, both) in scans.items()
+        for chosen in both
+    ]
+    assert "was chosen for Consensus (1 of 2 seeds): more may be" in readings.at_the_edge(page)
+    page.records = page.records[:2]
+    assert readings.at_the_edge(page) == ""
+
+
 def test_tasks_of_which_a_constant_knows_as_much_are_named():
     """A constant at 96 and 40 % of the experts: the first task is as good as guessed."""
     page = Page("nyuv2", "records/none")
