@@ -6,7 +6,7 @@ import seaborn as sns
 from report.display import seconds
 from report.overview import TITLES
 from report.plotting import METHODS
-from report.tables import MODELS, costs_of, experts_together, spread
+from report.tables import MODELS, costs_of, experts_together, on_validation, spread
 from simo.evaluation import mean_score
 from simo.performance import delta_printed, normalised_performance
 from simo.tasks import tasks_of
@@ -194,16 +194,6 @@ RULES = {
     "capped": "residual, each task's at most 1",  # thought of when the one above had failed
     "test": "the test split's best",  # not a rule, but what rules are measured against
 }
-
-
-def on_validation(records, model):
-    """Metrics of a model on the validation split, of all tasks together, by seed."""
-    found = {}
-    for record in records:
-        for result in record["results"]:
-            if (result["model"], result["split"]) == (model, "val"):
-                found.setdefault(record["seed"], {}).update(result["metrics"])
-    return found
 
 
 def chosen_alphas(records, frame, dataset, main):

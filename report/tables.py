@@ -250,6 +250,16 @@ def unmerged(records):
     return {method: (int((own == 0).sum()), int(own.count())) for method, own in chosen.items()}
 
 
+def on_validation(records, model):
+    """Metrics of a model on the validation split, of all tasks together, by seed."""
+    found = {}
+    for record in records:
+        for result in record["results"]:
+            if (result["model"], result["split"]) == (model, "val"):
+                found.setdefault(record["seed"], {}).update(result["metrics"])
+    return found
+
+
 def costs_of(records):
     """What all test results cost: columns `seed`, `model`, `steps`, `samples`, `parameters` and `seconds`.
 

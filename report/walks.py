@@ -33,12 +33,7 @@ def walks(page):
         task), `seed` and `performance` in per cent of the expert: on the validation split along the sum,
         where α is chosen, and on the test split along single vectors, as in the paper. Empty without records.
     """
-    tasks, rows = tasks_of(page.dataset), []
-    experts = {}
-    for record in page.records:
-        if record["experiment"].startswith("expert_"):
-            values = [each["metrics"] for each in record["results"] if each["split"] == "val"]
-            experts.setdefault(record["seed"], {}).update(values[0])
+    tasks, rows, experts = tasks_of(page.dataset), [], tables.on_validation(page.records, "expert")
     for record in page.records:
         seed = record["seed"]
         if record["experiment"] == "merge_task_arithmetic":
