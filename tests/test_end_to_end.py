@@ -132,6 +132,7 @@ def test_only_affected_pages_are_drawn_again(project):
     drawn = set(re.findall(r"draw the page (\w+)", done.stdout))
     assert drawn == {
         "nyuv2",
+        "nyuv2_variants",
         "introduction",
         "claims",
         "evidence",
