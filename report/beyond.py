@@ -373,11 +373,9 @@ def joint_scores(records, frame, dataset, main):
             own = experts.loc[row["seed"]]
             row |= {f"all {quantity}": row[quantity] + own[quantity] for quantity in own.index}
         beside.append(row)
-    variants, chosen = (
-        with_deltas(records, frame, dataset, rows_of),
-        chosen_balance(records, frame, dataset, main),
-    )
-    return pd.concat([variants, pd.DataFrame(beside), *([chosen] if len(chosen) else [])])
+    chosen = chosen_balance(records, frame, dataset, main)
+    found = [with_deltas(records, frame, dataset, rows_of), pd.DataFrame(beside), chosen]
+    return pd.concat([rows for rows in found if len(rows)])
 
 
 def chosen_balance(records, frame, dataset, main):

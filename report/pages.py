@@ -105,7 +105,8 @@ class Page:
         self.heads = " and ".join({"dpt": "DPT"}.get(head, head) for head in sorted(heads)) or "no"
         self.frame = self._scores(self.records)
         fresh = _records(ROOT / recomputed / study) if recomputed else []
-        fresh = [record for record in fresh if record["profile"] == self.profile]
+        old = outdated(fresh)
+        fresh = [record for record in fresh if record["profile"] == self.profile and record not in old]
         self.fresh = self._scores(fresh)
         known = set() if self.frame is None else set(self.frame.index.unique("model"))
         self.models = [name for name in tables.MODELS if name in known and name != "expert"]
