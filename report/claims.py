@@ -52,8 +52,8 @@ def claims_of_repair(method, label):
         ),
         Claim(
             f"{method}-heads-recover",
-            f"Where {label} loses clearly and the experts gain at most {FINISHED} points by the same, head "
-            "realignment recovers most of the loss: more than half.",
+            f"Head realignment recovers more than half of what {label} loses, where that is much and experts "
+            f"gain at most {FINISHED} points from the same images and steps.",
             lambda seed: tables.recovered(seed.delta, method, "heads"),
             lambda value: value > 50,
             "% of the loss",
@@ -65,7 +65,7 @@ def claims_of_repair(method, label):
             lambda seed: tables.recovered(seed.delta, method, "heads", "constant"),
             lambda value: value > 50,
             "% of the loss",
-            "ours: the paper has no such floor",
+            "ours: the paper has no constant",
             premise=repairable(method, "heads"),
         ),
         Claim(
@@ -142,7 +142,8 @@ def cheaper(kind):
     return Claim(
         f"{kind}-cheaper-than-joint",
         f"{KINDS[kind]} realignment takes fewer steps and fewer images than joint training, the experts "
-        "being given: the larger of both shares. (Our parameter files set both; steps of heads are summed.)",
+        "being given: the larger of both shares. (Our parameter files set both; our steps of heads are "
+        "summed, whether the paper's are is not known.)",
         measure,
         lambda value: value < 100,
         "% of joint training's",

@@ -66,7 +66,7 @@ def show(table, caption, name, corner="", index=True, classes="", escape="html")
 
 
 def _cell(value):
-    return real_minus(f"{value:+.1f}" if isinstance(value, float) else str(value))
+    return real_minus(f"{value:+z.1f}" if isinstance(value, float) else str(value))
 
 
 def _header(label):
@@ -78,3 +78,8 @@ def _header(label):
 def over_seeds(count):
     """What a number or a line is: of one seed, or a mean."""
     return f"mean over {count} seeds" if count > 1 else "one seed"
+
+
+def of_seeds(some, count):
+    """On how many seeds something is so."""
+    return f"{some} of {count} seeds" if count > 1 else "the only seed"

@@ -100,7 +100,8 @@ FIGURE_CLAIMS = [
     ),
     Claim(
         "coefficients-mostly-zero",
-        "Layer-wise AdaMerging uses few tensors: most of its coefficients inside the blocks are 0.",
+        "Layer-wise AdaMerging uses few tensors, as the heat map looks, which prints no numbers: more than "
+        "half of its coefficients inside the blocks are 0.",
         zeros,
         lambda value: value > 50,
         "% of the coefficients",

@@ -190,7 +190,7 @@ def _verdict(claim, page, judged):
     if judged is None:
         return marked("not run")
     row = judged.loc[claim.name]
-    numbers = [f"{row[name]:.1f}" for name in judged if name.startswith("seed ") and row[name] == row[name]]
+    numbers = [f"{row[name]:z.1f}" for name in judged if name.startswith("seed ") and row[name] == row[name]]
     drawn = page.profile != "paper"  # of which the pages show Δ only, unless the book is of that scale
     place = page.address("claims") if drawn else "claims"
     text = marked(row.verdict, f"{drawn_by(page.profile, page.study)}.html#{place}")
@@ -222,7 +222,9 @@ def results_index(pages):
             continue
         page = by_name[dataset]
         names = {record["experiment"] for record in page.records}
-        patterns = [pattern for pattern in patterns if any(fnmatch(name, pattern) for name in names)]
+        found = [pattern for pattern in patterns if any(fnmatch(name, pattern) for name in names)]
+        # a table may lack rows; a figure that lacks an experiment is not drawn
+        patterns = found if patterns is TABLE or found == [*patterns] else []
         used = [r for r in page.records if any(fnmatch(r["experiment"], pattern) for pattern in patterns)]
         notebooks = sorted({record["provenance"]["notebook"] for record in used})
         rows[result] = {

@@ -7,6 +7,7 @@ data) are marked as such wherever they appear. What was not run says so.
 import re
 from pathlib import Path
 
+import pandas as pd
 from IPython.display import Markdown, display
 
 from report import claims, plotting, readings, tables
@@ -33,9 +34,9 @@ SCALES = {
     "that is, by all signs, DINOv2, trained further to find salient objects, instead of ViT-B/14, fewer "
     "steps, depth in steps of 3.9 cm and normals derived from it. Compare the *pattern* with the "
     "paper; [the photographs](../../book/photographs.md) say what each of these may change.",
-    "photos_gpu": "The paper's own photographs of NYUv2, at its resolution and with as many steps for an "
-    "expert as its at most, but with a ViT-S/14 that is, by all signs, DINOv2, trained further to find "
-    "salient objects, instead of ViT-B/14, depth in steps of 3.9 cm and normals derived from it.",
+    "photos_gpu": "The paper's own photographs of NYUv2, at its resolution and with the paper's largest "
+    "number of steps for an expert, but with a ViT-S/14 that is, by all signs, DINOv2, trained further to "
+    "find salient objects, instead of ViT-B/14, depth in steps of 3.9 cm and normals derived from it.",
     "miniature": "Rendered scenes and a small ViT pretrained on such renders, **not the real data and "
     "DINOv2**. Compare the *pattern* with the paper: which methods collapse, what repairs "
     "them, and by how much.",
@@ -233,7 +234,8 @@ class Page:
         if self:
             rows = [name for name in self.models if name in tables.CONTROLS]
             caption = f"realignment without merging, and of experts that were not merged. {self._cells()}"
-            self._metrics(rows, caption, "controls")
+            if rows:
+                self._metrics(rows, caption, "controls")
             missing = [tables.MODELS[name] for name in tables.CONTROLS if name not in rows]
             if missing:
                 display(Markdown(f"*Not run here: {'; '.join(missing)}.*"))
@@ -257,10 +259,17 @@ class Page:
     def pattern(self, *others):
         """Display what is comparable at any size: order, signs, shares recovered; of this and other pages."""
         if self:
-            frames = {page.name: page.frame for page in (self, *others) if page.records}
-            caption = "what can be compared at any size, in the paper and here."
-            chosen = {page.name: tables.alphas(page.records) for page in (self, *others)}
+            pages = [page for page in (self, *others) if page.records]
+            frames = {page.name: page.frame for page in pages}
+            chosen = {page.name: tables.alphas(page.records) for page in pages}
             table = tables.pattern(frames, self.dataset, self.paper, chosen)
+            vectors = pd.DataFrame({page.name: tables.vectors(page.records) for page in pages})
+            table = pd.concat([table, vectors]).fillna("")
+            caption = (
+                "what can be compared at any size, in the paper and here. A gain needs no merging as far as "
+                "the pretrained encoder, realigned in the same way, is better than the merged one as it is; "
+                "below 0, it is worse."
+            )
             self._show(table, caption, "pattern", "what is compared", others)
 
     def claims(self):

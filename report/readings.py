@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from report import beyond, tables
-from report.display import over_seeds, real_minus
+from report.display import of_seeds, over_seeds, real_minus
 from report.evidence import EFFECT, block_coefficients
 from report.overview import TITLES
 from report.paper import paper_curves
@@ -71,9 +71,10 @@ def lines(*pages):
     """What the lines of a figure of relationships are of, for its caption; see `Page.relationships`."""
     shown = [page for page in pages if page.curves()]
     dashes = ("solid ", "dashed ", "dotted ")[: len(shown)] if len(shown) > 1 else [""] * len(shown)
-    parts = [f"{each}{page.name}, {page.over_seeds}" for each, page in zip(dashes, shown, strict=True)]
-    text = "; ".join(parts) or "not run"
-    return text + ", bands their range" * any(page.seeds > 1 for page in shown)
+    seeds = [len(page.curves()) for page in shown]
+    drawn = zip(dashes, shown, seeds, strict=True)
+    text = "; ".join(f"{each}{page.name}, {over_seeds(count)}" for each, page, count in drawn) or "not run"
+    return text + ", bands their range" * any(count > 1 for count in seeds)
 
 
 def subsets(page):
@@ -109,7 +110,7 @@ def _coefficients(page, learned):
     zero = fmean(100 * table.eq(0).to_numpy().mean() for table in learned)
     middles = (means.mul(means.index + 1, axis=0).sum() / means.sum()).sort_values()
     listed = ", ".join(f"{task} at {middle:.1f}" for task, middle in middles.items())
-    word = "most are 0, as in the paper" if zero > 50 else "in the paper's most are"
+    word = "most, as it looks in the paper's" if zero > 50 else "fewer than half; in the paper's map many are"
     return (
         f"{_where(page)}Inside the blocks {zero:.0f} % are exactly 0: {word}. Each task's middle, counted in "
         f"blocks from 1 to {means.index.max() + 1}: {listed}."
@@ -121,7 +122,7 @@ def unmerged(page):
     parts = []
     for method, (zero, count) in tables.unmerged(page.records).items():
         if zero and method in ("task_arithmetic", "ties"):
-            parts.append(f"{tables.MODELS[method]} ({zero} of {count} seeds)")
+            parts.append(f"{tables.MODELS[method]} ({of_seeds(zero, count)})")
     if not parts:
         return ""
     return (
@@ -148,7 +149,7 @@ def at_the_edge(page):
         .agg(["sum", "size"])
     )
     parts = [
-        f"{tables.MODELS[model]} ({last} of {count} seeds)"
+        f"{tables.MODELS[model]} ({of_seeds(last, count)})"
         for model, last, count in counts.itertuples()
         if last
     ]

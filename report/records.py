@@ -318,20 +318,21 @@ def load_records(folder):
 
 
 def outdated(records):
-    """Those records that used a checkpoint which was made anew since: nothing may be drawn of them.
+    """Those records that used a checkpoint which was made anew since, or one of these: none may be drawn.
 
     Parameters
     ----------
     records : list of dict
         Of one study, see `load_records`.
     """
-    started = {(each["seed"], each["experiment"]): each["provenance"]["started"] for each in records}
-    found = []
-    for record in records:
-        made = (started.get((record["seed"], _maker(name))) for name in record["provenance"]["hashes"])
-        if any(each and each > record["provenance"]["started"] for each in made):
-            found.append(record)
-    return found
+    made = {(each["seed"], each["experiment"]): each for each in records}
+
+    def is_old(record):
+        used = (made.get((record["seed"], _maker(name))) for name in record["provenance"]["hashes"])
+        started = record["provenance"]["started"]
+        return any(each["provenance"]["started"] > started or is_old(each) for each in used if each)
+
+    return [record for record in records if is_old(record)]
 
 
 def _maker(checkpoint):
@@ -362,7 +363,7 @@ def results_table(records):
         for result in record["results"]
         for task, value in result["metrics"].items()
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["dataset", "seed", "experiment", "model", "split", "task", "value"])
 
 
 def provenance_table(records):

@@ -1,5 +1,7 @@
 """From results to tables: normalised performance, both definitions of Δ_MTL, mean and spread over seeds."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 
@@ -39,7 +41,7 @@ CONTROLS = [name for name in MODELS if name.split("+")[0] == "pretrained" or nam
 
 def spread(values, form="+.1f"):
     """Mean ± standard deviation of a Series over seeds, as text; the mean alone where nothing varies."""
-    mean, deviation = f"{values.mean():{form}}", values.std(ddof=1)
+    mean, deviation = f"{values.mean():{form.replace('.', 'z.')}}", values.std(ddof=1)  # no -0
     # no-break spaces: where a table is narrow, lines break before the brackets
     return f"{mean}\u00a0±\u00a0{deviation:{form.lstrip('+')}}" if deviation > 0 else mean
 
@@ -68,6 +70,8 @@ def scores(results, dataset):
     tasks = tasks_of(dataset)
     chosen = results[(results.dataset == dataset) & (results.split == "test")]
     table = chosen.pivot(index=["model", "seed"], columns="task", values="value")
+    if table.empty:
+        raise SimoError(f"{dataset}: no expert has a record; run its notebooks again")
     rows = {}
     for (model, seed), values in table.iterrows():
         if ("expert", seed) not in table.index or table.loc["expert", seed].isna().any():
@@ -103,7 +107,7 @@ def table_of(frame, dataset, models=None):
         Of text, one row a model; "ours" is what the paper's tables do not have.
     """
     rows = {}
-    for model in models or frame.index.unique("model"):
+    for model in frame.index.unique("model") if models is None else models:
         own, row = frame.loc[model], {}
         for task in tasks_of(dataset):
             text = spread(own[task.name], f".{decimals(task)}f")
@@ -336,19 +340,40 @@ def _pattern(frame, theirs, chosen):
             elif control.mean() > FINISHED:
                 ours = "experts gain, too"
             rows[row] = (f"{recovered(theirs, method, kind):.0f} %", ours)
-            if "constant" in every and (merged[method] < merged.constant).any():
+            if "%" in ours and "constant" in every and (merged[method] < merged.constant).any():
                 rows[f"{row}, from a constant"] = (
                     "",
                     _share(recovered(merged, method, kind, "constant"), every),
                 )
-    merged = where_merged(every, chosen, "task_arithmetic")
-    for kind in ("heads", "representation"):
-        if {f"pretrained+{kind}", f"task_arithmetic+{kind}"} <= set(every):
-            bare = merged.task_arithmetic
-            share = 100 * (merged[f"pretrained+{kind}"] - bare) / (merged[f"task_arithmetic+{kind}"] - bare)
-            row = f"share of the gain by {MODELS[f'task_arithmetic+{kind}']} that needs no merging"
+    for method, kind in product(("task_arithmetic", "ties"), ("heads", "representation")):
+        merged, realigned = where_merged(every, chosen, method), f"{method}+{kind}"
+        if {f"pretrained+{kind}", realigned} <= set(every):
+            bare = merged[method]
+            share = 100 * (merged[f"pretrained+{kind}"] - bare) / (merged[realigned] - bare)
+            row = f"share of the gain by {MODELS[realigned]} that needs no merging"
             rows[row] = ("", "nothing merged" if merged.empty else _share(share, every))
     return rows
+
+
+def vectors(records):
+    """How long task vectors are, relative to the pretrained encoder, and how alike: a dict of text.
+
+    Parameters
+    ----------
+    records : list of dict
+        Of one study; empty where no merging by task arithmetic is among them.
+    """
+    details = [each["details"] for each in records if each["experiment"] == "merge_task_arithmetic"]
+    cosines = [c for each in details for a, row in each["cosines"].items() for b, c in row.items() if a < b]
+    lengths = [length for each in details for length in each["relative_norms"].values()]
+    if not details:
+        return {}
+    return {
+        "cosine of two task vectors": f"{min(cosines):z.2f} to {max(cosines):z.2f}",
+        "length of a task vector, in % of the pretrained encoder's": (
+            f"{100 * min(lengths):.2g} to {100 * max(lengths):.2g}"
+        ),
+    }
 
 
 def _share(share, every):

@@ -14,10 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from simo import __version__
 from simo.errors import SimoError
 from simo.files import atomic_path, decoding, read_object, write_json
 
-PACKAGES = ("simo", "torch", "timm", "torchvision", "numpy", "safetensors")
+PACKAGES = ("torch", "timm", "torchvision", "numpy", "safetensors")
 # floats of 8 bits and fewer need a scale that stands elsewhere; quantised and complex numbers are others, too
 PLAIN = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
 PLAIN |= {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8}
@@ -223,10 +224,9 @@ def save_tensors(path, tensors, metadata=None):
 
 
 def versions():
-    """Versions of Python and of the packages that a number may depend on."""
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in PACKAGES
-    }
+    """Versions of Python, of the `simo` that runs, and of the packages that a number may depend on."""
+    own = {"python": platform.python_version(), "simo": __version__}  # not what happens to be installed
+    return own | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def _sha256(path):

@@ -6,7 +6,7 @@ from report.notebooks import ROOT
 from report.overview import TITLES, drawn_by
 from report.pages import ENCODERS
 from report.parameters import declared_parameters
-from report.records import load_records, results_table
+from report.records import load_records, outdated, results_table
 from report.tables import scores
 from simo.files import listed, read_json
 from simo.tasks import TASKS
@@ -15,7 +15,7 @@ from simo.tasks import TASKS
 SHOWN_ON = {
     "closed_form": ("beyond",),
     "closed_form_control": ("beyond",),
-    "unlabelled_alpha": ("beyond",),
+    "unlabelled_alpha": ("beyond", "taskonomy"),
     "neighbours": ("beyond",),
     "field": ("wider_field",),
     "joint_variants": ("fair_joint",),
@@ -74,10 +74,14 @@ def _links(study, folder):
     if not table.exists():
         folder.mkdir(exist_ok=True)
         dataset = study.name.split("_")[0]
-        scores(results_table(load_records(study)), dataset).to_csv(table)
+        records = load_records(study)
+        old = outdated(records)  # the page draws none of them
+        scores(results_table([each for each in records if each not in old]), dataset).to_csv(table)
+        left_out = {f"seed{each['seed']}/{each['experiment']}.json" for each in old}
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
             for path in listed(study, "**/*.json"):  # no pictures: those of data sets are not passed on
-                file.write(path, path.relative_to(study.parent))
+                if str(path.relative_to(study)) not in left_out:
+                    file.write(path, path.relative_to(study.parent))
     parts = [
         f"{{download}}`{kind} <../../data/{path.name}>`"
         for kind, path in (("scores", table), ("records", archive))

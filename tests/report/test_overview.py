@@ -84,7 +84,7 @@ def test_a_verdict_is_of_one_kind(verdict, kind):
 def test_every_kind_of_verdict_has_its_own_sign():
     """Without colour, verdicts differ; of the kinds, one has the default sign."""
     style = (ROOT / "book" / "_static" / "simo.css").read_text(encoding="utf-8")
-    signs = dict(re.findall(r'\.verdict(?:\.([a-z-]+))?::before \{ content: "(.) "', style))
+    signs = dict(re.findall(r'\.verdict(?:\.([a-z-]+))?::before \{ content: "(.)\\00a0"', style))
     assert set(signs) - {""} == {kind.replace(" ", "-") for kind in KINDS} - {"not-applicable"}
     assert len(set(signs.values())) == len(KINDS)
 
@@ -165,6 +165,15 @@ def test_index_of_photographs_names_records_that_are_there():
         assert len(named) > 3
         assert all(any(fnmatch(name, pattern) for name in experiments) for pattern in named)
     assert "masks" not in table.loc["Table 3", "records"]
+
+
+def test_figure_without_its_experiment_was_not_run():
+    """Experts alone draw no figure; a table of them has rows that were not run."""
+    page = Page("nyuv2", "records/miniature")
+    page.records = [each for each in page.records if each["experiment"].startswith("expert_")]
+    table = results_index([page])
+    assert (table["minutes a seed"] == "not run").tolist() == [name != "Table 1" for name in table.index]
+    assert table.loc["Table 1", "records"] == "miniature/nyuv2/seed*/: expert_*"
 
 
 def test_every_study_has_its_claims_on_the_page_that_verdicts_lead_to():

@@ -178,6 +178,51 @@ def test_on_photographs_closed_form_leads_from_few_images_only():
         assert leads[400] < -1
 
 
+def test_on_photographs_distillation_is_level_with_closed_form_from_64_images():
+    """Behind with fewer; and with all images closed form takes longer than either way to train heads."""
+    curves = Page("nyuv2", "records/photos").derive("closed_form", beyond.realignment_curves)
+    means = curves.groupby(["method", "images"])[["delta", "seconds"]].mean().unstack("images")
+    lead = (means.delta.loc["closed form"] - means.delta.loc["distillation"]).dropna()
+    assert (lead[[4, 16]] > 1).all()
+    assert lead[[64, 256, 400]].abs().max() < 1
+    assert means.seconds.loc["closed form", 400] > means.seconds.loc[["heads", "distillation"], 400].max()
+
+
+def test_task_vectors_of_photographs_are_short_and_those_of_lite0_parallel():
+    """What the pages say of lengths and cosines, beside the miniature's."""
+
+    def of(study):
+        records = load_records(ROOT / "records" / study)
+        details = [each["details"] for each in records if each["experiment"] == "merge_task_arithmetic"]
+        lengths = fmean(length for each in details for length in each["relative_norms"].values())
+        rows = [(a, row) for each in details for a, row in each["cosines"].items()]
+        return lengths, [cosine for a, row in rows for b, cosine in row.items() if a != b]
+
+    assert min(of("photos/nyuv2_lite0")[1]) > 0.9
+    others = {study: of(study) for study in ("photos/nyuv2", "photos_gpu/nyuv2", "miniature/cityscapes_dpt")}
+    others |= {f"miniature/{name}": of(f"miniature/{name}") for name in DATASETS}
+    assert max(max(cosines) for _, cosines in others.values()) < 0.4
+    assert 40 < others["miniature/nyuv2"][0] / others["photos/nyuv2"][0] < 60
+    linear, dpt = others["miniature/cityscapes"], others["miniature/cityscapes_dpt"]
+    assert 0.8 < dpt[0] / linear[0] < 1
+    assert fmean(dpt[1]) > 2 * fmean(linear[1])
+
+
+def test_with_lite0_merging_has_its_part_under_ties():
+    """Most of task arithmetic's gain needs no merging, less than half of TIES', which is worth as much."""
+    lite, small = (
+        Page(*which).frame.printed.unstack("model")
+        for which in (("nyuv2_lite0", "records/photos"), ("nyuv2", "records/miniature"))
+    )
+    for method, most in {"task_arithmetic": True, "ties": False}.items():
+        for kind in ("heads", "representation"):
+            gain = lite[f"{method}+{kind}"] - lite[method]
+            share = (lite[f"pretrained+{kind}"] - lite[method]) / gain
+            assert (share.mean() > 0.5) == most, (method, kind)
+    worth = [x["ties+heads"] - x["pretrained+heads"] for x in (lite, small)]
+    assert abs(worth[0].mean() - worth[1].mean()) < 1
+
+
 def test_frozen_decoder_keeps_more_but_nothing_is_merged(page):
     """At every α and seed it scores higher than under own heads; best where next to nothing is merged."""
     scans = page.derive("frozen_decoder", variations.contrast_scores, main=True)
@@ -361,11 +406,12 @@ def test_deeper_encoders_leave_more_unrepaired(page, varied):
     means = varied(variations.depth_scores, "depth")
     assert list(means.index) == [2, 4, 6]
     assert means["closed form"].is_monotonic_decreasing
-    if page.dataset == "nyuv2":
-        seeds = (
-            page.derive("variations", variations.depth_scores).set_index(["method", "seed", "depth"]).delta
-        )
-        assert (seeds["closed form"].unstack("depth").diff(axis=1).iloc[:, 1:] < 0).all(axis=None)
+    scores = page.derive("variations", variations.depth_scores).set_index(["method", "seed", "depth"]).delta
+    for way in ("closed form", "merged"):
+        seeds = scores[way].unstack("depth")
+        assert (seeds[6] < seeds[2]).all(), way
+        if way == "closed form" and page.dataset != "taskonomy":
+            assert (seeds.diff(axis=1).iloc[:, 1:] < 0).all(axis=None)
 
     def rows_of(details):
         whole = {"depth": details["whole"], **details["parts"]["everything"]}

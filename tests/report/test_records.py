@@ -265,7 +265,7 @@ def test_records_are_loaded_in_a_fixed_order(record, tmp_path):
 
 
 def test_records_older_than_what_they_used_are_outdated():
-    """A control of before its expert was trained anew; joint training used none, another seed its own."""
+    """A control of before its expert was trained anew, and what used such; joint training used none."""
 
     def record(experiment, started, *used, seed=0):
         made = {"started": f"2026-11-01T{started}:00:00+00:00", "hashes": dict.fromkeys(("data", *used), "")}
@@ -277,13 +277,17 @@ def test_records_older_than_what_they_used_are_outdated():
             record("joint", "08"),
             record("control", "08", "expert_depth"),
             record("merge_ties", "10", "expert_depth"),
+            record("merge_average", "08", "expert_depth"),
+            record("closed_form", "12", "merged_average"),
             record("realign_ties", "11", "merged_ties"),
             record("qualitative", "10", "realigned_ties_heads"),
             record("released", "09", "merged_ties"),
             record("control", "08", "expert_depth", seed=1),
         ]
     )
-    assert [each["experiment"] for each in found] == ["control", "qualitative", "released"]
+    assert [each["experiment"] for each in found] == [
+        *("control", "merge_average", "closed_form", "qualitative", "released")
+    ]
 
 
 def test_unusable_records_are_refused(record, tmp_path):

@@ -264,3 +264,24 @@ def test_shares_are_of_the_seeds_that_merged():
     assert table["share of the loss recovered by TA + heads"] == "not run"
     # only on the seed that merged nothing is a constant prediction ahead
     assert "share of the loss recovered by TA + heads, from a constant" not in table
+
+
+def test_task_vectors_are_compared_once_a_pair():
+    """The least and the largest of all seeds' cosines, without a vector's own of 1, and of all lengths."""
+
+    def record(cosine, *lengths, experiment="merge_task_arithmetic"):
+        cosines = {"a": {"a": 1.0, "b": cosine}, "b": {"a": cosine, "b": 1.0}}
+        details = {"cosines": cosines, "relative_norms": dict(zip("ab", lengths, strict=True))}
+        return {"experiment": experiment, "details": details}
+
+    found = tables.vectors(
+        [record(0.25, 0.0051, 0.2), record(-0.001, 0.3, 0.28), {"experiment": "joint"} | {"details": {}}]
+    )
+    assert [*found.values()] == ["0.00 to 0.25", "0.51 to 30"]
+    assert tables.vectors([]) == {}
+
+
+def test_nothing_is_less_than_zero_by_rounding():
+    """A mean of −.04 is 0.0 in a table, not −0.0."""
+    assert tables.spread(pd.Series([-0.04])) == "+0.0"
+    assert tables.spread(pd.Series([-0.001, 0.0]), ".2f") == "0.00\u00a0±\u00a00.00"

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import simo
 from simo import checkpoints
 from simo.checkpoints import TensorFile, load_into, load_recipe, save_checkpoint
 from simo.errors import SimoError
@@ -216,3 +217,11 @@ def test_values_that_no_model_has_are_refused(weight, message):
 def test_recipe_is_plain_json(path):
     """Anyone can read what a checkpoint is without this package."""
     assert json.loads(path.with_suffix(".json").read_text())["tasks"] == ["depth"]
+
+
+def test_simo_s_version_is_that_of_the_code_that_runs(monkeypatch):
+    """A checkout may run in an environment into which another one was installed: its records say its own."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"installed {name}")
+    found = checkpoints.versions()
+    assert found["simo"] == simo.__version__
+    assert found["torch"] == "installed torch"
