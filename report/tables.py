@@ -422,7 +422,7 @@ def efficiency(records, paper=None):
             printed = paper_costs(paper)[model]
             row["steps", "paper"], row["images", "paper"] = f"{printed['steps']:,}", f"{printed['samples']:,}"
             row["trained parameters", "paper"] = f"{printed['parameters']:.1f}\u00a0M"
-        label = "An expert, mean over tasks" if model == "expert" else MODELS.get(model, model)
+        label = "An expert (ours: mean over tasks)" if model == "expert" else MODELS.get(model, model)
         table[label] = row
     frame = pd.DataFrame.from_dict(table, orient="index").fillna("")
     order = [

@@ -180,7 +180,7 @@ def test_efficiency_by_hand():
     table = tables.efficiency(records, PAPER)
     table = table.replace("\u00a0", " ", regex=True)
     ours = table.xs("ours", axis=1, level=1)
-    assert ours.loc["An expert, mean over tasks"].tolist() == ["200", "2.00 M", "800", "40"]
+    assert ours.loc["An expert (ours: mean over tasks)"].tolist() == ["200", "2.00 M", "800", "40"]
     assert ours.loc["All experts"].tolist() == ["400", "4.00 M", "800", "80"]
     assert ours.loc["Joint training"].tolist() == ["500", "3.00 M", "800", "60"]
     assert ours.loc["TA + heads"].tolist() == ["40", "1.00 M", "200", "5"]
