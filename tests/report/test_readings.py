@@ -176,6 +176,16 @@ def test_five_tasks_on_photographs_collapse_as_in_the_paper():
     assert len(five) == 1  # of which README, photographs and changelog speak
 
 
+def test_five_tasks_need_no_label():
+    """On photographs closed form, from an α that no label chose, is ahead of both fixes with all labels."""
+    page = Page("taskonomy_photos", "records/photos")
+    chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas, main=True)
+    own = chosen[(chosen.rule == "residual") & (chosen.method == "task_arithmetic")].set_index("seed").delta
+    delta = page.frame.printed.unstack("model")
+    assert (own > delta["task_arithmetic+heads"] + 5).all()
+    assert (own > delta["task_arithmetic+representation"]).all()
+
+
 def test_on_photographs_closed_form_leads_from_few_images_only():
     """What the pages' numbers show: ahead up to 64 images; level with heads from 256; behind from all."""
     curves = Page("nyuv2", "records/photos").derive("closed_form", beyond.realignment_curves)
