@@ -261,7 +261,7 @@ def alphas_table(records, frame, dataset, main):
     groups = chosen.groupby(["method", "rule"], sort=False)
     choices = groups.choice.agg(lambda own: ", ".join(map(str, own)))
     choices = choices.where(choices.index.get_level_values("method") == EITHER, "α " + choices)
-    cells = groups.delta.agg(spread) + " (" + choices + ")"
+    cells = groups.delta.agg(spread) + " (" + choices.str.replace("α ", "α\u00a0") + ")"
     table = cells.unstack("rule")[list(RULES)].rename(columns=RULES)
     grids = chosen.drop_duplicates(["seed", "method"])  # the correlation is of a grid, not of a rule
     table["rank correlation of residual and Δ"] = grids.groupby("method").order.agg(spread, "+.2f")
