@@ -129,7 +129,6 @@ MASKS = {"consensus", "tall_mask", "magnitude_mask"}
 NOT_RUN = dict.fromkeys(MINIATURE, {name for name in MODELS if name.endswith(", seen")})
 NOT_RUN["photos_gpu/nyuv2"] = CONTROLS | {"joint", "adamerging", "task_arithmetic+released"}
 NOT_RUN["photos/taskonomy_photos"] = MASKS | {
-    *(name for name in MODELS if name.endswith(", seen")),
     "average",
     "ties_untrimmed",
     "adamerging",
