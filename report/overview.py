@@ -21,17 +21,7 @@ WITHOUT_MERGING = ("pretrained+heads", "pretrained+representation")
 DRAWN_BY = {"photos_gpu/nyuv2": "nyuv2_variants", "photos/nyuv2_lite0": "nyuv2_variants"}
 # the paper's tables and figures: where they are drawn, and the experiments that their numbers come from
 EXPERTS = ("expert_*",)
-TABLE = (
-    *EXPERTS,
-    "joint",
-    "merge_*",
-    "realign_*",
-    "masks",
-    "adamerging",
-    "released",
-    "control",
-    "control_train",
-)
+TABLE = (*EXPERTS, "joint", "merge_*", "realign_*", "masks", "adamerging", "released", "control*")
 RESULTS = {
     "Table 1": ("nyuv2", TABLE),
     "Table 2": ("cityscapes", TABLE),

@@ -329,9 +329,8 @@ def test_rules_that_choose_alpha_by_hand():
     assert chosen.order["residual"] == pytest.approx(-0.5)
     table = beyond.alphas_table(records, frame, "nyuv2", main)
     assert table.loc["TIES", beyond.RULES["residual"]] == "-10.0 (α\u00a00.4)"
-    assert (
-        table.loc[beyond.EITHER, beyond.RULES["residual"]] == "-10.0 (TIES α\u00a00.4)"
-    )  # there is no other
+    either = table.loc[beyond.EITHER, beyond.RULES["residual"]]
+    assert either == "-10.0 (TIES α\u00a00.4)"  # there is no other
 
 
 def test_rules_that_choose_the_method_by_hand():

@@ -269,14 +269,13 @@ def test_shares_are_of_the_seeds_that_merged():
 def test_task_vectors_are_compared_once_a_pair():
     """The least and the largest of all seeds' cosines, without a vector's own of 1, and of all lengths."""
 
-    def record(cosine, *lengths, experiment="merge_task_arithmetic"):
+    def record(cosine, *lengths):
         cosines = {"a": {"a": 1.0, "b": cosine}, "b": {"a": cosine, "b": 1.0}}
         details = {"cosines": cosines, "relative_norms": dict(zip("ab", lengths, strict=True))}
-        return {"experiment": experiment, "details": details}
+        return {"experiment": "merge_task_arithmetic", "details": details}
 
-    found = tables.vectors(
-        [record(0.25, 0.0051, 0.2), record(-0.001, 0.3, 0.28), {"experiment": "joint"} | {"details": {}}]
-    )
+    other = {"experiment": "joint", "details": {}}
+    found = tables.vectors([record(0.25, 0.0051, 0.2), record(-0.001, 0.3, 0.28), other])
     assert [*found.values()] == ["0.00 to 0.25", "0.51 to 30"]
     assert tables.vectors([]) == {}
 
