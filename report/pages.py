@@ -28,7 +28,8 @@ NAMES = {
     "miniature": "miniature",
     "paper": tables.FULL_SCALE,
 }  # of columns, by profile
-ENCODERS = {"nyuv2_lite0": ("EfficientNet-Lite0",)}  # of studies with another than their profile's
+# and what these add where a study has another encoder, or another data set's images
+UNLIKE = {"nyuv2_lite0": ", EfficientNet-Lite0", "taskonomy_photos": " of NYUv2"}
 SCALES = {
     "photos": "The paper's own photographs of NYUv2, at less than half its resolution, with a ViT-S/14 "
     "that is, by all signs, DINOv2, trained further to find salient objects, instead of ViT-B/14, fewer "
@@ -113,8 +114,8 @@ class Page:
         self.models = [name for name in tables.MODELS if name in known and name != "expert"]
         self.fixture = any(record["provenance"]["fixture"] for record in self.records + fresh)
         self.seeds = len({record["seed"] for record in self.records})
-        names = [NAMES.get(self.profile, self.profile), *ENCODERS.get(study, ())]
-        self.name = ", ".join(names) + f" [{FIXTURE}]" * self.fixture
+        self.name = NAMES.get(self.profile, self.profile) + UNLIKE.get(study, "")
+        self.name += f" [{FIXTURE}]" * self.fixture
         self.title = f"{TITLES[study]}, {self.name}"
         self.paper = read_paper()
         plotting.set_style()

@@ -4,7 +4,7 @@ import zipfile
 
 from report.notebooks import ROOT
 from report.overview import TITLES, drawn_by
-from report.pages import ENCODERS
+from report.pages import UNLIKE
 from report.parameters import declared_parameters
 from report.records import load_records, outdated, results_table
 from report.tables import scores
@@ -86,7 +86,7 @@ def _links(study, folder):
         f"{{download}}`{kind} <../../data/{path.name}>`"
         for kind, path in (("scores", table), ("records", archive))
     ]
-    title = ", ".join([TITLES[study.name], study.parent.name, *ENCODERS.get(study.name, ())])
+    title = f"{TITLES[study.name]}, {study.parent.name}{UNLIKE.get(study.name, '')}"
     return f"{title}: {', '.join(parts)}"
 
 
