@@ -1,5 +1,7 @@
 """report.beyond: curves and savings against hand computation."""
 
+import copy
+
 import pandas as pd
 import pytest
 from stories import cost_record
@@ -188,6 +190,12 @@ def test_field_table_by_hand():
         [{"seed": 0, "details": {"methods": methods}, "provenance": {}}], experts, "nyuv2"
     )
     assert table.residual.tolist() == ["0.30", "0.20"]
+    slower = copy.deepcopy(methods)
+    slower[1]["scores"][0]["seconds"] = 9.6  # other work ran beside: the least of both seeds is shown
+    seeds = enumerate((methods, slower))
+    records = [{"seed": seed, "details": {"methods": own}, "provenance": {}} for seed, own in seeds]
+    both = pd.concat([experts, experts.rename({0: 1}, level="seed")])
+    assert beyond.field_table(records, both, "nyuv2")["seconds to merge"].tolist() == ["7", "7"]
 
 
 def test_methods_that_were_not_run_are_named():
@@ -331,6 +339,14 @@ def test_rules_that_choose_alpha_by_hand():
     assert table.loc["TIES", beyond.RULES["residual"]] == "-10.0 (α\u00a00.4)"
     either = table.loc[beyond.EITHER, beyond.RULES["residual"]]
     assert either == "-10.0 (TIES α\u00a00.4)"  # there is no other
+    # another seed is judged by what its own labels said
+    frame = pd.concat([frame, frame.rename({0: 1}, level="seed")])
+    turned = {"scan": [row | {"score": 1 - row["score"]} for row in scan]}
+    main += [each | {"seed": 1} for each in main]
+    main[2]["details"] = turned
+    every = beyond.chosen_alphas([*records, records[0] | {"seed": 1}], frame, "nyuv2", main)
+    before = every[(every.method == "ties") & (every.rule == "before")]
+    assert before.set_index("seed").choice.to_dict() == {0: "0.2", 1: "0.6"}
 
 
 def test_rules_that_choose_the_method_by_hand():

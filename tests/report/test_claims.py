@@ -172,6 +172,9 @@ def test_what_was_not_merged_is_not_repaired(monkeypatch):
     assert verdicts.loc["task_arithmetic-heads-recover", "verdict"] == "holds"
     none = judged(monkeypatch, evidence(alphas={"task_arithmetic": 0.0}), dataset="taskonomy")
     assert none.loc["every-task-regained", "verdict"] == "not applicable"
+    assert none.loc["task_arithmetic-representation-far-above-heads", "verdict"] == "not applicable"
+    small = judged(monkeypatch, evidence(delta=delta(ties=-4.0)), dataset="taskonomy")
+    assert small.loc["ties-representation-beats-joint", "verdict"] == "not applicable"
 
 
 def test_recovery_waits_for_its_control(monkeypatch):
@@ -252,12 +255,14 @@ def test_evidence_is_read_from_records():
         record("relationships", 1, curves={"segmentation": curve, "depth": other, "normals": other}),
         record("subsets", 1, subsets=[subset]),
         record("joint", 1, [joint]),
+        record("merge_ties", 1, method="ties", alpha=0.0, scan=[]),
     ]
     found = gather(frame, "nyuv2", records, PAPER)
     assert found["seed 1"].curves["segmentation"]["segmentation"] == pytest.approx(
         {0.0: 0.0, 1.0: 1.0}, abs=1e-6
     )
     assert found["seed 1"].curves["depth"]["segmentation"] == {0.0: 0.5, 1.0: 0.5}
+    assert (found["seed 1"].merged("ties"), found["seed 0"].merged("ties")) == (False, True)
     assert found["seed 1"].sizes == {1: 1.0, 2: (0.5 + 0.25) / 2}
     (cost,) = found["seed 1"].costs.values()
     assert (cost["steps"], cost["seconds"]) == (7, 5.0)

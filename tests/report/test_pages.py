@@ -3,7 +3,9 @@
 import copy
 import re
 
+import matplotlib.pyplot as plt
 import pytest
+from stories import frame_of
 
 import report.display
 from report import pages
@@ -51,8 +53,11 @@ def test_every_row_of_a_fixture_is_marked(fixture_records, shown):
     assert f"[{FIXTURE}]" in shown.pop().split("<tbody>")[0]
     numbers = page.numbers()
     assert all(FIXTURE in numbers[f"delta {model}"] for model in page.models)
-    figure = page.deltas()
-    assert figure is None  # shown by matplotlib, not twice
+    figures = plt.figure(), plt.figure()
+    page.mark(figures[0])
+    Page("nyuv2", COMMITTED).mark(figures[1])
+    assert [[text.get_text() for text in figure.texts] for figure in figures] == [["FIXTURE: no result"], []]
+    plt.close("all")
 
 
 def test_committed_records_are_not_marked(shown):
@@ -94,6 +99,28 @@ def test_numbers_are_those_of_the_table(shown):
         assert f">{number}\u00a0±" in shown[0], "both have a real minus sign"
     records = load_records(COMMITTED / "nyuv2")
     assert page.numbers()["seeds"] == str(len({record["seed"] for record in records}))
+
+
+def test_numbers_by_hand(tmp_path):
+    """Shares of seeds that merged, the best α's mean score, and the largest spread of a realigned model."""
+    page = Page("nyuv2", tmp_path)
+    page.frame = frame_of(
+        **{"task_arithmetic": [0.6, 0.5, 0.6], "task_arithmetic+heads": [0.9, 0.75, 0.9]},
+        **{"task_arithmetic+representation": [0.9, 0.9, 0.95], "expert+heads": [0.5, 1.0, 1.5]},
+    )
+    page.records = [
+        {
+            "experiment": "merge_task_arithmetic",
+            "seed": seed,
+            "details": {"alpha": alpha, "scan": [{"score": 0.2}, {"score": score}]},
+        }
+        for seed, (alpha, score) in enumerate([(0.3, 0.5), (0.0, 0.6), (0.1, 0.7)])
+    ]
+    page.seeds = 3
+    numbers = page.numbers()
+    assert [numbers["recovered heads"], numbers["recovered representation"]] == ["75", "81"]  # not seed 1's
+    assert numbers["best score"] == "60"
+    assert numbers["largest spread"] == "8.7"  # of -10, -25 and -10; a control is no realigned model
 
 
 def test_studies_of_one_data_set_share_its_tasks(tmp_path):

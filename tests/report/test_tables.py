@@ -216,9 +216,18 @@ def test_values_are_compared_at_the_papers_scale_only():
     assert set(
         tables.paper_beside_ours({"ours": frame, "at its scale": None}, "nyuv2", PAPER)[column].iloc[1:]
     ) == {"not run"}
-    full = frame_of(task_arithmetic=[0.75], ties=[0.6])  # the paper: -27.5 and -32.8
-    beside = tables.paper_beside_ours({"ours": frame, "at its scale": full}, "nyuv2", PAPER)[column]
-    assert beside[["TA", "TIES", "Joint training"]].tolist() == ["-25.0", "-40.0, differs", "not run"]
+    full = frame_of(task_arithmetic=[0.75], ties=[0.6], joint=[1.1])  # the paper: -27.5, -32.8 and -5.4
+    beside = tables.paper_beside_ours({"ours": frame, "at its scale": full}, "nyuv2", PAPER)
+    far = ["-25.0", "-40.0, differs", "+10.0, differs", "not run"]
+    assert beside.loc[["TA", "TIES", "Joint training", "TA + heads"], column].tolist() == far
+    assert ("depth, %", "ours") in beside
+    assert ("depth, %", "at its scale") not in beside  # Δ says it
+
+
+def test_misprints_are_marked():
+    """A Δ that the paper's own metrics do not give has a star."""
+    deltas = tables.paper_beside_ours({}, "taskonomy", PAPER)["Δ_MTL, %", "paper"]
+    assert deltas[["Joint training", "TA", "TIES + heads"]].tolist() == ["-25.7", "-83.3*", "-31.1*"]
 
 
 def test_pattern_by_hand():
@@ -243,6 +252,15 @@ def test_pattern_by_hand():
     none = tables.pattern({"ours": trained}, "nyuv2", PAPER, nothing)
     assert none.loc[share, "ours"] == "nothing merged"
     assert none.loc[share.replace("TA", "TIES"), "ours"].endswith("%")
+    small = frame_of(**{"task_arithmetic": [0.96], "task_arithmetic+heads": [0.98], "expert+heads": [1.0]})
+    assert tables.pattern({"ours": small}, "nyuv2", PAPER).loc[share, "ours"] == "no clear loss"
+    deep = {"constant": [0.3], "ties": [0.2], "ties+heads": [0.65], "expert+heads": [1.0]}
+    found = tables.pattern({"ours": frame_of(**deep)}, "nyuv2", PAPER).ours
+    assert found[f"{share.replace('TA', 'TIES')}, from a constant"] == "50 %"  # -35 of -70, not of -80
+    # ranks are those among the three that both have
+    three = frame_of(joint=[0.7], task_arithmetic=[0.8], ties=[0.9])
+    found = tables.pattern({"ours": three}, "nyuv2", PAPER).filter(like="order of the methods", axis=0)
+    assert found.ours.item() == "-1.00"
     turned = frame_of(**{model: [1.4 - delta / 100] for model, delta in printed.items()})
     table = tables.pattern({"ours": turned}, "nyuv2", PAPER)
     assert table.filter(like="order of the methods", axis=0).ours.item() == "-1.00"

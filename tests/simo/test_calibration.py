@@ -146,7 +146,8 @@ def test_regmean_plus_plus_of_one_expert_is_the_expert(model):
     torch.testing.assert_close(outputs(found, batches), outputs(expert, batches), rtol=1e-3, atol=1e-3)
 
 
-def test_regmean_plus_plus_begins_as_regmean(model):
+@pytest.mark.parametrize("shrink", [0.5, 0.95])
+def test_regmean_plus_plus_begins_as_regmean(model, shrink):
     """Where the first layer is reached nothing is merged before it but what all share: as RegMean's.
 
     Experts that differ in the blocks alone have the same patches and tokens, and their first blocks see the
@@ -158,8 +159,9 @@ def test_regmean_plus_plus_begins_as_regmean(model):
         expert.load_state_dict(shared, strict=False)
     vectors = [TaskVector.between(base, expert.state_dict()) for expert in experts]
     batches = batches_of(32, 8)
-    plain = regmean(vectors, [input_moments(expert, batches) for expert in experts]).apply(base)
-    found = regmean_plus_plus(model.encoder, base, vectors, experts, batches).state_dict()
+    moments = [input_moments(expert, batches) for expert in experts]
+    plain = regmean(vectors, moments, shrink=shrink).apply(base)
+    found = regmean_plus_plus(model.encoder, base, vectors, experts, batches, shrink=shrink).state_dict()
     first, second = (f"backbone.blocks.{number}.attn.qkv.weight" for number in (0, 1))
     torch.testing.assert_close(found[first], plain[first], rtol=1e-3, atol=1e-4)
     assert (found[second] - plain[second]).abs().max() > 1e-2

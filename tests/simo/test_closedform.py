@@ -146,6 +146,8 @@ def test_diagonal_is_a_regression_a_feature():
         assert matrix[feature, feature].item() == pytest.approx(slope.item())
         assert shift[feature].item() == pytest.approx(start.item())
     assert torch.count_nonzero(matrix - matrix.diag().diag()) == 0
+    assert matrix[2, 2] == 1
+    assert shift[2].item() == pytest.approx(u[:, 2].mean().item() - 0.1)
 
 
 def head_of(kind, task):
@@ -267,6 +269,23 @@ def test_every_tap_of_a_dpt_head_gets_its_own_layer(tasks, settings):
     image = batches_of(2)[0]["image"]
     for name, wanted in expert(image).items():
         torch.testing.assert_close(realigned(image)[name], wanted, rtol=0.01, atol=0.01)
+
+
+def test_residual_of_a_dpt_head_is_the_mean_over_its_taps(tasks, settings):
+    """One tap of four says nothing any more, the others everything: a quarter is left."""
+    sizes = {"head": "dpt", "head_options": {"channels": [2, 3, 4, 5], "width": 4}, "blocks": [1, 2, 3, 4]}
+    sizes["backbone_args"] = settings["backbone_args"] | {"depth": 4}
+    model = create_model(tasks, 0, **settings | sizes).eval()
+    encoders = {task.name: copy.deepcopy(model.encoder) for task in tasks}
+
+    def forget(module, inputs, found):
+        for part in found:
+            part[:, 2] = torch.randn_like(part[:, 2])
+        return found
+
+    model.encoder.register_forward_hook(forget)
+    _, left, _ = solve_heads(model, encoders, batches_of(80))
+    assert left == pytest.approx(dict.fromkeys(encoders, 0.25), abs=0.05)
 
 
 @pytest.mark.parametrize("kind", ["ridge", *FEATURE_MAPS])

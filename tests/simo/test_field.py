@@ -97,6 +97,8 @@ def test_dare_keeps_the_mean_and_doubles_what_is_left():
     assert not torch.equal(merged, dare(vectors, drop=0.5, seed=1)["w"])
     both = dare(vectors * 2, drop=0.5)["w"]
     assert set(both.unique().tolist()) == {0.0, 2.0, 4.0}  # tasks draw their own
+    found = dare([vector(v=torch.ones(200, 200), w=torch.ones(200, 200))], drop=0.5)
+    assert not torch.equal(found["v"], found["w"])  # and so do tensors
 
 
 def test_breadcrumbs_by_hand():
@@ -578,10 +580,11 @@ def test_moments_of_a_norm_of_maps_go_along_the_channels():
     ],
 )
 def test_moments_of_no_or_unusable_images_are_refused(model, batches, message):
-    """A loader that was read to its end, and images in [0, 255]."""
+    """A loader that was read to its end, and images in [0, 255]; the encoder is as it was, then and after."""
     with pytest.raises(SimoError, match=message):
         input_moments(model.encoder, batches)
-    assert not any(module._forward_hooks for module in model.encoder.modules())
+    input_moments(model.encoder, [{"image": torch.rand(1, 3, 16, 16)}])
+    assert not any(module._forward_pre_hooks for module in model.encoder.modules())  # of no call any is left
 
 
 @pytest.mark.parametrize("shape", [(48, 24), (24, 48), (24, 24)])

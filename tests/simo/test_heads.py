@@ -9,29 +9,10 @@ from simo.encoders import Features
 from simo.errors import SimoError
 from simo.heads import HEADS, DPTHead, LinearHead, create_head
 from simo.models import count_parameters, create_model
-from simo.tasks import TASKS, Task
+from simo.tasks import TASKS
 
 SEGMENTATION, DEPTH, NORMALS = TASKS["nyuv2"]
 SMALL = {"channels": [2, 3, 4, 5], "width": 8}
-
-
-def task(name, channels, loss="l1", non_negative=False):
-    """A task as the paper's other data sets have it."""
-    return Task(name, name, channels, loss, "aErr", "", non_negative=non_negative)
-
-
-CITYSCAPES = [
-    task("segmentation", 19, "cross_entropy"),
-    task("parts", 10, "cross_entropy"),
-    task("disparity", 1, non_negative=True),
-]
-TASKONOMY = [
-    task("autoencoder", 3),
-    task("depth", 1, non_negative=True),
-    task("normals", 3, "cosine"),
-    task("edges", 1),
-    task("keypoints", 1),
-]
 
 
 def random_features(taps=2, dim=4, grid=(3, 5), batch=2):
@@ -73,7 +54,9 @@ def test_linear_heads_have_the_papers_size(task, count):
     assert size_of("linear", task) == count
 
 
-@pytest.mark.parametrize("task", [*TASKONOMY[:1], *TASKONOMY[3:]], ids=lambda task: task.name)
+@pytest.mark.parametrize(
+    "task", [*TASKS["taskonomy"][:1], *TASKS["taskonomy"][3:]], ids=lambda task: task.name
+)
 def test_maps_that_may_be_negative_have_the_normals_head(task):
     """Edges, keypoints and colours in [-1, 1] are normalised and not clamped, in either kind of head."""
     for name in HEADS:
@@ -101,13 +84,13 @@ def test_dpt_heads_have_the_papers_size():
     """Protects the paper's DPT heads: 3.412 M for depth, 3.470 M for 19 classes, to the last parameter."""
     assert TRUNK == 3_320_048
     assert size_of("dpt", DEPTH) == TRUNK + DEPTH_BRANCH == 3_412_337
-    assert [size_of("dpt", task) for task in CITYSCAPES] == [3_470_211, 3_469_050, 3_412_337]
+    assert [size_of("dpt", task) for task in TASKS["cityscapes"]] == [3_470_211, 3_469_050, 3_412_337]
     assert TRUNK + MAP_BRANCH + 19 * 129 == 3_470_211
 
 
 def test_taskonomy_heads_have_the_papers_size():
     """The paper's Table 4 trains 17.3 M parameters of heads: 3,412,337 and four times the map branch."""
-    total = sum(size_of("dpt", task) for task in TASKONOMY)
+    total = sum(size_of("dpt", task) for task in TASKS["taskonomy"])
     assert total == 5 * TRUNK + DEPTH_BRANCH + 4 * MAP_BRANCH + 129 * (3 + 3 + 1 + 1) == 17_284_409
 
 

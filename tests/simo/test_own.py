@@ -126,6 +126,18 @@ def test_alpha_without_labels_leaves_experts_alone(files, tasks, monkeypatch):
     assert all(module.training for expert in experts.values() for module in expert.modules())
 
 
+def test_a_task_that_hardly_varies_does_not_choose_alpha_alone(files, tasks, monkeypatch, capsys):
+    """Residuals of 3 and 2 at one task count as 1: the other two decide, against the plain sum."""
+    left = {0.2: (0.2, 0.2, 3.0), 0.6: (0.6, 0.6, 2.0)}
+    monkeypatch.setattr("simo.own.ALPHAS", tuple(left))
+    given = iter(left.values())
+    names = [task.name for task in tasks]
+    monkeypatch.setattr("simo.own.solve_heads", lambda *a: (None, dict(zip(names, next(given), strict=True))))
+    experts, images = experts_of(files, tasks), [{"image": torch.rand(4, 3, 16, 16)}]
+    merge_experts(files / "pretrained.safetensors", experts, SETTINGS, "average", "auto", images)
+    assert "α = 0.2 leaves the least residual of 2 values" in capsys.readouterr().out
+
+
 def test_alpha_without_labels_needs_images(files, tasks):
     """Nothing else is there to choose it by."""
     with pytest.raises(SimoError, match="images is None: expected batches"):

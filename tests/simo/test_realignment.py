@@ -57,6 +57,18 @@ def test_head_realignment_trains_heads_only(model, val, tasks, same):
     assert not realigned.training
 
 
+@pytest.mark.parametrize("still", ["heads", "adapters"])
+def test_heads_and_adapters_have_rates_of_their_own(model, val, tasks, still):
+    """What has rate 0 stays as it was to the last bit, while the other moves."""
+    adapter_rate, head_rate = (0.01, 0.0) if still == "heads" else (0.0, 0.01)
+    start, _ = realign_representation(model, val, tasks, BUDGET, 2, 0.0, 0.0)
+    moved, _ = realign_representation(model, val, tasks, BUDGET, 2, adapter_rate, head_rate)
+    before, after = (dict(each.named_parameters()) for each in (start, moved))
+    trained = {name for name in after if not torch.equal(before[name], after[name])}
+    assert trained
+    assert {name.startswith("heads.") for name in trained} == {still != "heads"}
+
+
 def test_cached_features_predict_what_the_model_predicts(model, val, tasks, tmp_path):
     """Heads are trained on just what they will see: features in files equal those of a full pass."""
     features = FeatureDataset(model.encoder, val, tmp_path, batch_size=3)
@@ -123,7 +135,8 @@ def test_features_are_deleted(model, val, tasks, tmp_path, monkeypatch, given):
 
 def test_full_disk_is_found_before_features_are_written(model, val, tmp_path, monkeypatch):
     """Writing to a mapped file on a full disk kills the process; instead the need and the room are named."""
-    monkeypatch.setattr(realignment.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 8, 1))
+    room = shutil.disk_usage(tmp_path)._replace(free=1)
+    monkeypatch.setattr(realignment.shutil, "disk_usage", lambda folder: room)
     message = "needs 0.0 GiB for the features of 4 images, but its disk has 0.0 GiB left: free some space"
     with pytest.raises(SimoError, match=message):
         FeatureDataset(model.encoder, val, tmp_path, batch_size=3)

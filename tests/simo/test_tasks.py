@@ -10,6 +10,7 @@ from simo.errors import SimoError
 from simo.tasks import TASKS, tasks_of, valid_pixels
 
 SEGMENTATION, DEPTH, NORMALS = TASKS["nyuv2"]
+CE = "cross_entropy"
 
 
 def maps(*rows):
@@ -39,6 +40,35 @@ def test_tasks_are_the_papers():
     for task in TASKS["nyuv2"] + TASKS["cityscapes"]:
         assert len(set(task.classes)) == (task.channels if task.is_segmentation else 0)
     assert [t.is_segmentation for t in TASKS["nyuv2"]] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "rules"),
+    [
+        (
+            "nyuv2",
+            [("label", CE, 0, 0, 0, 0), ("depth", "l1", 1, 0, -1, 0), ("normal", "cosine", 0, 0, 0, 1)],
+        ),
+        (
+            "cityscapes",
+            [("label_19", CE, 0, 0, 0, 0), ("part_seg", CE, 0, 0, 0, 0), ("depth", "l1", 1, 0, 1, 0)],
+        ),
+        (
+            "taskonomy",
+            [
+                ("image", "l1", 0, 1, 0, 0),
+                ("depth_zbuffer", "l1", 1, 0, None, 0),
+                ("normal", "l1", 0, 1, 0, 1),
+                ("edge_texture", "l1", 0, 1, None, 0),
+                ("keypoints2d", "l1", 0, 1, None, 0),
+            ],
+        ),
+    ],
+)
+def test_targets_are_read_and_trained_as_they_are_stored(dataset, rules):
+    """File, loss, what is clamped at 0 or lies in [-1, 1], what enlarging and mirroring an image change."""
+    found = [(t.folder, t.loss, t.non_negative, t.centred, t.zoom, t.flips_x) for t in TASKS[dataset]]
+    assert found == rules
 
 
 def test_cross_entropy_by_hand():
