@@ -1,8 +1,5 @@
 """report.paper: the printed tables are consistent with themselves, and where they are not, that is known."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from report.paper import PAPER_FIGURES, paper_curves, printed_deltas, read_paper
@@ -72,9 +69,3 @@ def test_curves_are_under_our_names():
             assert curves[primary][primary][1.0] == pytest.approx(1, abs=0.14)  # edges reach .866 only
     assert curves["edges"]["depth"][0.5] == paper["fig6_taskonomy"]["edge_texture"]["depth_zbuffer"][5]
     assert PAPER_FIGURES.keys() == TASKS.keys()
-
-
-def test_numbers_are_those_of_the_file():
-    """Nothing is added to the paper's numbers when they are read."""
-    path = Path(__file__).parents[2] / "book" / "paper_numbers.json"
-    assert read_paper() == json.loads(path.read_text())

@@ -112,6 +112,10 @@ BATCHES = {
     "sparse": (batch(image=IMAGE.to_sparse()), "'image' of a batch is torch.sparse_coo"),
     "meta": (batch(image=IMAGE.to("meta")), "'image' of a batch is on the device meta"),
     "complex": (batch(image=IMAGE.to(torch.complex64)), "is of torch.complex64"),
+    "classes with a channel": (batch(segmentation=torch.zeros(2, 1, 4, 4).long()), r"found \(2, 1, 4, 4\)"),
+    "a class too many": (batch(segmentation=torch.full((2, 4, 4), 13)), r"-1 \(ignored\) to 12, found 13"),
+    "infinite depth": (batch(depth=torch.full((2, 1, 4, 4), math.inf)), "depth expects finite values"),
+    "half of the width": (batch(depth=torch.rand(2, 1, 4, 2)), r"expected targets \(2, 1, 4, 4\)"),
     "classes of bytes": (batch(segmentation=torch.zeros(2, 4, 4).byte()), "of int64, found .* torch.uint8"),
     "classes of int32": (batch(segmentation=torch.zeros(2, 4, 4).int()), "of int64, found .* torch.int32"),
     "fractions": (batch(segmentation=torch.zeros(2, 4, 4)), "of int64, found .* torch.float32"),
@@ -424,14 +428,20 @@ def test_no_tasks(tmp_path, model, settings, given):
             use()
 
 
-@pytest.mark.parametrize("folder", ["l" * 300, "file", "file/below"])
-@pytest.mark.parametrize("scores", [None, {}, {"depth": None}, [1.0]])
-def test_export_that_cannot_be(tmp_path, model, tasks, settings, folder, scores):
-    """Neither scores nor a folder: the first is named, nothing is written."""
-    (tmp_path / "file").touch()
-    export_depth = partial(export, model.only(["depth"]), tmp_path / folder, settings, tasks[1:2], (16, 16))
+@pytest.mark.parametrize("scores", [None, {}, {"depth": None}, {"depth": "20.5"}, [1.0]])
+def test_a_card_without_scores_is_not_begun(tmp_path, model, tasks, settings, scores):
+    """The message names the task, and nothing is written."""
+    export_depth = partial(export, model.only(["depth"]), tmp_path / "out", settings, tasks[1:2], (16, 16))
     with pytest.raises(SimoError, match="the score of depth, which the card shows: expected a finite number"):
         export_depth(scores, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["l" * 300, "file", "file/below"])
+def test_export_that_cannot_be(tmp_path, model, tasks, settings, folder):
+    """No folder can be there: the system's reason is named, nothing is written."""
+    (tmp_path / "file").touch()
+    export_depth = partial(export, model.only(["depth"]), tmp_path / folder, settings, tasks[1:2], (16, 16))
     with pytest.raises(SimoError, match="(cannot write|cannot read) .*(too long|exists|Not a directory)"):
         export_depth({"depth": 1.0}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

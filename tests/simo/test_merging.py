@@ -1,7 +1,6 @@
 """simo.merging: the algebra against numpy, the methods against examples by hand, and laws of both."""
 
 import gc
-import itertools
 import math
 import weakref
 from collections.abc import Mapping
@@ -128,13 +127,6 @@ def test_a_base_that_would_move_along_is_refused(settings, state_of, same):
         torch.testing.assert_close(encoder.state_dict()[name], base[name] + 0.5)
 
 
-def test_norm_of_the_sum_is_the_sum_of_inner_products(task_vectors):
-    """‖Σ τ‖² = Σ τ_s·τ_t ties the three operations to each other."""
-    total = merge("task_arithmetic", task_vectors)
-    products = sum(a.dot(b) for a, b in itertools.product(task_vectors, repeat=2))
-    assert total.norm() ** 2 == pytest.approx(products, rel=1e-5)
-
-
 def test_apply_by_formula(base, task_vectors):
     """θ_0 + α τ, in the base's type; α = 0 is θ_0 to the last bit."""
     np.testing.assert_allclose(
@@ -157,14 +149,6 @@ def test_one_expert_merges_to_itself_by_ties(base, experts):
     """So does TIES where nothing is trimmed."""
     merged = merge("ties", [TaskVector.between(base, experts[0])], density=1).apply(base, 1.0)
     np.testing.assert_allclose(flat(merged), flat(experts[0]), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_order_of_experts_does_not_matter(task_vectors, method):
-    """Every method is symmetric in its experts."""
-    expected = flat(merge(method, task_vectors))
-    for order in itertools.permutations(task_vectors):
-        np.testing.assert_allclose(flat(merge(method, order)), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -238,15 +222,7 @@ def test_ties_of_nothing_kept_is_zero():
     assert values(merge("ties", [vector(5.0, 1, 1, 1), vector(5.0, 0, 1, 2)], density=0.25)) == [5, 0, 0, 0]
 
 
-def test_density_one_does_not_trim(task_vectors):
-    """`density=1` equals the released code's default: sign election and disjoint mean of all entries."""
-    stack = np.stack([flat(task_vector) for task_vector in task_vectors])
-    agrees = np.sign(stack) == np.sign(stack.sum(0))
-    expected = (stack * agrees).sum(0) / agrees.sum(0)
-    np.testing.assert_allclose(flat(merge("ties", task_vectors, density=1)), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("density", [0.1, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("density", [0.2, 1])
 def test_ties_equals_numpy(task_vectors, density):
     """Agrees with a numpy formulation on flat, fully sorted vectors."""
     trimmed = []
@@ -260,12 +236,6 @@ def test_ties_equals_numpy(task_vectors, density):
         np.mean([x for x in column if x * s > 0] or [0]) for column, s in zip(stack.T, sign, strict=True)
     ]
     np.testing.assert_allclose(flat(merge("ties", task_vectors, density=density)), expected, rtol=1e-5)
-
-
-def test_untrimmed_ties_is_the_released_default(task_vectors):
-    """TIES without trimming is TIES at density 1, not another method."""
-    expected = merge("ties", task_vectors, density=1.0)
-    assert np.array_equal(flat(merge("ties_untrimmed", task_vectors)), flat(expected))
 
 
 def test_tall_mask_by_hand():
@@ -294,14 +264,6 @@ def test_tall_masks_and_consensus_equal_numpy(task_vectors, scale):
     for least in range(5):
         merged = flat(consensus(task_vectors, [scale] * 3, least))
         assert merged == pytest.approx(total * (masks.sum(0) >= least), abs=1e-6)
-
-
-def test_consensus_of_none_and_of_more_than_all(task_vectors):
-    """No vote needed is task arithmetic; more votes than experts is the pretrained encoder."""
-    scales = [0.4, 0.6, 0.8]
-    total = flat(merge("task_arithmetic", task_vectors))
-    assert np.array_equal(flat(consensus(task_vectors, scales, 0)), total)
-    assert not flat(consensus(task_vectors, scales, 4)).any()
 
 
 def test_consensus_uses_each_experts_own_scale():
@@ -335,11 +297,10 @@ def test_tensors_are_read_when_asked_for(base, experts):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("count", [2, 8])
-def test_memory_does_not_grow_with_experts(base, method, count):
+def test_memory_does_not_grow_with_experts(base, method):
     """However many experts: at most one tensor read from them is in memory at a time, and none is kept."""
     alive = weakref.WeakSet()
-    recorded = [Recorded(random_state(seed), alive) for seed in range(count)]
+    recorded = [Recorded(random_state(seed), alive) for seed in range(8)]
     merged = merge(method, [TaskVector.between(base, expert) for expert in recorded])
     merged.apply(base)
     gc.collect()

@@ -85,7 +85,7 @@ def test_mean_of_three_by_hand(files, tasks, same):
 
 
 def test_methods_of_the_wider_field_are_called_by_name(files, tasks):
-    """Those that look at images are given what they saw; a misspelt name is refused."""
+    """Those that look at images are given what they saw."""
     experts, pretrained = experts_of(files, tasks), files / "pretrained.safetensors"
     images = [{"image": torch.rand(8, 3, 16, 16)}]
     moments = [input_moments(expert.encoder, images) for expert in experts.values()]
@@ -95,8 +95,6 @@ def test_methods_of_the_wider_field_are_called_by_name(files, tasks):
         assert merged(image).keys() == experts.keys()
     with pytest.raises(SimoError, match="of regmean: missing a required argument: 'moments'"):
         merge_experts(pretrained, experts, SETTINGS, "regmean", alpha=0.5)
-    with pytest.raises(SimoError, match="unknown merging method 'isoc': expected one of .*'iso_c'"):
-        merge_experts(pretrained, experts, SETTINGS, "isoc", alpha=0.5)
 
 
 @pytest.mark.parametrize(("copies", "alpha"), [(1, 1.0), (2, 0.5), (4, 0.25)])
@@ -142,13 +140,6 @@ def test_alpha_without_labels_needs_images(files, tasks):
     """Nothing else is there to choose it by."""
     with pytest.raises(SimoError, match="images is None: expected batches"):
         merge_experts(files / "pretrained.safetensors", experts_of(files, tasks), SETTINGS, "ties", "auto")
-
-
-def test_expert_under_another_name_is_refused(files, tasks):
-    """The message has both names."""
-    experts = {"deepness": experts_of(files, tasks)["depth"]}
-    with pytest.raises(SimoError, match=r"'deepness': expected a head of that name, found \['depth'\]"):
-        merge_experts(files / "pretrained.safetensors", experts, SETTINGS, "average", alpha=1.0)
 
 
 def test_head_of_another_shape_is_refused(files, tasks):
@@ -280,17 +271,6 @@ def test_adapters_are_exported_too(merged, tasks, tmp_path, same, adapter):
     export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {})
     image = torch.rand(2, 3, 16, 16)
     assert same(merged.eval()(image), load_exported(tmp_path / "out")[0](image))
-
-
-@pytest.mark.parametrize("scores", [{}, {"normals": None}, {"normals": "20.5"}])
-def test_a_card_without_scores_is_not_begun(merged, tasks, tmp_path, scores):
-    """The message names the tasks, and nothing is written."""
-    scores = {"segmentation": 1.0, "depth": 1.0} | scores
-    with pytest.raises(
-        SimoError, match="the score of normals, which the card shows: expected a finite number"
-    ):
-        export(merged, tmp_path / "out", SETTINGS, tasks, (16, 16), scores, {})
-    assert not (tmp_path / "out").exists()
 
 
 def test_tasks_are_those_of_the_heads(merged, tasks, tmp_path):
