@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from simo.encoders import BLOCK
-from simo.errors import SimoError, require_known
+from simo.errors import SimoError, require, require_known
 
 
 class AdaptedBlock(nn.Module):
@@ -75,9 +75,10 @@ def add_adapters(encoder, rank, adapter="paper"):
     Raises
     ------
     SimoError
-        For an unknown adapter, or an encoder that has no such block or layer.
+        For an unknown adapter, a rank below 1, or an encoder that has no such block or layer.
     """
     require_known("adapter", adapter, (*ADAPTERS, "lora"))
+    require("rank", rank, rank >= 1, "1 or more")
     encoder.requires_grad_(False)
     blocks, adapted = _blocks(encoder), []
     height, width = encoder.blank().shape[-2:]

@@ -61,11 +61,9 @@ def load_recipe(path, **expected):
     """
     path = Path(path)
     if not path.is_file():
-        raise SimoError(f"checkpoint {path} does not exist: run the notebook that makes it first")
+        raise SimoError(f"checkpoint {path} does not exist: make it first, by its notebook or by `export`")
     if not path.with_suffix(".json").is_file():
-        raise SimoError(
-            f"checkpoint {path} has no recipe {path.stem}.json beside it: it is unfinished; make it again"
-        )
+        raise SimoError(f"checkpoint {path} is unfinished, without {path.stem}.json beside it: make it again")
     recipe = _Recipe(path)
     for key, value in expected.items():
         if recipe.get(key) != value:
@@ -111,7 +109,8 @@ class TensorFile(Mapping):
             self._names = [name[len(prefix) :] for name in self._file.keys() if name.startswith(prefix)]
 
     def _decoding(self):
-        return decoding(f"{self.path}, in the format safetensors,", "make it, or fetch it, again")
+        advice = "make it, or fetch it, again; what torch.load reads, save_tensors writes in this format"
+        return decoding(f"{self.path}, in the format safetensors,", advice)
 
     def __getitem__(self, name):
         """Read one tensor."""
@@ -156,10 +155,8 @@ def load_into(module, tensors, source, whole=True):
         prefixed = [name for name in unexpected if missing and name.endswith(f".{missing[0]}")]
         found = [f"has {name!r}, which this model lacks" for name in [*prefixed, *unexpected][:1]]
         what = " and ".join([*(f"lacks {name!r}" for name in missing[:1]), *found])
-        raise SimoError(
-            f"{source} is of another architecture: it {what} "
-            f"({len(missing)} missing, {len(unexpected)} unexpected)"
-        )
+        count = f"({len(missing)} missing, {len(unexpected)} unexpected)"
+        raise SimoError(f"{source} is of another architecture: it {what} {count}")
     with torch.no_grad():
         fitting = ((tensor, _fitting(tensor, tensors[name], source, name)) for name, tensor in own.items())
         for tensor, found in list(fitting) if whole else fitting:
@@ -171,10 +168,8 @@ def _fitting(tensor, found, source, name):
     what = f"{source}: {name}"
     check_tensor(found, what)
     if tensor.shape != found.shape:
-        raise SimoError(
-            f"{source} is of another architecture: {name} has shape {tuple(found.shape)}, "
-            f"expected {tuple(tensor.shape)}"
-        )
+        shapes = f"shape {tuple(found.shape)}, expected {tuple(tensor.shape)}"
+        raise SimoError(f"{source} is of another architecture: {name} has {shapes}")
     if tensor.is_floating_point() != found.is_floating_point():
         raise SimoError(f"{what} is of {found.dtype}, expected {tensor.dtype}")
     found = found.to(tensor.dtype)
@@ -207,9 +202,8 @@ def check_tensor(tensor, what):
     if tensor.layout != torch.strided:
         raise SimoError(f"{what} is {tensor.layout}: expected a dense tensor, such as to_dense() gives")
     if tensor.dtype not in PLAIN:
-        raise SimoError(
-            f"{what} is of {tensor.dtype}: expected plain numbers; convert it, with its scale if it has one"
-        )
+        advice = "convert it, with its scale if it has one"
+        raise SimoError(f"{what} is of {tensor.dtype}: expected plain numbers; {advice}")
 
 
 def save_tensors(path, tensors, metadata=None):

@@ -108,15 +108,11 @@ class PreparedDataset(Dataset):
         image = _as_values(self._load("image", name))
         path = self._path("image", name)
         if image.shape[0] != 3 or image.shape[1:] != self.size:
-            raise SimoError(
-                f"{path}: expected an image of {self.size[0]}×{self.size[1]}×3 like the split's first, "
-                f"found {'×'.join(map(str, image.movedim(0, -1).shape))}"
-            )
+            found, wanted = (_sizes(shape) for shape in (image.movedim(0, -1).shape, (*self.size, 3)))
+            raise SimoError(f"{path}: expected an image of {wanted} like the split's first, found {found}")
         if not (image.min() >= 0 and image.max() <= 1):  # also refuses NaN
-            raise SimoError(
-                f"{path}: expected values in [0, 1], "
-                f"found {image.min().item():.3g} to {image.max().item():.3g}"
-            )
+            found = f"{image.min().item():.3g} to {image.max().item():.3g}"
+            raise SimoError(f"{path}: expected values in [0, 1], found {found}")
         valid = torch.from_numpy(self._load("mask_valid", name) != 0) if self.masked else None
         return {"image": image} | {task.name: self._read_target(task, name, valid) for task in self.tasks}
 
@@ -129,10 +125,8 @@ class PreparedDataset(Dataset):
         else:
             target = _as_values(array)
         if target.shape[-2:] != self.size:
-            raise SimoError(
-                f"{path}: expected a target of {self.size[0]}×{self.size[1]} like its image, "
-                f"found {'×'.join(map(str, target.shape[-2:]))}"
-            )
+            found, wanted = _sizes(target.shape[-2:]), _sizes(self.size)
+            raise SimoError(f"{path}: expected a target of {wanted} like its image, found {found}")
         task.check_target(target, path)
         # a centred fraction of odd denominator is never exactly 0, which would mean no ground truth
         target = 2 * target - 1 if task.centred else target
@@ -146,14 +140,16 @@ class PreparedDataset(Dataset):
 
     def _load(self, modality, name):
         path = self._path(modality, name)
-        advice = (
-            f"delete it if it is there, and prepare {self.root} again (an interrupted preparation resumes)"
-        )
+        advice = f"delete it if it is there, and prepare {self.root} again, which goes on where it ended"
         with decoding(path, advice):
             array = np.load(path, allow_pickle=False)
             if array.dtype.kind not in "biuf" or array.ndim not in (2, 3):
                 raise ValueError(f"{array.ndim} dimensions of {array.dtype}; expected 2 or 3 of numbers")
             return array
+
+
+def _sizes(shape):
+    return "×".join(map(str, shape))
 
 
 def _as_values(array):
@@ -306,10 +302,8 @@ def check_batch(batch, tasks=()):
     fits = image.ndim == 4 and image.shape[1] == 3 and image.dtype == torch.float32 and image.numel()
     if not (fits and image.min() >= 0 and image.max() <= 1):  # also refuses NaN
         values = f" in [{image.min().item():.3g}, {image.max().item():.3g}]" if image.numel() else ""
-        raise SimoError(
-            "expected images (B, 3, H, W) of float32 in [0, 1] (bytes are divided by 255), "
-            f"found {tuple(image.shape)} of {image.dtype}{values}"
-        )
+        wanted = "images (B, 3, H, W) of float32 in [0, 1] (bytes are divided by 255)"
+        raise SimoError(f"expected {wanted}, found {tuple(image.shape)} of {image.dtype}{values}")
     for task in tasks:
         target = batch[task.name]
         channels = () if task.is_segmentation else (task.channels,)
@@ -317,20 +311,17 @@ def check_batch(batch, tasks=()):
         # of smaller whole numbers, products that the metric computes would overflow
         typed = target.dtype == torch.int64 if task.is_segmentation else target.is_floating_point()
         if tuple(target.shape) != expected or not typed:
-            raise SimoError(
-                f"task {task.name}: expected targets {expected} of {'int64' if not channels else 'float32'}, "
-                f"found {tuple(target.shape)} of {target.dtype}"
-            )
+            wanted = f"targets {expected} of {'float32' if channels else 'int64'}"
+            found = f"{tuple(target.shape)} of {target.dtype}"
+            raise SimoError(f"task {task.name}: expected {wanted}, found {found}")
         task.check_target(target.movedim(1, 0), "batch")
 
 
 def check_keys(batch, names):
     """Refuse a batch that is no mapping with a tensor of plain numbers for each name."""
     if not isinstance(batch, Mapping):
-        raise SimoError(
-            f"expected every batch to be a dict of tensors, found a {type(batch).__name__}: "
-            f"give each tensor its name, of {list(names)}"
-        )
+        found = f"a {type(batch).__name__}: give each tensor its name, of {list(names)}"
+        raise SimoError(f"expected every batch to be a dict of tensors, found {found}")
     for name in names:
         if name not in batch:
             what = "" if name == "image" else "a target "

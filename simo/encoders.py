@@ -126,10 +126,12 @@ class Encoder(nn.Module):
             For a size that the backbone does not take.
         """
         if self.size and tuple(image.shape[-2:]) != self.size:
-            raise SimoError(
-                f"images of {image.shape[-2]}×{image.shape[-1]}: this {type(self.backbone).__name__} takes "
-                f"{self.size[0]}×{self.size[1]} only; where timm's model has img_size, backbone_args sets it"
+            found, own = ("{}×{}".format(*size) for size in (image.shape[-2:], self.size))
+            kind, advice = (
+                type(self.backbone).__name__,
+                "where timm's model has img_size, backbone_args sets it",
             )
+            raise SimoError(f"images of {found}: this {kind} takes {own} only; {advice}")
         options = {"return_prefix_tokens": True} if self.classes else {}
         taps = self.backbone.forward_intermediates(
             self.pad(image), indices=self.taps, norm=False, intermediates_only=True, **options
@@ -244,9 +246,7 @@ def create_encoder(backbone, backbone_args, blocks, weights=None, input_scale="s
         raise SimoError(f"timm cannot create {backbone!r} with {backbone_args}: {reason(error)}") from error
     plain = _is_plain(model)
     if plain and model.dynamic_img_size:
-        raise SimoError(
-            f"{backbone!r}: expected a ViT without dynamic_img_size: images of any size are taken anyway"
-        )
+        raise SimoError(f"{backbone!r}: expected no dynamic_img_size: a ViT takes images of any size anyway")
     if not (hasattr(model, "forward_intermediates") and getattr(model, "feature_info", None)):
         raise SimoError(f"{backbone!r}: expected a timm model with forward_intermediates and feature_info")
     if not plain:

@@ -38,6 +38,7 @@ def evaluate(model, batches, tasks, device="cpu", precision="float32"):
     model.to(device).eval()
     metrics = {task.name: create_metric(task) for task in tasks}
     checked = isinstance(getattr(batches, "dataset", None), PreparedDataset)  # each sample as it was read
+    number = -1
     for number, batch in enumerate(batches):
         if number == 0 or not checked:  # on the paper's Taskonomy it costs .1 s a batch
             check_batch(batch, tasks)
@@ -49,6 +50,7 @@ def evaluate(model, batches, tasks, device="cpu", precision="float32"):
             prediction, target = predictions[task.name], batch[task.name]
             task.check_prediction(prediction, target)
             metrics[task.name].update(prediction.float(), target.to(device, non_blocking=True))
+    require("the number of batches", 0, number >= 0, "some, of a list or loader that is not used up")
     return {name: metric.compute().item() for name, metric in metrics.items()}
 
 
@@ -80,8 +82,8 @@ def scan_alpha(model, base, task_vector, alphas, batches, tasks, baselines, **wh
     SimoError
         For no α, and as of `evaluate` and `TaskVector.load_into`.
     """
+    alphas, rows = list(alphas), []
     require("alphas", alphas, alphas, "at least one merging coefficient")
-    rows = []
     for alpha in alphas:
         task_vector.load_into(model.encoder, base, alpha)
         values = evaluate(model, batches, tasks, **where)

@@ -63,10 +63,9 @@ def _writing(path, only=None):
         own = only is None or error.errno in _DISK or about & only
         if not own and (error.errno or not error.strerror):  # `save_tensors` gives the text without number
             raise
-        raise SimoError(
-            f"cannot write {path}: {reason(error)}. What was there before is untouched; "
-            "free some space or choose a folder that you may write to, then run again."
-        ) from error
+        advice = "free some space or choose a folder that you may write to, then run again."
+        what = f"cannot write {path}: {reason(error)}. What was there before is untouched"
+        raise SimoError(f"{what}; {advice}") from error
 
 
 @contextmanager
@@ -100,10 +99,8 @@ def decoding(what, advice="download it again", kind=SimoError):
         raise kind(f"{what} is missing: {advice}") from error
     except Exception as error:
         if system := error if isinstance(error, MemoryError) else system_error(error):
-            raise SimoError(
-                f"the system cannot read {what} ({reason(system)}), which says nothing about the file: "
-                "correct the cause and run the same command again"
-            ) from error
+            advice = "which says nothing about the file: correct the cause and run the same command again"
+            raise SimoError(f"the system cannot read {what} ({reason(system)}), {advice}") from error
         raise kind(f"{what} cannot be decoded ({reason(error)}): {advice}") from error
 
 

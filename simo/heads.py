@@ -127,10 +127,8 @@ class DPTHead(nn.Module):
     def __init__(self, task, dims, classes, channels=(24, 48, 96, 192), width=128):
         super().__init__()
         if len(dims) != 4 or len(channels) != 4:
-            raise SimoError(
-                "head dpt: expected 4 blocks and 4 channels, "
-                f"found {len(dims)} blocks and channels {channels}"
-            )
+            found = f"{len(dims)} blocks and channels {channels}"
+            raise SimoError(f"head dpt: expected 4 blocks and 4 channels, found {found}")
         _check_sizes("dpt", "channels", channels)
         _check_sizes("dpt", "width", [width], least=4)
         a, b, c, d = channels

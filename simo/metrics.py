@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from simo.errors import SimoError, require_known
+from simo.errors import SimoError, require, require_known
 from simo.tasks import valid_pixels
 
 
@@ -30,7 +30,7 @@ class MeanIoU:
         C, the number of classes.
     """
 
-    of_classes = True
+    of_classes = higher_is_better = True
 
     def __init__(self, channels):
         self.matrix = torch.zeros(channels, channels, dtype=torch.long)  # (true, predicted), pixels
@@ -62,7 +62,7 @@ class PooledMean:
         Of the prediction; the error map has none.
     """
 
-    of_classes = False
+    of_classes = higher_is_better = False
     error_map: Callable  # from prediction and target to the errors `(B, H, W)`
 
     def __init__(self, channels):
@@ -111,12 +111,13 @@ def create_metric(task):
     Raises
     ------
     SimoError
-        For an unknown metric, or one of classes for values or the other way round.
+        For an unknown metric, one of classes for values or the other way round, or of the other direction.
     """
     require_known("metric", task.metric, METRICS, f"task {task.name}: ")
     if getattr(METRICS[task.metric], "of_classes", task.is_segmentation) != task.is_segmentation:
         kind = "classes" if task.is_segmentation else "values"
-        raise SimoError(
-            f"task {task.name}: {task.metric} does not measure {kind}, which its loss {task.loss} is for"
-        )
+        raise SimoError(f"task {task.name}: {task.metric} does not measure {kind}, which {task.loss} is for")
+    better = getattr(METRICS[task.metric], "higher_is_better", task.higher_is_better)
+    found = f"task {task.name}: higher_is_better", task.higher_is_better
+    require(*found, better == task.higher_is_better, f"{better}, as {task.metric} is")
     return METRICS[task.metric](task.channels)

@@ -14,6 +14,7 @@ Example::
 import copy
 import importlib.util
 import json
+import math
 import os
 import sys
 import tempfile
@@ -72,8 +73,7 @@ def load_expert(encoder_file, head_file, task, settings):
     names_of([task])
     create_metric(task)
     encoder = _encoder(encoder_file, settings)
-    options = settings["head_options"]
-    head = create_head(settings["head"], task, encoder.dims, encoder.classes, options)
+    head = create_head(settings["head"], task, encoder.dims, encoder.classes, settings["head_options"])
     load_into(head, TensorFile(head_file), head_file)
     return MultiTaskModel(encoder, {task.name: head}).eval()
 
@@ -94,12 +94,12 @@ def merge_experts(
         As for `load_expert`.
     method : str
         Such as `task_arithmetic` or `ties`; `FROM_IMAGES` of that module need `moments`, see `input_moments`.
-    alpha : float or "auto"
+    alpha : float or "auto" or list of float
         The merging coefficient. With labelled images, `evaluate` a few and take the best. "auto" needs none:
-        of `ALPHAS` it takes that from whose features the experts' outputs can be told best, by the held-out
-        residual summed over tasks, each at most 1, see `solve_heads` of closed form.
+        of `ALPHAS`, or of the list, it takes that from whose features the experts' outputs can be told best,
+        by the held-out residual summed over tasks, each at most 1, see `solve_heads` of closed form.
     images : iterable of dict, optional
-        For "auto": batches of `image` `(B, 3, H, W)` in `[0, 1]`, which are iterated once for each α.
+        For "auto": batches of `image` `(B, 3, H, W)` in `[0, 1]`, some hundred; all are kept in memory.
     device, precision : str
         For "auto": what to compute on and in, see `simo.training.pick_device`.
     **options
@@ -108,13 +108,13 @@ def merge_experts(
     Returns
     -------
     MultiTaskModel
-        In eval mode, on the CPU.
+        In eval mode, on the CPU; its `alpha` is the one that was taken.
 
     Raises
     ------
     SimoError
-        For experts of another architecture, one without a head of its name, what `merge` refuses, and "auto"
-        without images.
+        For experts of another architecture or with other `blocks` or `input_scale` than the settings', one
+        without a head of its name, what `merge` refuses, and "auto" without images, or with too few to tell.
     """
     encoder = _encoder(pretrained_file, settings)
     base = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
@@ -127,28 +127,38 @@ def merge_experts(
             raise SimoError(f"expert {name!r}: expected a head of that name, found {found}")
         heads[name] = copy.deepcopy(expert.heads[name])
         load_into(heads[name], expert.heads[name].state_dict(), f"the head of {name}")  # checked by it
-        heads[name].cpu()
+        heads[name].float().cpu()
         vectors.append(TaskVector.between(base, expert.encoder.state_dict(), name))
+        reads = [(own.taps, *own.mean.flatten().tolist()) for own in (expert.encoder, encoder)]
+        if reads[0] != reads[1]:
+            raise SimoError(f"expert {name!r}: its blocks or input_scale are not those of the settings")
     model, vector = MultiTaskModel(encoder, heads).eval(), merge(method, vectors, METHODS, **options)
-    if alpha == "auto":
+    if alpha == "auto" or isinstance(alpha, list | tuple):
         vector = vector.compute()  # once for all that are tried
-        alpha = _least_residual(model, base, vector, experts, images, device, precision)
-    vector.load_into(encoder, base, _number(alpha, "alpha"))
+        grid = ALPHAS if alpha == "auto" else [_number(each, "alpha") for each in alpha]
+        alpha = _least_residual(grid, model, base, vector, experts, images, device, precision)
+    model.alpha = _number(alpha, "alpha")
+    vector.load_into(encoder, base, model.alpha)
     return model
 
 
-def _least_residual(model, base, vector, experts, images, device, precision):
-    """The α of `ALPHAS` that leaves the least residual, summed over tasks."""
+def _least_residual(grid, model, base, vector, experts, images, device, precision):
+    """The α of a grid that leaves the least residual, summed over tasks."""
     require("images", images, images is not None, 'batches without labels that alpha="auto" can choose on')
     encoders = {name: copy.deepcopy(expert.encoder) for name, expert in experts.items()}
+    images = list(images)  # the same for every α, also of a loader that shuffles
 
     def left(alpha):
         vector.load_into(model.encoder, base, alpha)
         # 1 is that of a head that learns the mean alone: more says that its expert's outputs hardly vary
         return sum(min(r, 1.0) for r in solve_heads(model, encoders, images, device, precision)[1].values())
 
-    best = min(ALPHAS, key=left)
-    print(f"α = {best} leaves the least residual of {len(ALPHAS)} values")
+    found = {alpha: left(alpha) for alpha in grid}
+    if min(found.values(), default=math.inf) >= len(encoders):
+        raise SimoError(f"no α of {list(grid)} says more of outputs than their mean: give more images")
+    best = min(found, key=found.get)
+    edge = ", the largest that was tried" * (len(grid) > 1 and best == max(grid))
+    print(f"α = {best} leaves the least residual of {len(grid)} values{edge}")
     return best
 
 
@@ -237,10 +247,8 @@ def _write(model, folder, settings, tasks, size, scores, made):
     restored, wanted = load_exported(folder)[0](image), model(image)
     difference = _difference([restored[name] for name in wanted], wanted.values())
     if not difference <= TOLERANCE:
-        raise SimoError(
-            f"with these settings the exported weights' outputs differ by {difference:.1e} from the model's: "
-            "expected the settings that it was made with, and no NaN"
-        )
+        what = f"differ by {difference:.1e} from the model's: expected its settings, and no NaN"
+        raise SimoError(f"with these settings the exported weights' outputs {what}")
     difference = export_onnx(model, [task.name for task in tasks], size, folder / "model.onnx")
     card = model_card(model, settings, tasks, size, scores, made, difference)
     (folder / "README.md").write_text(card, encoding="utf-8")

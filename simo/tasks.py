@@ -141,9 +141,7 @@ class Task:
         require_known("loss", self.loss, LOSSES, where)
         require(f"{where}channels", repr(channels), whole, "a whole number above 0")
         require(f"{where}classes", self.classes, len(self.classes or ()) in (0, channels), "a name a channel")
-        require(
-            f"{where}channels", channels, channels == 3 or not self.flips_x, "3 with flips_x, for normals"
-        )
+        require(f"{where}channels", channels, channels == 3 or not self.flips_x, "3 with flips_x")
 
     @property
     def is_segmentation(self):
@@ -165,9 +163,8 @@ class Task:
         """Refuse a prediction that is not `(B, channels, H, W)`: broadcasting would hide it."""
         expected = (target.shape[0], self.channels, *target.shape[-2:])
         if tuple(prediction.shape) != expected:
-            raise SimoError(
-                f"task {self.name}: expected a prediction of shape {expected}, got {tuple(prediction.shape)}"
-            )
+            found = tuple(prediction.shape)
+            raise SimoError(f"task {self.name}: expected a prediction of shape {expected}, got {found}")
 
     def check_target(self, target, source):
         """Refuse a target that would silently spoil training.
@@ -192,9 +189,8 @@ class Task:
         elif target.shape[0] != self.channels:
             raise SimoError(f"{own} {self.channels} channels, found {target.shape[0]}")
         elif count := (~torch.isfinite(target)).sum().item():
-            raise SimoError(
-                f"{own} finite values, found {count} NaN or infinite ones; mark pixels without truth as 0"
-            )
+            found = f"found {count} NaN or infinite ones; mark pixels without truth as 0"
+            raise SimoError(f"{own} finite values, {found}")
 
 
 NYUV2_CLASSES = (

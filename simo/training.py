@@ -147,9 +147,8 @@ def fit(
     what = _told(label, tasks, settings, learning_rates)
     start, history = _load_state(resume, model, optimiser, what)
     first, last = start * settings.accumulate, settings.steps * settings.accumulate  # in micro-batches
-    batches = iter(
-        training_batches(dataset, settings.micro_batch, first, last, settings.seed, settings.workers)
-    )
+    order = first, last, settings.seed
+    batches = iter(training_batches(dataset, settings.micro_batch, *order, settings.workers))
     predict = torch.compile(predict) if settings.compile else predict  # the model keeps its names
     interval = max(1, settings.steps // 100)
     sums, saved = 0, time.monotonic()
@@ -396,10 +395,8 @@ def _mean_losses(tasks, means, step):
     values = dict(zip([task.name for task in tasks], means.tolist(), strict=True))
     for name, value in values.items():
         if not math.isfinite(value):
-            raise SimoError(
-                f"the loss of {name} became {value} at step {step + 1} or shortly before: "
-                "lower its learning rate, or look for extreme values in its data"
-            )
+            what = f"the loss of {name} became {value} at step {step + 1} or shortly before"
+            raise SimoError(f"{what}: lower its learning rate, or look for extreme values in its data")
     return values
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from simo.merging.task_vectors import bounded
+from simo.merging.task_vectors import bounded, refuse_own
 from simo.training import autocast, fit
 
 
@@ -145,8 +145,9 @@ def learn_coefficients(
     Raises
     ------
     SimoError
-        If a loss is not finite, or `resume` is of another training.
+        If a loss is not finite, `resume` is of another training, or the base is the encoder's own state.
     """
+    refuse_own(model.encoder, base)
     merge = LayerwiseMerge(model.encoder, base, task_vectors, start).to(optimisation.device)
     model.to(optimisation.device).eval().requires_grad_(False)
 

@@ -21,6 +21,7 @@ from torch import nn
 from torch.func import functional_call
 
 from simo.adapters import called_blocks
+from simo.errors import require
 from simo.merging.methods import average, task_arithmetic
 from simo.merging.moments import check_layers, collect_moments, regmean, watch_layers
 from simo.merging.task_vectors import TaskVector
@@ -112,8 +113,9 @@ def featcal(
     Raises
     ------
     SimoError
-        For no image or one out of range, or an encoder without linear layers.
+        For no image or one out of range, an encoder without linear layers, or a `pull` below 0.
     """
+    require("pull", pull, pull >= 0, "0 or more")
     check_layers(encoder)
     merged, *experts = (each.to(device).eval() for each in (copy.deepcopy(encoder), *experts))
     states = [expert.state_dict() for expert in experts]

@@ -8,7 +8,7 @@ import re
 
 import torch
 
-from simo.errors import require
+from simo.errors import SimoError, require
 from simo.merging.methods import average, task_arithmetic
 from simo.merging.moments import by_moments, solve
 from simo.merging.task_vectors import TaskVector, is_matrix
@@ -308,7 +308,9 @@ def ace(task_vectors, ridge=0.01, uneven=0.3, strongest=0.3):
 
 def _by_matrix(task_vectors, merge, rest=average):
     """Merge the weights of linear layers as matrices, in float64, and all other tensors by `rest`."""
-    others = rest(task_vectors)
+    others, first = rest(task_vectors), task_vectors[0]
+    if not any(is_matrix(name, first[name]) for name in first):  # of convolutions, say: it would be `rest`
+        raise SimoError("no tensor is a linear layer's weight: expected an encoder that has some")
 
     def compute(name):
         tensors = [vector[name] for vector in task_vectors]

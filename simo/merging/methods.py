@@ -152,7 +152,7 @@ def magnitude_threshold(vector, density):
 def _magnitude_bits(vector):
     """Yield the bits of a task vector's magnitudes as int32, in pieces."""
     for name in vector:
-        for piece in vector[name].float().abs().view(-1).split(PIECE):
+        for piece in vector[name].float().abs().reshape(-1).split(PIECE):
             yield piece.view(torch.int32)
 
 
@@ -199,7 +199,8 @@ def merge(method, task_vectors, methods=METHODS, **options):
     Raises
     ------
     SimoError
-        For an unknown method, no task vector, or options that the method does not have, lacks or cannot use.
+        For an unknown method, no task vector, those of several architectures, or options that the method does
+        not have, lacks or cannot use.
 
     Examples
     --------
@@ -209,8 +210,11 @@ def merge(method, task_vectors, methods=METHODS, **options):
     tensor([4., 3.])
     """
     require_known("merging method", method, methods)
-    if not task_vectors:
-        raise SimoError("nothing to merge: expected at least one task vector")
+    task_vectors = list(task_vectors)
+    names = {tuple(vector) if isinstance(vector, TaskVector) else None for vector in task_vectors}
+    if len(names) != 1 or None in names:
+        kinds = [type(vector).__name__ for vector in task_vectors]
+        raise SimoError(f"expected task vectors, `TaskVector.between`, of one architecture, found {kinds}")
     try:
         known = inspect.signature(methods[method]).bind(task_vectors, **options).signature.parameters
         for name in options.keys() & known.keys():
@@ -218,4 +222,4 @@ def merge(method, task_vectors, methods=METHODS, **options):
                 raise TypeError(f"expected a number as {name}")
     except TypeError as error:
         raise SimoError(f"options {options} of {method}: {error}") from error
-    return methods[method](list(task_vectors), **options)
+    return methods[method](task_vectors, **options)

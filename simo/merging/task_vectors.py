@@ -30,6 +30,8 @@ class TaskVector(Mapping):
         From a name to its tensor; called at each access.
     """
 
+    __array_ufunc__ = None  # a NumPy scalar times a task vector is a task vector
+
     def __init__(self, names, compute):
         self._names, self._compute = tuple(sorted(names)), compute
 
@@ -51,11 +53,9 @@ class TaskVector(Mapping):
             for tensor, where in ((a, label), (b, "base")):
                 check_tensor(tensor, f"tensor {name!r} of {where}")
             if a.shape != b.shape or not (a.is_floating_point() and b.is_floating_point()):
-                raise SimoError(
-                    f"tensor {name!r}: {label} has {tuple(a.shape)} {a.dtype}, "
-                    f"base has {tuple(b.shape)} {b.dtype}; "
-                    "expected the same shape and floating-point types"
-                )
+                found = [f"{tuple(x.shape)} {x.dtype}" for x in (a, b)]
+                what = "expected the same shape and floating-point types"
+                raise SimoError(f"tensor {name!r}: {label} has {found[0]}, base has {found[1]}; {what}")
             change = a.detach().float().to(b.device) - b.detach().float()
             # one sum is cheap; only where it is not finite, each entry is looked at
             if not math.isfinite(change.sum()) and not torch.isfinite(change).all():
@@ -129,14 +129,15 @@ class TaskVector(Mapping):
             As of `simo.checkpoints.load_into`; the tensors before the one that it names are changed then. For
             a base that is the module's own state, not a copy: the next α would start from this one.
         """
-        for name, own in module.state_dict().items():
-            if name in self and own.numel() and own.data_ptr() == base[name].data_ptr():
-                raise SimoError(f"tensor {name!r} of the base is the module's own: expected a clone() of it")
+        refuse_own(module, base)
         state = TaskVector(base, lambda name: self._moved(name, base, alpha) if name in self else base[name])
         load_into(module, state, f"merged encoder at α = {alpha}", whole=False)
 
     def _moved(self, name, base, alpha):
-        return bounded(name, (base[name].detach().float() + alpha * self[name]).to(base[name].dtype))
+        own, change = base[name].detach() if name in base else None, self[name]
+        if own is None or own.shape != change.shape:
+            raise SimoError(f"tensor {name!r}: expected a base that has it, of shape {tuple(change.shape)}")
+        return bounded(name, (own.float() + alpha * change).to(own.dtype))
 
     def dot(self, other):
         """Inner product over all entries, in float64."""
@@ -150,6 +151,13 @@ class TaskVector(Mapping):
         """Cosine of the angle to another task vector, in [-1, 1]; NaN where one of the two is 0."""
         norms = self.norm() * other.norm()
         return self.dot(other) / norms if norms else math.nan
+
+
+def refuse_own(module, base):
+    """Refuse a base of which a tensor is a module's own: what is written there would change it, too."""
+    for name, own in module.state_dict().items():
+        if name in base and own.numel() and own.data_ptr() == base[name].data_ptr():
+            raise SimoError(f"tensor {name!r} of the base is the module's own: expected a clone() of it")
 
 
 def bounded(name, tensor):

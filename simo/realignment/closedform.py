@@ -13,8 +13,8 @@ import copy
 
 import torch
 
-from simo.encoders import Features
-from simo.errors import SimoError, require_known
+from simo.encoders import Encoder, Features
+from simo.errors import SimoError, require, require_known
 from simo.training import autocast, images_of
 
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))  # relative to the mean variance of z
@@ -277,6 +277,10 @@ def _first_layers(model, encoders, device):
     if encoders.keys() != set(model.heads):
         raise SimoError(f"expected an encoder for each of {sorted(model.heads)}, found {sorted(encoders)}")
     heads, encoder = {name: model.heads[name] for name in encoders}, model.encoder
+    for name, each in encoders.items():
+        require(f"the encoder of {name}", type(each).__name__, isinstance(each, Encoder), "`expert.encoder`")
+        able = all(hasattr(heads[name], what) for what in ("inputs", "first_layers", "set_first_layers"))
+        require(f"the head of {name}", type(heads[name]).__name__, able, "one with `LinearHead`'s methods")
     with torch.no_grad():
         found = encoder(encoder.blank())
     patches, classes = (torch.arange(1.0, 1 + x.numel(), device=device).view_as(x) for x in found)

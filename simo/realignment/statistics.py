@@ -5,7 +5,8 @@ import copy
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from simo.errors import SimoError
+from simo.encoders import Encoder
+from simo.errors import SimoError, require
 from simo.training import autocast, images_of
 
 
@@ -42,6 +43,7 @@ def reestimate_statistics(encoder, batches, device="cpu", precision="float32"):
     >>> encoder.backbone.bn1.running_mean.abs().sum() > 0  # 0 before
     tensor(True)
     """
+    require("encoder", type(encoder).__name__, isinstance(encoder, Encoder), "an Encoder: `model.encoder`")
     copied = copy.deepcopy(encoder).to(device).eval()
     norms, new = ([each for each in model.modules() if _tracks(each)] for model in (encoder, copied))
     if not norms:

@@ -246,10 +246,9 @@ def _map_files(folder, length, batch):
     need = sum(length * tensor[0].nbytes for tensor in batch.values())
     free = shutil.disk_usage(folder).free
     if need > free:  # writing to a mapped file on a full disk would kill the process
-        raise SimoError(
-            f"{folder} needs {need / 2**30:.1f} GiB for the features of {length} images, but its disk has "
-            f"{free / 2**30:.1f} GiB left: free some space, or put the checkpoints on another disk"
-        )
+        found = f"has {free / 2**30:.1f} GiB left: free some space, or put the checkpoints on another disk"
+        wanted = f"{need / 2**30:.1f} GiB for the features of {length} images"
+        raise SimoError(f"{folder} needs {wanted}, but its disk {found}")
     return {
         name: torch.from_file(
             str(folder / name), shared=True, size=length * tensor[0].numel(), dtype=tensor.dtype

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from simo.errors import SimoError
 from simo.merging.adamerging import LayerwiseMerge, learn_coefficients, null_space_shares
 from simo.merging.methods import merge
 from simo.merging.task_vectors import TaskVector
@@ -112,6 +113,12 @@ def test_nothing_learned_is_the_start(model, base, task_vectors, val, tasks):
     """Without learning rate the coefficients stay where they were."""
     table, _ = learn(model, base, task_vectors, val, tasks, rate=0.0)
     assert {round(value, 6) for row in table.values() for value in row.values()} == {0.3}
+
+
+def test_the_encoders_own_state_is_no_base(model, task_vectors, val, tasks):
+    """What is merged in place would change it, and with it task vectors that are computed when asked for."""
+    with pytest.raises(SimoError, match="of the base is the module's own: expected a clone"):
+        learn(model, model.encoder.state_dict(), task_vectors, val, tasks)
 
 
 def test_weight_decay_does_not_pull(model, base, task_vectors, val, tasks):

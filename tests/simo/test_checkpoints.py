@@ -72,7 +72,8 @@ def test_tampered_file_is_refused(path, tensors):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "message"), [(".safetensors", "does not exist"), (".json", "has no recipe expert.json")]
+    ("suffix", "message"),
+    [(".safetensors", "does not exist"), (".json", "is unfinished, without expert.json")],
 )
 def test_unfinished_checkpoint_is_refused(path, suffix, message):
     """Tensors without a recipe, or nothing at all, are not taken for a checkpoint."""

@@ -297,6 +297,20 @@ def test_features_that_are_not_finite_are_refused(model, tasks, kind):
         realign_closed_form(model, experts, batches_of(4), kind=kind)
 
 
+def test_models_are_no_encoders_and_heads_have_methods(model, tasks):
+    """The slip after merging, and a head of one's own that cannot be solved, are told at once."""
+    experts = {task.name: copy.deepcopy(model) for task in tasks}
+    with pytest.raises(
+        SimoError, match="encoder of segmentation is MultiTaskModel: expected `expert.encoder`"
+    ):
+        realign_closed_form(model, experts, batches_of(4))
+    model.heads["depth"] = torch.nn.Identity()
+    with pytest.raises(
+        SimoError, match="head of depth is Identity: expected one with `LinearHead`'s methods"
+    ):
+        realign_closed_form(model, {name: each.encoder for name, each in experts.items()}, batches_of(4))
+
+
 def test_heads_that_read_different_things_are_refused(model, tasks):
     """One pass gives one set of inputs, which is not what each of them would be solved for."""
     experts = {task.name: copy.deepcopy(model.encoder) for task in tasks}

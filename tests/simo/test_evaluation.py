@@ -2,6 +2,7 @@
 
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -166,3 +167,21 @@ def test_empty_grid_is_refused(model, base, task_vector, tasks):
     """No α to try is a mistake in the parameters."""
     with pytest.raises(SimoError, match=r"alphas is \[\]: expected at least one"):
         scan_alpha(model, base, task_vector, [], [], tasks, BASELINES)
+
+
+def test_a_grid_of_numpy_is_a_grid(model, base, task_vector, tasks, val):
+    """An array has no truth value, but its values are a grid as any."""
+    batches = evaluation_batches(val, 4)
+    found = [
+        scan_alpha(model, base, task_vector, grid, batches, tasks, BASELINES)
+        for grid in ([0.0, 1.0], np.linspace(0, 1, 2))
+    ]
+    assert found[0] == found[1]
+
+
+def test_no_batch_is_refused(model, tasks):
+    """A generator that has been used up is not a split without labels."""
+    with pytest.raises(
+        SimoError, match="number of batches is 0: expected some, of a list or loader that is not"
+    ):
+        evaluate(model, iter(()), tasks)

@@ -213,6 +213,14 @@ def test_impossible_fractions_are_refused(method, options, message):
         METHODS[method](random_vectors(), **options)
 
 
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m", "wudi", "ace", "svc"])
+def test_an_encoder_without_matrices_is_refused(method):
+    """Of convolutions alone these would be the average or the sum, under another name."""
+    maps = [vector(blocks__0__conv__weight=torch.randn(4, 3, 3, 3)) for _ in range(2)]
+    with pytest.raises(SimoError, match="no tensor is a linear layer's weight"):
+        METHODS[method](maps)
+
+
 def test_fewer_directions_than_tasks_are_refused():
     """TSV-M would silently merge to nothing, Iso-CTS take directions from the wrong end."""
     vectors = [vector(w__weight=torch.randn(5, 2)) for _ in range(3)]

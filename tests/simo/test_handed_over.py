@@ -11,6 +11,7 @@ import torch
 
 from simo.checkpoints import TensorFile, load_into, load_recipe, save_checkpoint, save_tensors
 from simo.datasets import check_batch
+from simo.encoders import PlainViT
 from simo.errors import SimoError
 from simo.evaluation import evaluate
 from simo.files import reason
@@ -66,8 +67,9 @@ def test_names_that_no_module_takes():
         ({"loss": "l2"}, r"task a: unknown loss 'l2': expected one of \['cosine', "),
         ({"loss": None}, "unknown loss None"),
         ({"metric": "miou"}, r"task a: unknown metric 'miou': expected one of \['aErr', "),
-        ({"metric": "mIoU"}, "mIoU does not measure values, which its loss l1 is for"),
+        ({"metric": "mIoU"}, "mIoU does not measure values, which l1 is for"),
         ({"loss": "cross_entropy", "metric": "mDist"}, "mDist does not measure classes"),
+        ({"higher_is_better": True}, "a: higher_is_better is True: expected False, as aErr is"),
         ({"channels": 0}, "task a: channels is 0: expected a whole number above 0"),
         ({"channels": 1.0}, "is 1.0: expected"),
         ({"channels": True}, "is True: expected"),
@@ -353,6 +355,15 @@ def with_head(model, value):
     return model
 
 
+def reading(model, setting, value):
+    """A copy of a model whose encoder has another setting that is in no tensor of its state."""
+    model = copy.deepcopy(model)
+    scale = {"blocks": [1, 2], "input_scale": "signed"} | {setting: value}
+    model.encoder = PlainViT(model.encoder.backbone, **scale)
+    return model
+
+
+OTHERS = "expert 'depth': its blocks or input_scale are not those of the settings"
 # what is given to `merge_experts` in place of what is right, made from the model, and what is said
 MERGED = {
     "no model": (
@@ -365,7 +376,9 @@ MERGED = {
     ),
     "an encoder": (lambda m: {"experts": {"depth": m.encoder}}, "expert 'depth': .* found .'PlainViT'"),
     "another name": (lambda m: {"experts": {"deph": m}}, r"head of that name, found \['segm"),
-    "nothing": (lambda m: {"experts": {}}, "expected at least one task vector"),
+    "nothing": (lambda m: {"experts": {}}, r"expected task vectors, .* found \[\]"),
+    "another scale": (lambda m: {"experts": {"depth": reading(m, "input_scale", "imagenet")}}, OTHERS),
+    "other blocks": (lambda m: {"experts": {"depth": reading(m, "blocks", [1])}}, OTHERS),
     "NaN in a head": (
         lambda m: {"experts": {"depth": with_head(m, math.nan)}},
         "head of depth: project.* has 1 values",

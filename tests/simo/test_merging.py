@@ -98,6 +98,12 @@ def test_algebra_is_that_of_vectors(task_vectors):
         np.testing.assert_allclose(flat(ours), theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_numbers_of_numpy_scale_task_vectors(task_vectors):
+    """From either side; NumPy does not take a task vector for an array."""
+    for scaled in (np.float32(0.5) * task_vectors[0], task_vectors[0] * np.float64(0.5)):
+        np.testing.assert_allclose(flat(scaled), 0.5 * flat(task_vectors[0]))
+
+
 def test_geometry_is_that_of_vectors(task_vectors):
     """Inner product, norm and cosine are those of flat numpy vectors."""
     a, b, _ = task_vectors
@@ -409,11 +415,34 @@ def test_option_of_another_method_is_refused(task_vectors):
         merge("task_arithmetic", task_vectors, density=0.2)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_nothing_to_merge_is_refused(method):
-    """An empty list of experts is a mistake, not the pretrained encoder."""
-    with pytest.raises(SimoError, match="nothing to merge"):
-        merge(method, [])
+def test_what_are_no_task_vectors_of_one_model_is_refused(base, task_vectors):
+    """Nothing at all, states in place of changes, one vector in place of a list, and another model's."""
+    other = TaskVector(["norm.bias"], base.__getitem__)
+    for given in ([], [base, base], task_vectors[0], dict.fromkeys("ab", base), [task_vectors[0], other]):
+        with pytest.raises(SimoError, match=r"expected task vectors, .*, of one architecture, found \["):
+            merge("ties", given)
+
+
+def test_a_base_that_does_not_fit_is_refused(base, task_vectors):
+    """A tensor that it lacks is no KeyError, and one of another shape is not broadcast."""
+    one, other = dict(base), base | {"norm.bias": base["norm.bias"][None]}
+    del one["norm.bias"]
+    for wrong in (one, other):
+        with pytest.raises(
+            SimoError, match=r"tensor 'norm.bias': expected a base that has it, of shape \(2,\)"
+        ):
+            task_vectors[0].apply(wrong)
+
+
+def test_memory_layout_does_not_matter():
+    """Weights of convolutions may lie channels last in memory, matrices transposed."""
+    maps, matrix = torch.randn(4, 3, 3, 3), torch.randn(5, 4)
+    plain = [TaskVector("ab", {"a": maps * n, "b": matrix - n}.__getitem__) for n in (1, 2)]
+    turned = {"a": maps.to(memory_format=torch.channels_last), "b": matrix.T.contiguous().T}
+    moved = [TaskVector("ab", {"a": turned["a"] * n, "b": turned["b"] - n}.__getitem__) for n in (1, 2)]
+    for name in "ab":
+        assert torch.equal(merge("ties", plain)[name], merge("ties", moved)[name])
+        assert torch.equal(magnitude_mask(plain, 0, 0.5)[name], magnitude_mask(moved, 0, 0.5)[name])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

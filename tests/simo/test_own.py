@@ -14,6 +14,7 @@ from simo.errors import SimoError
 from simo.merging.moments import input_moments
 from simo.models import MultiTaskModel, create_model
 from simo.own import (
+    ALPHAS,
     FILES,
     TOLERANCE,
     _check_onnx,
@@ -122,6 +123,49 @@ def test_alpha_without_labels_leaves_experts_alone(files, tasks, monkeypatch):
         expert.train()
     merge_experts(files / "pretrained.safetensors", experts, SETTINGS, "average", "auto", images)
     assert all(module.training for expert in experts.values() for module in expert.modules())
+
+
+def test_alpha_without_labels_does_not_depend_on_the_order(files, tasks):
+    """A loader that shuffles is iterated once: each α is judged by the same images, held out or not."""
+    experts, images = experts_of(files, tasks), torch.rand(8, 3, 16, 16)
+    asked = []
+
+    class Shuffling:
+        def __iter__(self):
+            asked.append(1)
+            return iter([{"image": images[torch.randperm(8)]}])
+
+    merged = merge_experts(
+        files / "pretrained.safetensors", experts, SETTINGS, "average", "auto", Shuffling()
+    )
+    assert len(asked) == 1
+    assert merged.alpha in ALPHAS
+
+
+def test_a_grid_of_ones_own_is_tried(files, tasks, monkeypatch, capsys):
+    """The α that was taken is the model's; where it is the grid's last, a longer one may have a better."""
+    left = {0.5: 0.9, 1.5: 0.4, 3: 0.2}
+    monkeypatch.setattr("simo.own.solve_heads", lambda *a: (None, {"depth": next(residuals)}))
+    experts, images = {"depth": experts_of(files, tasks)["depth"]}, [{"image": torch.rand(4, 3, 16, 16)}]
+    given = (files / "pretrained.safetensors", experts, SETTINGS, "average")
+    residuals = iter(left.values())
+    assert merge_experts(*given, list(left), images).alpha == 3
+    assert (
+        "α = 3.0 leaves the least residual of 3 values, the largest that was tried" in capsys.readouterr().out
+    )
+    residuals = iter([0.2, 0.4])
+    assert merge_experts(*given, [0.5, 1.5], images).alpha == 0.5
+    assert "tried" not in capsys.readouterr().out
+    residuals = iter([1.7, 2.4])
+    with pytest.raises(SimoError, match=r"no α of \[0.5, 1.5\] says more of outputs than their mean"):
+        merge_experts(*given, [0.5, 1.5], images)
+
+
+def test_experts_of_half_precision_give_a_model_that_runs(files, tasks):
+    """Encoder and heads of a merged model are of one type, whatever the experts were stored in."""
+    experts = {name: expert.half() for name, expert in experts_of(files, tasks).items()}
+    merged = merge_experts(files / "pretrained.safetensors", experts, SETTINGS, "average", 1.0)
+    assert all(torch.isfinite(output).all() for output in merged(torch.rand(2, 3, 16, 16)).values())
 
 
 def test_a_task_that_hardly_varies_does_not_choose_alpha_alone(files, tasks, monkeypatch, capsys):

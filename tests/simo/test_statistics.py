@@ -110,3 +110,11 @@ def test_an_encoder_without_batch_norm_is_refused(model, batches):
     """A ViT has nothing to estimate."""
     with pytest.raises(SimoError, match="VisionTransformer has no batch norm: no statistics to estimate"):
         reestimate_statistics(model.encoder, batches)
+
+
+def test_a_model_is_no_encoder(model, batches, state_of, same):
+    """Its heads have batch norms, too, which are their experts'."""
+    before = state_of(model)
+    with pytest.raises(SimoError, match="encoder is MultiTaskModel: expected an Encoder: `model.encoder`"):
+        reestimate_statistics(model, batches)
+    assert same(before, model.state_dict())
