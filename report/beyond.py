@@ -255,6 +255,34 @@ def chosen_alphas(records, frame, dataset, main):
     return pd.DataFrame(found)
 
 
+def residual_by_task(records, frame, dataset):
+    """Whether closed form's residual tells which task loses most, at the α of each method's least residual.
+
+    Parameters
+    ----------
+    records, frame, dataset
+        Of the experiment `unlabelled_alpha`, see `with_deltas`.
+
+    Returns
+    -------
+    DataFrame
+        Columns `seed`, `method`, `told` (the task of the largest residual is that of the largest loss after
+        closed form) and `order`, the rank correlation over tasks of the residual with the performance that is
+        kept, of which -1 is best.
+    """
+    rows = with_deltas(records, frame, dataset, lambda details: details["alphas"])
+    if "options" in rows:
+        rows = rows[rows.options.isna()]
+    best = rows.loc[rows.residual.map(_mean_of).groupby([rows.seed, rows.method], sort=False).idxmin()]
+    found = []
+    for row in best.to_dict("records"):
+        left = pd.Series(row["residual"])
+        kept = pd.Series({task: row[task] for task in left.index})
+        told = {"told": left.idxmax() == kept.idxmin(), "order": left.corr(kept, method="spearman")}
+        found.append({"seed": row["seed"], "method": row["method"], **told})
+    return pd.DataFrame(found)
+
+
 def alphas_table(records, frame, dataset, main):
     """Δ after closed form by the rule that chose α, and each seed's choice, as text; see `chosen_alphas`."""
     chosen = chosen_alphas(records, frame, dataset, main)

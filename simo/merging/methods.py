@@ -141,7 +141,7 @@ def magnitude_threshold(vector, density):
     if density == 1:
         return 0.0
     counts = sum(torch.bincount(bits >> 16, minlength=2**15) for bits in _magnitude_bits(vector))
-    kept = max(1, int(density * int(counts.sum())))
+    kept = max(1, int(density * int(counts.sum()) + 1e-6))  # .29 · 100 is less than 29 in binary
     above = counts.flip(0).cumsum(0)  # how many entries have these upper bits or larger ones
     place = int((above < kept).sum())
     upper, rank = 2**15 - 1 - place, kept - (int(above[place - 1]) if place else 0)

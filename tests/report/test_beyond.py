@@ -383,6 +383,33 @@ def test_rules_that_choose_the_method_by_hand():
     assert set(chosen.method) == {"task_arithmetic", "ties", beyond.EITHER}  # it is no choice of α alone
 
 
+def test_residual_by_task_by_hand():
+    """At the α of the least residual: told where the task with most left keeps least."""
+    frame = pd.DataFrame(
+        [[40.0, 0.5, 20.0]] * 2,
+        pd.MultiIndex.from_product([["expert"], [0, 1]], names=["model", "seed"]),
+        TASKS,
+    )
+
+    def row(method, alpha, residuals, kept):
+        values = (40.0 * kept[0], 0.5 / kept[1], 20.0 / kept[2])
+        residual, metrics = (dict(zip(TASKS, own, strict=True)) for own in (residuals, values))
+        return {"method": method, "alpha": alpha, "residual": residual, "metrics": metrics}
+
+    poor = row("ties", 0.1, (0.9, 0.1, 0.1), (0.1, 0.9, 0.9))  # told, but another α leaves less
+    grids = [
+        [poor, row("ties", 0.5, (0.2, 0.1, 0.3), (0.9, 0.8, 0.7))],
+        [
+            row("ties", 0.5, (0.1, 0.2, 0.3), (0.7, 0.8, 0.9)),
+            poor | {"method": "average", "options": {"a": 1}},
+        ],
+    ]
+    records = [{"seed": n, "details": {"alphas": grid}, "provenance": {}} for n, grid in enumerate(grids)]
+    found = beyond.residual_by_task(records, frame, "nyuv2")
+    assert found[["seed", "method", "told"]].values.tolist() == [[0, "ties", True], [1, "ties", False]]
+    assert found.order.tolist() == pytest.approx([-0.5, 1.0])
+
+
 def test_a_task_that_hardly_varies_does_not_choose_alone():
     """Residuals of 3 and 2 at one task count as 1: the other two decide, against the plain mean."""
     experts = dict(zip(TASKS, (40.0, 0.5, 20.0), strict=True))

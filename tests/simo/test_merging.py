@@ -223,6 +223,13 @@ def test_ties_keeps_all_that_equal_the_smallest_kept():
     assert values(merge("ties", [vector(3.0, -1, 1, 1)], density=0.5)) == [3, -1, 1, 1]
 
 
+@pytest.mark.parametrize(("density", "kept"), [(0.29, 29), (0.57, 57), (0.58, 58), (0.205, 20), (0.001, 1)])
+def test_ties_keeps_that_share_of_all_entries(density, kept):
+    """The whole number below the share, whatever binary fractions make of it; but one entry at least."""
+    one = TaskVector("a", {"a": torch.arange(1.0, 101.0)}.__getitem__)
+    assert torch.count_nonzero(merge("ties", [one], density=density)["a"]) == kept
+
+
 def test_ties_of_nothing_kept_is_zero():
     """An entry that every expert trimmed is 0, not 0/0."""
     assert values(merge("ties", [vector(5.0, 1, 1, 1), vector(5.0, 0, 1, 2)], density=0.25)) == [5, 0, 0, 0]
