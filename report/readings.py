@@ -238,8 +238,8 @@ def residual_by_task(*pages):
     rows = {_title(page): page.derive("unlabelled_alpha", beyond.residual_by_task) for page in ran}
     told, orders = pd.concat(rows).told, [f"{name} {own.order.mean():+.1f}" for name, own in rows.items()]
     return real_minus(
-        "Which task suffers is another question: that of the largest residual loses most after closed form in "
-        f"{told.sum()} of {len(told)} of these choices. The rank correlation over tasks of residual and "
+        "Which task suffers is another question: that of the largest residual loses most after closed form "
+        f"in {told.sum()} of {len(told)} of these choices. The rank correlation over tasks of residual and "
         f"performance, −1 if it told, is in the mean {', '.join(orders)}."
     )
 
