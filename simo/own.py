@@ -156,7 +156,7 @@ def _least_residual(grid, model, base, vector, experts, images, device, precisio
     found = {alpha: left(alpha) for alpha in grid}
     if min(found.values(), default=math.inf) >= len(encoders):
         raise SimoError(f"no α of {list(grid)} says more of outputs than their mean: give more images")
-    best = min(found, key=found.get)
+    best = min(found, key=lambda alpha: found[alpha])
     edge = ", the largest that was tried" * (len(grid) > 1 and best == max(grid))
     print(f"α = {best} leaves the least residual of {len(grid)} values{edge}")
     return best
