@@ -39,9 +39,8 @@ class TorchvisionFinder:
             if torch.version.cuda is None:
                 self.library = torch.library.Library("torchvision", "FRAGMENT")
                 for operator in ("nms", "qnms"):
-                    self.library.define(
-                        f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-                    )
+                    schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                    self.library.define(operator + schema)
         return None
 
 

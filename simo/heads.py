@@ -135,14 +135,9 @@ class DPTHead(nn.Module):
         self.dims = list(dims)
         pairs = zip(dims, channels, strict=True)
         self.projects = nn.ModuleList(nn.Conv2d(dim, n, kernel_size=1) for dim, n in pairs)
-        self.resizes = nn.ModuleList(
-            [
-                nn.ConvTranspose2d(a, a, kernel_size=4, stride=4),
-                nn.ConvTranspose2d(b, b, kernel_size=2, stride=2),
-                nn.Identity(),
-                nn.Conv2d(d, d, kernel_size=3, stride=2, padding=1),
-            ]
-        )
+        up = [nn.ConvTranspose2d(n, n, kernel_size=scale, stride=scale) for n, scale in ((a, 4), (b, 2))]
+        down = nn.Conv2d(d, d, kernel_size=3, stride=2, padding=1)
+        self.resizes = nn.ModuleList([*up, nn.Identity(), down])
         self.widen = nn.ModuleList(_convolution(n, width, bias=False) for n in channels)
         self.fusions = nn.ModuleList(Fusion(width, first) for first in (True, False, False, False))
         self.smooth = _convolution(width, width)

@@ -288,6 +288,10 @@ def _first_layers(model, encoders, device):
     if not all(len(first) == len(other) and all(map(torch.equal, first, other)) for other in others):
         raise SimoError(f"the heads {list(heads)} read different features: expected the same `inputs` of all")
     layers = {name: head.first_layers() for name, head in heads.items()}
+    wanted = [(2, x.shape[1], torch.float64) for x in first]
+    for name, own in layers.items():
+        found = [(weight.ndim, weight.shape[-1], weight.dtype) for weight, _ in own]
+        require(f"layers of the head of {name} (dimensions, d, type)", found, found == wanted, wanted)
     return layers, next(iter(heads.values())).inputs
 
 

@@ -304,6 +304,10 @@ def test_models_are_no_encoders_and_heads_have_methods(model, tasks):
         SimoError, match="encoder of segmentation is MultiTaskModel: expected `expert.encoder`"
     ):
         realign_closed_form(model, experts, batches_of(4))
+    single = model.heads["depth"].first_layers()[0]
+    model.heads["depth"].first_layers = lambda: [[each.float() for each in single]]
+    with pytest.raises(SimoError, match=r"type\) is \[\(2, 64, .*32\)\]: expected \[\(2, 64, .*float64"):
+        realign_closed_form(model, {name: each.encoder for name, each in experts.items()}, batches_of(4))
     model.heads["depth"] = torch.nn.Identity()
     with pytest.raises(
         SimoError, match="head of depth is Identity: expected one with `LinearHead`'s methods"
