@@ -162,6 +162,11 @@ def _roughly(value):
 NEIGHBOURS = {"passes": "encoder passes", "added": "parameters added"}
 
 
+def neighbour_scores(records, frame, dataset):
+    """Every way to repair a merged model without labels: the rows of `neighbours`, see `with_deltas`."""
+    return with_deltas(records, frame, dataset, lambda details: details["rows"])
+
+
 def neighbours_table(records, frame, dataset):
     """Closed form and its neighbours: what is left of each expert, Δ, and what it takes, best first.
 
@@ -175,8 +180,7 @@ def neighbours_table(records, frame, dataset):
     DataFrame
         Of text: mean ± standard deviation over seeds; seconds from the merged encoder on, in the mean.
     """
-    rows = with_deltas(records, frame, dataset, lambda details: details["rows"])
-    groups = rows.groupby("name", sort=False)
+    groups = neighbour_scores(records, frame, dataset).groupby("name", sort=False)
     table = {f"{task.name} %": groups[task.name].agg(spread, ".0f") for task in tasks_of(dataset)}
     table |= {"Δ printed, %": groups.delta.agg(spread)}
     table |= {"seconds": groups.seconds.mean().map(seconds)}

@@ -183,6 +183,20 @@ def closed_form_lead(page, labelled):
     return real_minus(f"{', '.join(listed)} ({over_seeds(curves.seed.nunique())})")
 
 
+def neighbours(*pages):
+    """Closed form and its neighbours in the measured order, with Δ and several encoder passes; or "not run"."""
+    parts = []
+    for page in [page for page in pages if page.ran("neighbours")]:
+        rows = page.derive("neighbours", beyond.neighbour_scores)
+        ranked = rows.groupby("name").agg({"delta": "mean", "passes": "first"}).sort_values("delta")[::-1]
+        listed = [
+            f"{name} {delta:+z.1f}" + f" ({passes} encoder passes)" * (passes > 1)
+            for name, delta, passes in ranked.itertuples()
+        ]
+        parts.append(f"{_title(page)} ({over_seeds(rows.seed.nunique())}): {', '.join(listed)}")
+    return real_minus("; ".join(parts)) or "not run"
+
+
 def unlabelled_alpha(*pages):
     """What the α of closed form's least residual reaches, beside that of the labels; or "not run"."""
     parts = []

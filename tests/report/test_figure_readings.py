@@ -166,6 +166,21 @@ def test_what_alpha_without_labels_brings_is_the_least_and_the_most():
     assert readings.unlabelled_regret(Page("nyuv2", "records/none")) == ""
 
 
+def test_neighbours_are_read_in_their_measured_order():
+    """Best first in the mean over seeds; what needs an encoder pass a task says so."""
+    rows = [
+        {"seed": seed, "name": name, "delta": delta + seed, "passes": passes}
+        for seed in (0, 1)
+        for name, delta, passes in (("FeatCal", -9.0, 1), ("SurgeryV2", -3.0, 3), ("RegMean++", -4.0, 1))
+    ]
+    page = stub()
+    page.ran = lambda experiment: True
+    page.derive = lambda *a: pd.DataFrame(rows)
+    order = "SurgeryV2 −2.5 (3 encoder passes), RegMean++ −3.5, FeatCal −8.5"
+    assert readings.neighbours(page) == f"NYUv2 (mean over 2 seeds): {order}"
+    assert readings.neighbours(Page("nyuv2", "records/none")) == "not run"
+
+
 def test_whether_the_residual_tells_which_task_suffers_is_read():
     """How often it does, over all choices, and the rank correlation by data set."""
     page = stub()
