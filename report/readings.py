@@ -184,7 +184,7 @@ def closed_form_lead(page, labelled):
 
 
 def neighbours(*pages):
-    """Closed form and its neighbours in the measured order, with Δ and several encoder passes; or "not run"."""
+    """Closed form and its neighbours in the measured order, with Δ and encoder passes; or "not run"."""
     parts = []
     for page in [page for page in pages if page.ran("neighbours")]:
         rows = page.derive("neighbours", beyond.neighbour_scores)
