@@ -20,9 +20,12 @@ PARAMETERS = {study: read_parameters(ROOT / f"notebooks/params/{study}.yaml") fo
 # parameters that a notebook has only had since its records were made
 LATER = {"field": {"encoder_lr"}, "unlabelled_alpha": {"field_options"}}
 MINIATURE = [study for study in STUDIES if study.startswith("miniature/")]
-# studies whose grids have grown, and whose records on the longer ones are being computed
+# studies whose records are of one commit, and on the grids of today; of the others they are being computed
+ANEW = ["miniature/cityscapes_dpt"]
 SHORTER = {
-    study: {"consensus_alphas", "field_alphas", "field_options", "variation_alphas"} for study in MINIATURE
+    study: {"consensus_alphas", "field_alphas", "field_options", "variation_alphas"}
+    for study in MINIATURE
+    if study not in ANEW
 }
 
 
@@ -108,7 +111,7 @@ def test_seeds_share_code_data_and_backbone(records):
 
 
 # studies whose records are of several states of the code; `make records` empties this
-MIXED = {*MINIATURE, "photos/nyuv2"}
+MIXED = {*MINIATURE, "photos/nyuv2"} - {*ANEW}
 
 
 def test_the_records_of_a_study_are_of_one_commit(study, records):
