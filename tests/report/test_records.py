@@ -123,7 +123,7 @@ def test_run_hands_its_training_parameters_over(namespace):
 
 def test_run_refuses_what_it_cannot_start_from(namespace, tmp_path):
     """Before anything is computed: half-prepared data and missing inputs are named."""
-    with pytest.raises(SimoError, match="expert_depth.safetensors does not exist: run the notebook"):
+    with pytest.raises(SimoError, match="expert_depth.safetensors does not exist: make it first"):
         Run("expert", namespace, ["expert_depth"])
     (tmp_path / "data" / "prepared.json").unlink()
     with pytest.raises(SimoError, match="not prepared to the end"):
