@@ -465,6 +465,23 @@ def test_dpt_heads_do_not_collapse(dpt):
     assert dpt["pretrained+heads"] - dpt["task_arithmetic"] == pytest.approx(0, abs=1.5)
 
 
+def test_neighbours_of_closed_form_under_dpt_heads():
+    """Level with SurgeryV2 and with itself after FeatCal, in a twentieth of the time; others hardly help."""
+    page = Page("cityscapes_dpt", "records/miniature")
+    rows = page.derive("neighbours", beyond.neighbour_scores).groupby("name")
+    delta, spread, seconds = rows.delta.mean(), rows.delta.std().max(), rows.seconds.min()
+    best = ["task arithmetic + closed form", "SurgeryV2", "FeatCal + closed form"]
+    assert set(delta.nlargest(3).index) == set(best)
+    assert delta[best].max() - delta[best].min() < spread
+    assert seconds["SurgeryV2"] > 20 * seconds[best[0]]
+    assert rows.passes.first().drop("SurgeryV2").eq(1).all()
+    assert 0 < delta["FeatCal"] - delta["task arithmetic"] < 1
+    for name in ("RegMean++", "ProDistill"):
+        assert -2 < delta[name] - delta["task arithmetic"] < -0.5
+        assert delta[f"{name} + closed form"] < delta[best[0]]
+    assert delta.max() < 0
+
+
 def test_dpt_experts_move_nearly_as_far_and_their_heads_read_what_is_strange(dpt):
     """Task vectors are at most a fifth shorter; α is twice as large; the pretrained encoder loses less."""
     linear = Page("cityscapes", "records/miniature")
