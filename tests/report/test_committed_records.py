@@ -135,6 +135,7 @@ def test_no_picture_of_a_data_set_is_committed(study, rendered):
 CONTROLS = {"constant", *(name for name in MODELS if name.startswith("expert+"))}
 MASKS = {"consensus", "tall_mask", "magnitude_mask"}
 NOT_RUN = dict.fromkeys(MINIATURE, {name for name in MODELS if name.endswith(", seen")})
+NOT_RUN["miniature/cityscapes_dpt"] = set()
 NOT_RUN["photos_gpu/nyuv2"] = CONTROLS | {"joint", "adamerging", "task_arithmetic+released"}
 NOT_RUN["photos/taskonomy_photos"] = MASKS | {
     "average",

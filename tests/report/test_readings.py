@@ -465,6 +465,12 @@ def test_dpt_heads_do_not_collapse(dpt):
     assert dpt["pretrained+heads"] - dpt["task_arithmetic"] == pytest.approx(0, abs=1.5)
 
 
+def test_experts_with_dpt_heads_gain_from_steps_and_not_from_new_images(dpt):
+    """On images that they have seen they end as high, to a point."""
+    for kind in ("heads", "representation"):
+        assert dpt[f"expert+{kind}, seen"] == pytest.approx(dpt[f"expert+{kind}"], abs=1)
+
+
 def test_neighbours_of_closed_form_under_dpt_heads():
     """Level with SurgeryV2 and with itself after FeatCal, in a twentieth of the time; others hardly help."""
     page = Page("cityscapes_dpt", "records/miniature")
