@@ -116,6 +116,11 @@ class TaskVector(Mapping):
         """θ_0 + α τ as a new state dict, of the base's types; the base is not changed.
 
         What τ does not have is the base's. Variances of batch norms that would be negative become 0.
+
+        Raises
+        ------
+        SimoError
+            Naming a tensor of τ that the base lacks, or has in another shape.
         """
         state = {name: tensor.clone() for name, tensor in base.items() if name not in self._names}
         return state | {name: self._moved(name, base, alpha) for name in self}
