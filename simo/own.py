@@ -150,7 +150,7 @@ def _least_residual(grid, model, base, vector, experts, images, device, precisio
 
     def left(alpha):
         vector.load_into(model.encoder, base, alpha)
-        # 1 is that of a head that learns the mean alone: more says that outputs hardly vary, or images are few
+        # 1 is that of a head that learns the mean alone: more if outputs hardly vary, or images are few
         return sum(min(r, 1.0) for r in solve_heads(model, encoders, images, device, precision)[1].values())
 
     found = {alpha: left(alpha) for alpha in grid}
