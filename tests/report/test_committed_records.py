@@ -21,7 +21,7 @@ PARAMETERS = {study: read_parameters(ROOT / f"notebooks/params/{study}.yaml") fo
 LATER = {"field": {"encoder_lr"}, "unlabelled_alpha": {"field_options"}}
 MINIATURE = [study for study in STUDIES if study.startswith("miniature/")]
 # studies whose records are of one commit, and on the grids of today; of the others they are being computed
-ANEW = ["miniature/cityscapes_dpt"]
+ANEW = ["miniature/cityscapes_dpt", "miniature/nyuv2"]
 SHORTER = {
     study: {"consensus_alphas", "field_alphas", "field_options", "variation_alphas"}
     for study in MINIATURE
@@ -135,7 +135,7 @@ def test_no_picture_of_a_data_set_is_committed(study, rendered):
 CONTROLS = {"constant", *(name for name in MODELS if name.startswith("expert+"))}
 MASKS = {"consensus", "tall_mask", "magnitude_mask"}
 NOT_RUN = dict.fromkeys(MINIATURE, {name for name in MODELS if name.endswith(", seen")})
-NOT_RUN["miniature/cityscapes_dpt"] = set()
+NOT_RUN |= dict.fromkeys(ANEW, set())
 NOT_RUN["photos_gpu/nyuv2"] = CONTROLS | {"joint", "adamerging", "task_arithmetic+released"}
 NOT_RUN["photos/taskonomy_photos"] = MASKS | {
     "average",
