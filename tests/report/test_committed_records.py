@@ -111,7 +111,7 @@ def test_seeds_share_code_data_and_backbone(records):
 
 
 # studies whose records are of several states of the code; `make records` empties this
-MIXED = {*MINIATURE, "photos/nyuv2"} - {*ANEW}
+MIXED = {*MINIATURE} - {*ANEW}
 
 
 def test_the_records_of_a_study_are_of_one_commit(study, records):
