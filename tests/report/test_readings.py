@@ -170,10 +170,11 @@ def test_five_tasks_on_photographs_collapse_as_in_the_paper():
         assert (five[method] - theirs[method]).abs().max() < 10
         assert (five[method] < five.constant).all()
         assert (tables.recovered(five, method, "heads", "constant") < 50).all()
+        assert (tables.recovered(five, method, "representation") > 50).all()
+        assert (tables.recovered(five, method, "heads") > 50).sum() == 2
         for kind in ("heads", "representation"):
-            assert (tables.recovered(five, method, kind) > 50).all()
-            assert (five[f"{method}+{kind}"] > five[f"pretrained+{kind}"] + 10).all()
-    assert len(five) == 1  # of which README, photographs and changelog speak
+            assert (five[f"{method}+{kind}"] > five[f"pretrained+{kind}"] + 6).all()
+    assert len(five) == 3  # of which README, photographs and changelog speak
 
 
 def test_five_tasks_need_no_label():
@@ -198,13 +199,13 @@ def test_on_photographs_closed_form_leads_from_few_images_only():
 
 
 def test_on_photographs_distillation_is_level_with_closed_form_from_64_images():
-    """Behind with fewer; and with all images closed form takes longer than either way to train heads."""
+    """Behind with fewer; with all, on a GPU, closed form takes less than half the time of training heads."""
     curves = Page("nyuv2", "records/photos").derive("closed_form", beyond.realignment_curves)
     means = curves.groupby(["method", "images"])[["delta", "seconds"]].mean().unstack("images")
     lead = (means.delta.loc["closed form"] - means.delta.loc["distillation"]).dropna()
     assert (lead[[4, 16]] > 1).all()
     assert lead[[64, 256, 400]].abs().max() < 1
-    assert means.seconds.loc["closed form", 400] > means.seconds.loc[["heads", "distillation"], 400].max()
+    assert 2 * means.seconds.loc["closed form", 400] < means.seconds.loc[["heads", "distillation"], 400].min()
 
 
 def test_task_vectors_of_photographs_are_short_and_those_of_lite0_parallel():
