@@ -153,6 +153,24 @@ def test_pretrained_features_explain_almost_as_much(page, shares):
     assert means["task_arithmetic+heads"] - means["pretrained+heads"] > 5
 
 
+def test_on_photographs_merging_brings_the_features_themselves_nearer():
+    """What the page on why it breaks says of them, beside the miniature, where a map makes up for it."""
+    page = Page("nyuv2", "records/photos")
+    found = page.derive("mechanism", variations.feature_shares)
+    last = found[found.block == found.block.max()].groupby(["encoder", "method", "task"]).share.mean()
+    merged = last["merged", "as they are"]
+    assert merged.max() < 0.5
+    assert merged["normals"] < 0.1
+    assert last["merged", "mapped linearly"].between(0.7, 0.8).all()
+    assert last["pretrained", "mapped linearly"].max() < 0.55
+    table = page.derive("closed_form", beyond.repairs_table).map(lambda cell: float(cell.split()[0]))
+    assert table.loc["merged"].drop("Δ printed, %").idxmin() == "depth %"
+    assert merged.idxmin() == "normals"
+    left = table["Δ printed, %"] / table.loc["merged", "Δ printed, %"]
+    assert left[["shift", "scales", "rotation"]].min() > 0.74
+    assert left["closed form"] < 0.2
+
+
 def test_adapters_do_not_bring_features_back(shares):
     """Representation realignment leaves CKA to the experts no higher than it was, after the last block."""
     assert shares["merged + adapters", "CKA"].mean() < shares["merged", "CKA"].mean()
