@@ -13,8 +13,9 @@ from IPython import get_ipython
 from IPython.core.pylabtools import print_figure
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib_inline.backend_inline import configure_inline_support
+from pandas.api.types import is_integer_dtype
 
 from report.overview import TITLES
 from report.tables import MODELS
@@ -414,6 +415,8 @@ def panels(frames, x, y, names, by=None, methods=None, marks=None, logarithmic=F
                 axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
             if frame[quantity].nunique() <= 6:
                 axes.set_xticks(sorted(frame[quantity].unique()))
+            elif is_integer_dtype(frame[quantity]) and not logarithmic:
+                axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter("{x:g}")
         line[0].set_ylabel(names[y])

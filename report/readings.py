@@ -184,16 +184,16 @@ def closed_form_lead(page, labelled):
 
 
 def neighbours(*pages):
-    """Closed form and its neighbours in the measured order, with Δ and encoder passes; or "not run"."""
+    """The best four of closed form and its neighbours, with Δ and encoder passes; or "not run"."""
     parts = []
     for page in [page for page in pages if page.ran("neighbours")]:
         rows = page.derive("neighbours", beyond.neighbour_scores)
         ranked = rows.groupby("name").agg({"delta": "mean", "passes": "first"}).sort_values("delta")[::-1]
         listed = [
             f"{name} {delta:+z.1f}" + f" ({passes} encoder passes)" * (passes > 1)
-            for name, delta, passes in ranked.itertuples()
+            for name, delta, passes in ranked.head(4).itertuples()
         ]
-        parts.append(f"{_title(page)} ({over_seeds(rows.seed.nunique())}): {', '.join(listed)}")
+        parts.append(f"{page.title} ({over_seeds(rows.seed.nunique())}): {', '.join(listed)}")
     return real_minus("; ".join(parts)) or "not run"
 
 

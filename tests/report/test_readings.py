@@ -511,6 +511,23 @@ def test_neighbours_of_closed_form_under_dpt_heads():
     assert delta.max() < 0
 
 
+@pytest.mark.parametrize("profile", ["miniature", "photos"])
+def test_neighbours_of_closed_form_under_linear_heads(profile):
+    """FeatCal helps closed form on every seed, by a point; no neighbour's encoder undoes the collapse."""
+    rows = Page("nyuv2", f"records/{profile}").derive("neighbours", beyond.neighbour_scores)
+    delta = rows.pivot_table(index="name", columns="seed", values="delta")
+    lead = delta.loc["FeatCal + closed form"] - delta.loc["task arithmetic + closed form"]
+    assert lead.min() > 0
+    assert 0.7 < lead.mean() < 1.1
+    seconds = rows.groupby("name").seconds.min()
+    assert 5 < seconds["FeatCal + closed form"] / seconds["task arithmetic + closed form"] < 10
+    gain = delta.mean(axis=1) - delta.loc["task arithmetic"].mean()
+    assert gain[["FeatCal", "RegMean++"]].abs().max() < 2
+    others = delta.mean(axis=1)[["SurgeryV2", "ProDistill + closed form"]]
+    own = delta.loc["task arithmetic + closed form"].mean()
+    assert ((others > own).all(), gain["ProDistill"] > 0) == (profile == "miniature",) * 2
+
+
 def test_dpt_experts_move_nearly_as_far_and_their_heads_read_what_is_strange(dpt):
     """Task vectors are at most a fifth shorter; α is twice as large; the pretrained encoder loses less."""
     linear = Page("cityscapes", "records/miniature")
