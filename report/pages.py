@@ -379,7 +379,9 @@ class Page:
         """Display Table 4: steps, trained parameters, images and time; the paper's is Taskonomy's."""
         if self:
             paper = self.paper if self.dataset == "taskonomy" else None
-            caption = f"what each model costs, {self.over_seeds}. {MEAN_SECONDS}"
+            other = sorted(tables.seeds_on_other_devices(self.records))
+            apart = f" Seconds without seed {', '.join(map(str, other))}, of another machine." * bool(other)
+            caption = f"what each model costs, {self.over_seeds}. {MEAN_SECONDS}{apart}"
             table = tables.efficiency(self.records, paper)
             self._show(table if paper else table.droplevel(1, axis="columns"), caption, "costs")
 

@@ -278,6 +278,14 @@ def costs_of(records):
     return pd.DataFrame(rows, columns=["seed", "model", "steps", "samples", "parameters", "seconds"])
 
 
+def seeds_on_other_devices(records):
+    """Seeds with a record of another GPU than most records, or of a CPU instead: their seconds are unlike."""
+    devices = pd.Series([record["provenance"].get("device", "") for record in records])
+    devices[devices.str.contains("thread")] = "a CPU"  # one processor is not as far from another
+    other = devices != devices.mode()[0]
+    return {record["seed"] for record, unlike in zip(records, other, strict=True) if unlike}
+
+
 def experts_together(costs):
     """What all experts cost together, by seed: sums, if all are known; they share their images."""
     sums = {name: lambda own: own.sum(skipna=False) for name in ("steps", "parameters", "seconds")}
@@ -397,9 +405,10 @@ def efficiency(records, paper=None):
     -------
     DataFrame
         Of text: optimiser steps, trained parameters, different training images and seconds, means over
-        seeds. An expert's row is the mean over tasks.
+        seeds; seconds only of the device that most seeds ran on. An expert's row is the mean over tasks.
     """
     costs = costs_of(records)
+    costs.loc[costs.seed.isin(seeds_on_other_devices(records)), "seconds"] = float("nan")
     # of an expert over tasks first: a seed of which one is not known says nothing of their mean
     seeds = costs.groupby(["model", "seed"]).agg(lambda own: own.mean(skipna=False))
     means = seeds.groupby("model").mean()

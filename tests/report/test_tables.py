@@ -167,6 +167,26 @@ def test_every_row_has_a_label():
     assert set(tables.CONTROLS) < set(MODELS)
 
 
+def test_seconds_of_two_machines_are_not_averaged():
+    """They are those of the machine that most records come from; of the other seed, steps still count."""
+    records = [
+        cost_record(seed, name, ("expert", steps, 800, 2_000_000, seconds))
+        for seed, name, steps, seconds in (
+            (0, "expert_depth", 100, 500.0), (1, "expert_depth", 300, 10.0), (1, "expert_normals", 300, 30.0)
+        )
+    ]  # fmt: skip
+    for record, model in zip(
+        records, ("one, 1 thread(s)", "two, 1 thread(s)", "two, 1 thread(s)"), strict=True
+    ):
+        record["provenance"]["device"] = model
+    assert tables.seeds_on_other_devices(records) == set()
+    for record in records[1:]:
+        record["provenance"]["device"] = "NVIDIA H200"
+    assert tables.seeds_on_other_devices(records) == {0}
+    row = tables.efficiency(records).loc["An expert (ours: mean over tasks)"]
+    assert (row["steps", "ours"], row["seconds", "ours"]) == ("200", "20")
+
+
 def test_efficiency_by_hand():
     """Table 4: means over seeds, experts summed over tasks, their cost added to what starts from them."""
     records = []
