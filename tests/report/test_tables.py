@@ -178,7 +178,7 @@ def test_seconds_of_two_machines_are_not_averaged():
     for record, model in zip(
         records, ("one, 1 thread(s)", "two, 1 thread(s)", "two, 1 thread(s)"), strict=True
     ):
-        record["provenance"]["device"] = model
+        record["provenance"]["device"] = f"{name}, 1 thread(s)"
     assert tables.seeds_on_other_devices(records) == set()
     for record in records[1:]:
         record["provenance"]["device"] = "NVIDIA H200"
