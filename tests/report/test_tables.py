@@ -175,9 +175,7 @@ def test_seconds_of_two_machines_are_not_averaged():
             (0, "expert_depth", 100, 500.0), (1, "expert_depth", 300, 10.0), (1, "expert_normals", 300, 30.0)
         )
     ]  # fmt: skip
-    for record, model in zip(
-        records, ("one, 1 thread(s)", "two, 1 thread(s)", "two, 1 thread(s)"), strict=True
-    ):
+    for record, name in zip(records, ("one", "two", "two"), strict=True):
         record["provenance"]["device"] = f"{name}, 1 thread(s)"
     assert tables.seeds_on_other_devices(records) == set()
     for record in records[1:]:
