@@ -106,19 +106,21 @@ def test_the_data_of_a_page_are_one_click_away(tmp_path, pages):
 
 
 def test_data_of_a_page_hold_what_it_draws(tmp_path):
-    """A control of before its expert was trained anew is neither in the table nor among the records."""
+    """Controls of before their expert was trained anew are neither in the table nor among the records."""
     study = tmp_path / "records" / "miniature" / "nyuv2"
     shutil.copytree(ROOT / "records" / "miniature" / "nyuv2" / "seed0", study / "seed0")
-    control = study / "seed0" / "control.json"
-    record = json.loads(control.read_text())
-    record["provenance"]["started"] = "2000-01-01T00:00:00+00:00"
-    control.write_text(json.dumps(record))
+    outdated = ["control", "control_train"]
+    for name in outdated:
+        path = study / "seed0" / f"{name}.json"
+        record = json.loads(path.read_text())
+        record["provenance"]["started"] = "2000-01-01T00:00:00+00:00"
+        path.write_text(json.dumps(record))
     supplements._links(study, tmp_path / "data")
     table = pd.read_csv(tmp_path / "data" / "miniature-nyuv2.csv")
     assert not table.model.str.startswith("expert+").any()
     with zipfile.ZipFile(tmp_path / "data" / "miniature-nyuv2.zip") as archive:
         names = archive.namelist()
-    assert "nyuv2/seed0/control.json" not in names
+    assert not {f"nyuv2/seed0/{name}.json" for name in outdated} & set(names)
     assert "nyuv2/seed0/joint.json" in names
 
 
