@@ -238,14 +238,20 @@ def results_index(pages):
 
 
 def _minutes(records):
-    """Wall time of all notebooks together, each its mean over seeds, and where; "not run" without records."""
+    """Wall time of all notebooks together, each its mean over seeds, on CPUs and on each GPU."""
     if not records:
         return "not run"
-    ran = pd.DataFrame([(each["experiment"], each["provenance"]["seconds"]) for each in records])
-    minutes = ran.groupby(0)[1].mean().sum() / 60
-    devices = sorted({record["provenance"]["device"] for record in records})
+    rows = [
+        (each["provenance"]["device"], each["experiment"], each["provenance"]["seconds"]) for each in records
+    ]
+    ran = pd.DataFrame(rows, columns=["device", "experiment", "seconds"])
+    kinds = ran.groupby(tables.kinds_of_devices(ran.device))
+    minutes = [
+        f"{own.groupby('experiment').seconds.mean().sum() / 60:.1f} on {', '.join(sorted(set(own.device)))}"
+        for _, own in kinds
+    ]
     resumed = any(record["provenance"].get("resumed") for record in records)
-    return f"{'over ' if resumed else ''}{minutes:.1f} on {', '.join(devices)}"
+    return f"{'over ' if resumed else ''}{'; '.join(minutes)}"
 
 
 def manifest(collections):

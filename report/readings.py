@@ -91,7 +91,7 @@ def subsets(page):
     return (
         f"{_where(page)}The second task costs {most}: two merged tasks keep {_short(ours[2])} "
         f"(paper {_short(theirs[2])}). From there to {last} tasks the mean {word}, to {_short(ours[last])}; "
-        f"the paper's falls to {_short(theirs[last])}."
+        f"the paper's falls to {_short(theirs[last])}.{page.share('subsets')}"
     )
 
 

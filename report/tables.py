@@ -280,10 +280,14 @@ def costs_of(records):
 
 def seeds_on_other_devices(records):
     """Seeds with a record of another GPU than most records, or of a CPU instead: their seconds are unlike."""
-    devices = pd.Series([record["provenance"].get("device", "") for record in records])
-    devices[devices.str.contains("thread")] = "a CPU"  # one processor is not as far from another
+    devices = kinds_of_devices(pd.Series([record["provenance"].get("device", "") for record in records]))
     other = devices != devices.mode()[0]
     return {record["seed"] for record, unlike in zip(records, other, strict=True) if unlike}
+
+
+def kinds_of_devices(devices):
+    """Names of devices, with "a CPU" for every processor: one is not as far from another as from a GPU."""
+    return devices.mask(devices.str.contains("thread"), "a CPU")
 
 
 def experts_together(costs):

@@ -229,10 +229,11 @@ def test_one_commit_is_one_that_a_reader_can_have():
 
 
 def test_minutes_are_those_of_a_seed_that_has_everything():
-    """A seed that lacks an experiment does not make it shorter: 2 minutes and the mean of 1 and 3."""
+    """A seed that lacks an experiment does not make it shorter (2 minutes and the mean of 1 and 3)."""
 
-    def record(experiment, seed, seconds):
-        return {"experiment": experiment, "seed": seed, "provenance": {"seconds": seconds, "device": "a"}}
+    def record(experiment, seed, seconds, device="a, 1 thread"):
+        return {"experiment": experiment, "seed": seed, "provenance": {"seconds": seconds, "device": device}}
 
     records = [record("joint", 0, 60.0), record("joint", 1, 180.0), record("field", 0, 120.0)]
-    assert _minutes(records) == "4.0 on a"
+    assert _minutes(records) == "4.0 on a, 1 thread"
+    assert _minutes([*records, record("joint", 2, 6.0, "a GPU")]) == "4.0 on a, 1 thread; 0.1 on a GPU"
