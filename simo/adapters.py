@@ -93,8 +93,7 @@ def add_adapters(encoder, rank, adapter="paper"):
             new = ADAPTERS[adapter](module, inputs[1 if maps else -1], rank, maps=maps)
         else:
             continue
-        parent, _, own = name.rpartition(".")
-        setattr(encoder.get_submodule(parent), own, new)
+        encoder.set_submodule(name, new)
         adapted.append(new)
     if not adapted:
         what = "linear layer inside a block" if adapter == "lora" else "block that keeps its input's shape"

@@ -127,11 +127,8 @@ class Encoder(nn.Module):
         """
         if self.size and tuple(image.shape[-2:]) != self.size:
             found, own = ("{}×{}".format(*size) for size in (image.shape[-2:], self.size))
-            kind, advice = (
-                type(self.backbone).__name__,
-                "where timm's model has img_size, backbone_args sets it",
-            )
-            raise SimoError(f"images of {found}: this {kind} takes {own} only; {advice}")
+            what = f"this {type(self.backbone).__name__} takes {own} only; where timm's model has img_size"
+            raise SimoError(f"images of {found}: {what}, backbone_args sets it")
         options = {"return_prefix_tokens": True} if self.classes else {}
         taps = self.backbone.forward_intermediates(
             self.pad(image), indices=self.taps, norm=False, intermediates_only=True, **options

@@ -57,9 +57,6 @@ def delta_formula(tasks, values, baselines):
     values, baselines : dict of str to float
         Metric by task name, of the model and of the experts.
     """
-    changes = [
-        (1 if task.higher_is_better else -1)
-        * (max(values[task.name], SMALLEST) / max(baselines[task.name], SMALLEST) - 1)
-        for task in tasks
-    ]
+    ratios = [max(values[task.name], SMALLEST) / max(baselines[task.name], SMALLEST) for task in tasks]
+    changes = [x - 1 if task.higher_is_better else 1 - x for task, x in zip(tasks, ratios, strict=True)]
     return 100 * sum(changes) / len(changes)

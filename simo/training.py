@@ -375,13 +375,8 @@ def _losses(predict, batch, tasks, settings):
 def _saved_bytes(predict, sample, copies, tasks, settings, without):
     """Bytes that a forward pass of copies of a sample keeps, but for storages at the addresses `without`."""
     kept = []  # the tensors themselves, so that no address is used twice
-
-    def keep(tensor):
-        kept.append(tensor)
-        return tensor
-
     batch = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in sample.items()}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         _losses(predict, batch, tasks, settings)
     storages = {storage.data_ptr(): storage.nbytes() for storage in map(torch.Tensor.untyped_storage, kept)}
     return sum(size for address, size in storages.items() if address not in without)

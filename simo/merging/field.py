@@ -12,7 +12,7 @@ import torch
 from simo.encoders import block_number
 from simo.errors import SimoError, require
 from simo.merging import methods
-from simo.merging.matrices import ace, esm, iso_c, iso_cts, svc, tsv_m, wudi
+from simo.merging.matrices import ace, core_space, esm, iso_c, iso_cts, knots, svc, tsv_m, wudi
 from simo.merging.methods import task_arithmetic
 from simo.merging.moments import lot, regmean
 from simo.merging.task_vectors import TaskVector
@@ -166,6 +166,6 @@ def equal_norms(task_vectors):
     return task_arithmetic([vector * (shortest / norm if norm else 1.0) for vector, norm in pairs])
 
 
-DATA_FREE = (dare, breadcrumbs, lines, iso_c, iso_cts, tsv_m, equal_norms, wudi, ace, svc)
+DATA_FREE = (dare, breadcrumbs, lines, iso_c, iso_cts, tsv_m, equal_norms, wudi, ace, svc, knots, core_space)
 METHODS = methods.METHODS | {each.__name__: each for each in (*DATA_FREE, regmean, lot, esm)}
 FROM_IMAGES = ("regmean", "lot", "esm")  # they need `input_moments` of every expert

@@ -168,13 +168,7 @@ def ties_untrimmed(task_vectors):
     return ties(task_vectors, density=1.0)
 
 
-METHODS = {
-    "pretrained": pretrained,
-    "average": average,
-    "task_arithmetic": task_arithmetic,
-    "ties": ties,
-    "ties_untrimmed": ties_untrimmed,
-}
+METHODS = {each.__name__: each for each in (pretrained, average, task_arithmetic, ties, ties_untrimmed)}
 
 
 def merge(method, task_vectors, methods=METHODS, **options):

@@ -125,10 +125,8 @@ def choose_ridge(fitted, held_out, prior, groups, strengths=STRENGTHS):
     errors = [part.sum(dim=1) for part in errors.split(groups, dim=1)]
     chosen = [strengths[each[:-1].argmin().item()] for each in errors]
     layers = dict(zip(chosen, ridges(fitted + held_out, prior, chosen), strict=True))
-    return [
-        (*(part.split(groups)[task] for part in layers[strength]), strength, errors[task])
-        for task, strength in enumerate(chosen)
-    ]
+    parts = [[part.split(groups)[task] for part in layers[own]] for task, own in enumerate(chosen)]
+    return [(weight, bias, *other) for (weight, bias), *other in zip(parts, chosen, errors, strict=True)]
 
 
 def procrustes(matrix, width):
@@ -303,10 +301,8 @@ def _map_layers(encoder, experts, batches, read, layers, where, fit):
         matrices = [sum(pair) for pair in stream_grams(encoder, *own, *where)]
         widths = [weight.shape[1] for weight, _ in layers[name]]
         maps = [fit(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
-        solved[name] = [
-            (weight @ change, bias + weight @ moved)
-            for (weight, bias), (change, moved) in zip(layers[name], maps, strict=True)
-        ]
+        pairs = zip(layers[name], maps, strict=True)
+        solved[name] = [(weight @ turn, bias + weight @ moved) for (weight, bias), (turn, moved) in pairs]
     return solved, [_statistics(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
 
 

@@ -7,9 +7,9 @@ from simo.encoders import create_encoder
 from simo.errors import SimoError
 from simo.merging import matrices as matrices_module
 from simo.merging.field import FROM_IMAGES, METHODS, breadcrumbs, dare, equal_norms, lines
-from simo.merging.matrices import ace, esm, iso_c, iso_cts, svc, tsv_m, wudi
+from simo.merging.matrices import ace, core_space, esm, iso_c, iso_cts, knots, svc, tsv_m, wudi
 from simo.merging.methods import METHODS as OF_THE_PAPER
-from simo.merging.methods import merge, task_arithmetic
+from simo.merging.methods import merge, task_arithmetic, ties
 from simo.merging.moments import input_moments, lot, regmean
 from simo.merging.task_vectors import TaskVector
 
@@ -182,6 +182,82 @@ def test_tsv_m_makes_directions_orthogonal_and_keeps_their_values():
     torch.testing.assert_close(values, strongest.sort(descending=True).values)
 
 
+def low_rank(rank=2, count=3, seed=0):
+    """Factors B `(7, r)` and A `(r, 8)` of experts that are LoRA adapters, and their task vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = [
+        (torch.randn(7, rank, generator=generator), torch.randn(rank, 8, generator=generator))
+        for _ in range(count)
+    ]
+    return factors, [vector(blocks__0__fc__weight=b @ a) for b, a in factors]
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_shared_space_loses_nothing(both):
+    """What is linear, as task arithmetic, is the same there; so is a single expert."""
+    for vectors in (random_vectors(), low_rank()[1]):
+        merged = matrices_module._in_space(vectors, task_arithmetic, both)
+        for name, expected in task_arithmetic(vectors).items():
+            torch.testing.assert_close(merged[name], expected, rtol=1e-4, atol=1e-5)
+        alone = matrices_module._in_space(vectors[:1], lambda inside: ties(inside, density=1.0), both)
+        torch.testing.assert_close(alone[W], vectors[0][W], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [False, True])
+def test_a_shared_space_turns_with_the_layer(inputs):
+    """TIES on entries depends on a layer's coordinates; KnOTS not on its outputs', Core Space on none."""
+    _, vectors = low_rank()
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1)))[0]
+    turn = turn if inputs else torch.linalg.qr(turn[:7, :7])[0]
+
+    def turned(each):
+        return vector(blocks__0__fc__weight=each[W] @ turn if inputs else turn @ each[W])
+
+    others = [turned(each) for each in vectors]
+    same = {
+        method: torch.allclose(turned(method(vectors))[W], method(others)[W], rtol=1e-3, atol=1e-4)
+        for method in (ties, knots, core_space)
+    }
+    assert same == {ties: False, knots: not inputs, core_space: True}
+
+
+@pytest.mark.parametrize("inner", ["tsv_m", "iso_c"])
+def test_core_space_is_that_of_the_adapters_factors(inner):
+    """By the paper's formula, from the factors: U_refᵀ B_t A_t V_ref of 4 × 4, merged, and put back."""
+    factors, vectors = low_rank(count=2)
+    left = torch.linalg.svd(torch.cat([b for b, _ in factors], dim=1), full_matrices=False).U
+    right = torch.linalg.svd(torch.cat([a for _, a in factors]), full_matrices=False).Vh
+    cores = [(left.T @ b) @ (a @ right.T) for b, a in factors]
+    if inner == "tsv_m":  # the first two triplets of each, made orthogonal
+        parts = [torch.linalg.svd(core) for core in cores]
+        u, v = torch.cat([p.U[:, :2] for p in parts], dim=1), torch.cat([p.Vh[:2] for p in parts])
+        (a, _, b), (c, _, d) = torch.linalg.svd(u), torch.linalg.svd(v)
+        merged = (a @ b) @ torch.cat([p.S[:2] for p in parts]).diag() @ (c @ d)
+    else:
+        u, values, v = torch.linalg.svd(sum(cores))
+        merged = values.mean() * u @ v
+    found = core_space(vectors, inner)[W]
+    torch.testing.assert_close(found, left @ merged @ right, rtol=1e-3, atol=1e-4)
+    assert torch.linalg.matrix_rank(found) == 4
+
+
+def test_knots_by_hand():
+    """Along the diagonals (3, 3) and (1, −1) are 3√2 and √2, one entry each, and one of two is kept."""
+    vectors = matrices([[3.0], [3.0]], [[1.0], [-1.0]])
+    torch.testing.assert_close(knots(vectors, density=0.5)[W], torch.tensor([[4.0], [2.0]]))
+    assert not torch.allclose(ties(vectors, density=0.5)[W], torch.tensor([[4.0], [2.0]]))
+
+
+@pytest.mark.parametrize("method", [knots, core_space])
+def test_what_is_no_matrix_is_trimmed_with_the_matrices(method):
+    """A bias keeps its coordinates, and takes part in the one ranking of TIES."""
+    bias = torch.tensor([9.0, 0.5])
+    each = vector(blocks__0__fc__weight=torch.tensor([[4.0, 0.0], [0.0, 2.0]]), blocks__0__fc__bias=bias)
+    merged = method([each, each], density=0.5)  # 9, 4 and 2 of six entries
+    torch.testing.assert_close(merged["blocks.0.fc.bias"], torch.tensor([9.0, 0.0]))
+    torch.testing.assert_close(merged[W].diag(), torch.tensor([4.0, 2.0]))
+
+
 @pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m", "wudi", "ace"])
 def test_only_matrices_are_decomposed(method):
     """Biases, tokens and embeddings are averaged, a token that is 2-D, too, such as DINOv2's mask token."""
@@ -204,6 +280,8 @@ def test_only_matrices_are_decomposed(method):
         ("ace", {"ridge": 0.0}, "ridge is 0.0: expected a number above 0"),
         ("ace", {"strongest": 0.0}, r"strongest is 0.0: expected a fraction in \(0, 1\]"),
         ("svc", {"floor": 0.0}, "floor is 0.0: expected a number above 0"),
+        ("knots", {"density": 0.0}, r"density is 0.0: expected a fraction in \(0, 1\]"),
+        ("core_space", {"inner": "lot"}, r"unknown inner method 'lot': expected one of .'iso_c', 'ties', 'tsv_m'."),
         ("regmean", {"moments": [], "shrink": 1.5}, r"shrink is 1.5: expected a factor in \[0, 1\]"),
     ],
 )
