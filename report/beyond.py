@@ -319,6 +319,8 @@ FIELD_NAMES = {
     "nsc": "NSC's idea (2026), images",
     "symerge": "SyMerge's idea (2026), heads trained",
     "distillation": "Distilled encoder, nothing merged",
+    "knots": "KnOTS (2025), TIES",
+    "core_space": "Core Space (2025)",
 }
 
 

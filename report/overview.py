@@ -12,6 +12,7 @@ from report.records import commit_of
 
 TITLES = {"nyuv2": "NYUv2", "cityscapes": "Cityscapes", "taskonomy": "Taskonomy"}
 TITLES["cityscapes_dpt"] = "Cityscapes, DPT heads"
+TITLES["nyuv2_lora"] = "NYUv2, LoRA experts"
 TITLES["nyuv2_lite0"] = "NYUv2"  # with another encoder, which the page's name says
 TITLES["taskonomy_photos"] = "Taskonomy's tasks"  # on NYUv2's photographs
 PAPER_HEADS = {"nyuv2": "linear", "cityscapes": "DPT", "taskonomy": "DPT"}

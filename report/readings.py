@@ -15,6 +15,7 @@ from report.evidence import EFFECT, block_coefficients
 from report.overview import TITLES
 from report.paper import paper_curves
 from report.records import load_pictures
+from simo.performance import delta_printed
 from simo.tasks import tasks_of
 
 NAMED = 3  # of the curves that disagree, those that are named
@@ -92,6 +93,34 @@ def subsets(page):
         f"{_where(page)}The second task costs {most}: two merged tasks keep {_short(ours[2])} "
         f"(paper {_short(theirs[2])}). From there to {last} tasks the mean {word}, to {_short(ours[last])}; "
         f"the paper's falls to {_short(theirs[last])}.{page.share('subsets')}"
+    )
+
+
+def adapters(adapted, whole):
+    """How good experts that are adapters are, and how much they train, beside those trained as a whole.
+
+    Parameters
+    ----------
+    adapted, whole : Page
+        Of one data set.
+
+    Returns
+    -------
+    str
+        Markdown; empty where either was not run.
+    """
+    if not (adapted.records and whole.records):
+        return ""
+    tasks, own, other = tasks_of(whole.dataset), adapted.frame.loc["expert"], whole.frame.loc["expert"]
+    seeds = own.index.intersection(other.index)
+    deltas = pd.Series([delta_printed(tasks, own.loc[seed], other.loc[seed]) for seed in seeds])
+    trained, all_of_it = (
+        costs.loc[costs.model == "expert", "parameters"].mean()
+        for costs in (tables.costs_of(page.records) for page in (adapted, whole))
+    )
+    return (
+        f"{_where(adapted)}These experts train {100 * trained / all_of_it:.0f} % of the parameters, heads "
+        f"included, and end at {real_minus(tables.spread(deltas))} % of those that are trained as a whole."
     )
 
 

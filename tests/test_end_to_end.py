@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
+from simo.checkpoints import TensorFile
+from simo.merging.task_vectors import TaskVector, is_matrix
 from simo.tasks import TASKS
 
 # one data set; the pages of the others are drawn without records. The rehearsal runs all three
@@ -58,6 +61,25 @@ def test_every_experiment_leaves_a_record_with_its_provenance(project):
     for record in records.values():
         assert record["provenance"]["hashes"].keys() >= {"code", "data", "backbone"}
         assert record["provenance"]["seconds"] > 0
+
+
+def test_experts_that_are_adapters_change_few_directions(project):
+    """LoRA of rank 2 is in the linear layers' weights, and in nothing else; no adapter is left."""
+    record = "build/smoke/records/nyuv2_lora/seed0/expert_depth.json"
+    done = run(project, "tools/pipeline.py", record, *CONFIG[:2], "studies=nyuv2_lora")
+    assert done.returncode == 0, done.stdout
+    folder = project / "build/smoke/checkpoints/nyuv2_lora/seed0"
+    expert = TensorFile(folder / "expert_depth.safetensors", "encoder.backbone.")
+    base = TensorFile(project / "simo/weights/miniature_vit.safetensors")
+    change = {name: values for name, values in TaskVector.between(base, expert).items() if values.any()}
+    assert {name for name in base if is_matrix(name, base[name])} == change.keys()
+    for values in map(torch.linalg.svdvals, change.values()):
+        assert values[1] > 100 * values[2]  # which is rounding
+    trained = json.loads((project / record).read_text())["results"][0]["cost"]["parameters"]
+    heads = sum(
+        tensor.numel() for tensor in TensorFile(folder / "expert_depth.safetensors", "heads.").values()
+    )
+    assert trained == heads + sum(2 * sum(values.shape) for values in change.values())
 
 
 def test_every_page_of_the_contents_is_built(project):

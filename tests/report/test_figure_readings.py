@@ -227,3 +227,25 @@ def test_the_lead_of_closed_form_by_hand(tmp_path):
     page.derive = lambda name, function: pd.DataFrame(rows[:5])
     assert readings.closed_form_lead(page, "heads") == "+5.0 from 4, +1.0 from 16 (one seed)"
     assert readings.closed_form_lead(Page("nyuv2", tmp_path), "heads") == "not run"
+
+
+def test_adapters_are_told_beside_whole_experts():
+    """On common seeds: half as many parameters; a score of 8 for 10, and errors of 1.25 for 1, are −20 %."""
+
+    def page(seeds, parameters, values):
+        frame = pd.DataFrame([values] * len(seeds), index=pd.MultiIndex.from_product([["expert"], seeds]))
+        cost = {"steps": 1, "samples": 1, "parameters": parameters, "seconds": 1.0}
+        result = {"split": "test", "model": "expert", "cost": cost}
+        records = [
+            {"experiment": f"expert_{task}", "seed": seed, "results": [result], "provenance": {}}
+            for seed in seeds
+            for task in ("segmentation", "depth", "normals")
+        ]
+        return SimpleNamespace(dataset="nyuv2", name="miniature", frame=frame, records=records)
+
+    adapted = page([0, 1], 50, {"segmentation": 8.0, "depth": 1.25, "normals": 12.5})
+    whole = page([0, 1, 2], 100, {"segmentation": 10.0, "depth": 1.0, "normals": 10.0})
+    text = readings.adapters(adapted, whole)
+    assert "train 50 % of the parameters" in text
+    assert "end at −20.0 % of those" in text
+    assert readings.adapters(SimpleNamespace(records=[]), whole) == ""

@@ -281,7 +281,11 @@ def test_only_matrices_are_decomposed(method):
         ("ace", {"strongest": 0.0}, r"strongest is 0.0: expected a fraction in \(0, 1\]"),
         ("svc", {"floor": 0.0}, "floor is 0.0: expected a number above 0"),
         ("knots", {"density": 0.0}, r"density is 0.0: expected a fraction in \(0, 1\]"),
-        ("core_space", {"inner": "lot"}, r"unknown inner method 'lot': expected one of .'iso_c', 'ties', 'tsv_m'."),
+        (
+            "core_space",
+            {"inner": "lot"},
+            r"unknown inner method 'lot': expected one of .'iso_c', 'ties', 'tsv_m'.",
+        ),
         ("regmean", {"moments": [], "shrink": 1.5}, r"shrink is 1.5: expected a factor in \[0, 1\]"),
     ],
 )
