@@ -12,7 +12,7 @@ from report.records import commit_of
 
 TITLES = {"nyuv2": "NYUv2", "cityscapes": "Cityscapes", "taskonomy": "Taskonomy"}
 TITLES["cityscapes_dpt"] = "Cityscapes, DPT heads"
-TITLES["nyuv2_lora"] = "NYUv2, LoRA experts"
+TITLES["nyuv2_lora"] = "NYUv2"  # with other experts, which the page's name says
 TITLES["nyuv2_lite0"] = "NYUv2"  # with another encoder, which the page's name says
 TITLES["taskonomy_photos"] = "Taskonomy's tasks"  # on NYUv2's photographs
 PAPER_HEADS = {"nyuv2": "linear", "cityscapes": "DPT", "taskonomy": "DPT"}
@@ -20,6 +20,7 @@ PAPER_HEADS = {"nyuv2": "linear", "cityscapes": "DPT", "taskonomy": "DPT"}
 WITHOUT_MERGING = ("pretrained+heads", "pretrained+representation")
 # pages of the book that draw others than the study of their name
 DRAWN_BY = {"photos_gpu/nyuv2": "nyuv2_variants", "photos/nyuv2_lite0": "nyuv2_variants"}
+DRAWN_BY["miniature/nyuv2_lora"] = "wider_field"
 # the paper's tables and figures: where they are drawn, and the experiments that their numbers come from
 EXPERTS = ("expert_*",)
 TABLE = (*EXPERTS, "joint", "merge_*", "realign_*", "masks", "adamerging", "released", "control*")

@@ -28,8 +28,9 @@ NAMES = {
     "miniature": "miniature",
     "paper": tables.FULL_SCALE,
 }  # of columns, by profile
-# and what these add where a study has another encoder, or another data set's images
+# and what these add where a study has another encoder, other experts, or another data set's images
 UNLIKE = {"nyuv2_lite0": ", EfficientNet-Lite0", "taskonomy_photos": " of NYUv2"}
+UNLIKE["nyuv2_lora"] = ", LoRA experts"
 SCALES = {
     "photos": "The paper's own photographs of NYUv2, at less than half its resolution, with a ViT-S/14 "
     "that is, by all signs, DINOv2, trained further to find salient objects, instead of ViT-B/14, fewer "
