@@ -373,7 +373,7 @@ def not_run(records, frame, dataset):
     """Say which methods of the wider field the records of `field` lack: Markdown, empty if none."""
     found = {row["method"] for record in records for row in record["details"]["methods"]}
     missing = [title for name, title in FIELD_NAMES.items() if name not in found]
-    return f"*Not run on {dataset}: {', '.join(missing)}.*" if found and missing else ""
+    return f"*Not run on {TITLES[dataset]}: {'; '.join(missing)}.*" if found and missing else ""
 
 
 def joint_scores(records, frame, dataset, main):
