@@ -120,7 +120,7 @@ def adapters(adapted, whole):
     )
     return (
         f"{_where(adapted)}These experts train {100 * trained / all_of_it:.0f} % of the parameters, heads "
-        f"included, and end at a Δ of {real_minus(tables.spread(deltas))} % relative to those trained as a whole."
+        f"included; relative to experts trained as a whole, their Δ is {real_minus(tables.spread(deltas))} %."
     )
 
 

@@ -247,5 +247,5 @@ def test_adapters_are_told_beside_whole_experts():
     whole = page([0, 1, 2], 100, {"segmentation": 10.0, "depth": 1.0, "normals": 10.0})
     text = readings.adapters(adapted, whole)
     assert "train 50 % of the parameters" in text
-    assert "end at a Δ of −20.0 % relative" in text
+    assert "their Δ is −20.0 %" in text
     assert readings.adapters(SimpleNamespace(records=[]), whole) == ""
