@@ -97,7 +97,7 @@ def subsets(page):
 
 
 def adapters(adapted, whole):
-    """How good experts that are adapters are, and how much they train, beside those trained as a whole.
+    """How good experts that are adapters are, and how far they move, beside those trained as a whole.
 
     Parameters
     ----------
@@ -118,10 +118,18 @@ def adapters(adapted, whole):
         costs.loc[costs.model == "expert", "parameters"].mean()
         for costs in (tables.costs_of(page.records) for page in (adapted, whole))
     )
-    return (
+    text = (
         f"{_where(adapted)}These experts train {100 * trained / all_of_it:.0f} % of the parameters, heads "
         f"included; relative to experts trained as a whole, their Δ is {real_minus(tables.spread(deltas))} %."
     )
+    vectors = [tables.vectors(page.records) for page in (adapted, whole)]
+    if all(vectors):
+        (cosines, lengths), (others, shorter) = (each.values() for each in vectors)
+        text += (
+            f" Their task vectors have {lengths} % of the pretrained encoder's length, where the others have "
+            f"{shorter} %, and the cosine of two is {cosines} ({others})."
+        )
+    return text
 
 
 def coefficients(*pages):

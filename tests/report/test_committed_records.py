@@ -22,7 +22,7 @@ LATER = {"field": {"encoder_lr"}, "unlabelled_alpha": {"field_options"}}
 EXPERTS = {f"expert_{task.name}" for tasks in TASKS.values() for task in tasks}
 LATER |= dict.fromkeys(EXPERTS, {"expert_rank", "adapter_lr"})
 MINIATURE = [study for study in STUDIES if study.startswith("miniature/")]
-LORA = "miniature/nyuv2_lora"  # experts and their wider field alone
+LORA = "miniature/nyuv2_lora"  # experts, the wider field and α without labels alone
 WHOLE = [study for study in MINIATURE if study != LORA]
 # studies whose records are of one commit, and on the grids of today; of the others they are being computed
 ANEW = ["miniature/cityscapes_dpt", "miniature/nyuv2", LORA]
@@ -144,7 +144,7 @@ CONTROLS = {"constant", *(name for name in MODELS if name.startswith("expert+"))
 MASKS = {"consensus", "tall_mask", "magnitude_mask"}
 NOT_RUN = dict.fromkeys(MINIATURE, {name for name in MODELS if name.endswith(", seen")})
 NOT_RUN |= dict.fromkeys(ANEW, set())
-NOT_RUN[LORA] = {*MODELS} - {"expert"} | {"constant"}
+NOT_RUN[LORA] = {*MODELS, "constant"} - {"expert", "task_arithmetic", "ties"}
 NOT_RUN["photos_gpu/nyuv2"] = CONTROLS | {"joint", "adamerging", "task_arithmetic+released"}
 NOT_RUN[FIVE] = MASKS | {
     "average",

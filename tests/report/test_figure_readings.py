@@ -232,7 +232,7 @@ def test_the_lead_of_closed_form_by_hand(tmp_path):
 def test_adapters_are_told_beside_whole_experts():
     """On common seeds: half as many parameters; a score of 8 for 10, and errors of 1.25 for 1, are −20 %."""
 
-    def page(seeds, parameters, values):
+    def page(seeds, parameters, values, length):
         frame = pd.DataFrame([values] * len(seeds), index=pd.MultiIndex.from_product([["expert"], seeds]))
         cost = {"steps": 1, "samples": 1, "parameters": parameters, "seconds": 1.0}
         result = {"split": "test", "model": "expert", "cost": cost}
@@ -241,11 +241,15 @@ def test_adapters_are_told_beside_whole_experts():
             for seed in seeds
             for task in ("segmentation", "depth", "normals")
         ]
-        return SimpleNamespace(dataset="nyuv2", name="miniature", frame=frame, records=records)
+        details = {"cosines": {"a": {"b": length / 2}, "b": {}}, "relative_norms": {"a": length, "b": 0.5}}
+        merged = {"experiment": "merge_task_arithmetic", "results": [], "provenance": {}, "details": details}
+        return SimpleNamespace(dataset="nyuv2", name="miniature", frame=frame, records=[*records, merged])
 
-    adapted = page([0, 1], 50, {"segmentation": 8.0, "depth": 1.25, "normals": 12.5})
-    whole = page([0, 1, 2], 100, {"segmentation": 10.0, "depth": 1.0, "normals": 10.0})
+    adapted = page([0, 1], 50, {"segmentation": 8.0, "depth": 1.25, "normals": 12.5}, 0.75)
+    whole = page([0, 1, 2], 100, {"segmentation": 10.0, "depth": 1.0, "normals": 10.0}, 0.25)
     text = readings.adapters(adapted, whole)
+    assert "have 50 to 75 % of the pretrained encoder's length, where the others have 25 to 50 %" in text
+    assert "the cosine of two is 0.38 to 0.38 (0.12 to 0.12)" in text
     assert "train 50 % of the parameters" in text
     assert "their Δ is −20.0 %" in text
     assert readings.adapters(SimpleNamespace(records=[]), whole) == ""
