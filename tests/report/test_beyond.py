@@ -202,7 +202,7 @@ def test_methods_that_were_not_run_are_named():
     """A table without a method must not look as if there were none."""
     rows = [{"method": name} for name in beyond.FIELD_NAMES if name not in ("wudi", "svc")]
     records = [{"details": {"methods": rows}}]
-    said = "*Not run on nyuv2: WUDI (2025), SVC (2026).*"
+    said = "*Not run on NYUv2: WUDI (2025); SVC (2026).*"
     assert beyond.not_run(records, None, "nyuv2") == said
     rows += [{"method": "wudi"}, {"method": "svc"}]
     assert beyond.not_run(records, None, "nyuv2") == ""
