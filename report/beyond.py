@@ -190,6 +190,7 @@ def neighbours_table(records, frame, dataset):
 
 
 EITHER = "method, and its α"
+SHORT = MODELS | {"knots": "KnOTS", "core_space": "Core Space"}
 RULES = {
     "before": "labels, before realignment",  # the paper's
     "after": "labels, after closed form",
@@ -231,7 +232,8 @@ def chosen_alphas(records, frame, dataset, main):
         rows[kind] = rows[kind].map(_mean_of)
     rows = rows.reindex(columns=rows.columns.union(["options", "bare"], sort=False))
     found = []
-    usual = rows[rows.options.isna()].groupby(["seed", "method"], sort=False)
+    plain = rows.options.isna()
+    usual = rows[plain | ~rows.method.isin(rows.method[plain])].groupby(["seed", "method"], sort=False)
     for (seed, method), grid in [*usual, *rows.assign(any=EITHER).groupby(["seed", "any"])]:
         baselines = experts[seed]
         after = grid.val.map(lambda values, own=baselines: mean_score(tasks, values, own))
@@ -251,9 +253,9 @@ def chosen_alphas(records, frame, dataset, main):
         }
         order = grid.residual.corr(grid.delta, method="spearman")
         for rule, row in best.items():
-            options = "" if pd.isna(grid.options[row]) else f" {next(iter(grid.options[row].values()))}"
-            named = f"{MODELS[grid.method[row]]}{options} α " if method == EITHER else ""
-            choice = f"{named}{grid.alpha[row]}"
+            named = [SHORT[grid.method[row]]] * (method == EITHER)
+            named += [] if pd.isna(grid.options[row]) else map(str, grid.options[row].values())
+            choice = " ".join([*named, "α", str(grid.alpha[row])] if named else [str(grid.alpha[row])])
             chosen = {"choice": choice, "delta": grid.delta[row], "order": order}
             found.append({"seed": seed, "method": method, "rule": rule} | chosen)
     return pd.DataFrame(found)
@@ -292,12 +294,12 @@ def alphas_table(records, frame, dataset, main):
     chosen = chosen_alphas(records, frame, dataset, main)
     groups = chosen.groupby(["method", "rule"], sort=False)
     choices = groups.choice.agg(lambda own: ", ".join(map(str, own)))
-    choices = choices.where(choices.index.get_level_values("method") == EITHER, "α " + choices)
+    choices = choices.where(choices.str.contains("α"), "α " + choices)
     cells = groups.delta.agg(spread) + " (" + choices.str.replace("α ", "α\u00a0") + ")"
     table = cells.unstack("rule")[list(RULES)].rename(columns=RULES)
     grids = chosen.drop_duplicates(["seed", "method"])  # the correlation is of a grid, not of a rule
     table["rank correlation of residual and Δ"] = grids.groupby("method").order.agg(spread, "+.2f")
-    return table.rename(index=MODELS).rename_axis(index=None, columns=None)
+    return table.rename(index=SHORT).rename_axis(index=None, columns=None)
 
 
 FIELD_NAMES = {

@@ -381,6 +381,16 @@ def test_rules_that_choose_the_method_by_hand():
     other = dict.fromkeys(("before", "distance", "residual", "capped"), "TIES 0.5 α 0.5")
     assert own.choice.to_dict() == dict.fromkeys(beyond.RULES, "TA α 0.5") | other
     assert set(chosen.method) == {"task_arithmetic", "ties", beyond.EITHER}  # it is no choice of α alone
+    # of a method without a merge of its own, α and the option are chosen together
+    grid += [
+        row("knots", 0.3 - share / 10, share) | {"options": {"density": share}, "bare": experts}
+        for share in (0.5, 0.6)
+    ]
+    chosen = beyond.chosen_alphas(records, frame, "nyuv2", main)
+    own = chosen[chosen.method == "knots"].set_index("rule")
+    assert own.choice["residual"] == "0.6 α 0.5"
+    table = beyond.alphas_table(records, frame, "nyuv2", main)
+    assert table.loc["KnOTS", beyond.RULES["residual"]] == "-40.0 (0.6 α\u00a00.5)"
 
 
 def test_residual_by_task_by_hand():
