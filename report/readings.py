@@ -107,12 +107,14 @@ def adapters(adapted, whole):
     Returns
     -------
     str
-        Markdown; empty where either was not run.
+        Markdown; empty where no seed has both.
     """
-    if not (adapted.records and whole.records):
+    frames = [page.frame for page in (adapted, whole) if page.records]
+    found = [frame.loc["expert"] for frame in frames if "expert" in frame.index.unique(0)]
+    seeds = found[0].index.intersection(found[1].index) if len(found) == 2 else []
+    if not len(seeds):
         return ""
-    tasks, own, other = tasks_of(whole.dataset), adapted.frame.loc["expert"], whole.frame.loc["expert"]
-    seeds = own.index.intersection(other.index)
+    tasks, (own, other) = tasks_of(whole.dataset), found
     deltas = pd.Series([delta_printed(tasks, own.loc[seed], other.loc[seed]) for seed in seeds])
     trained, all_of_it = (
         costs.loc[costs.model == "expert", "parameters"].mean()

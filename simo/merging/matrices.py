@@ -311,7 +311,8 @@ def knots(task_vectors, density=0.2):
     """TIES in one left basis of all experts' changes of a matrix (KnOTS; Stoica et al., 2025).
 
     With [τ_1 … τ_T] = U S [V_1 … V_T]ᵀ, side by side, TIES merges S V_tᵀ, and U leads back. What is no matrix
-    is merged as it is. Made for LoRA, whose changes have few directions; read as abstract and code.
+    is merged as it is. Made for LoRA, whose changes have few directions (unless half precision's rounding, or
+    single precision's of changes a thousandth of the weights, adds others). Read as abstract and code.
 
     Parameters
     ----------
@@ -339,9 +340,9 @@ def core_space(task_vectors, inner="ties", density=0.2):
 
     As `knots`, with a basis of the inputs, too, from the changes one above the other: of LoRA experts of rank
     r the T r × T r matrices U_refᵀ B_t A_t V_ref are merged, which is exact and small. Variants: bases are
-    the changes' own, there their factors'; they span the same, so that TSV-M and Iso-C come out the same, and
-    TIES, which looks at entries, does not. It ranks all matrices' entries together, there each matrix's
-    alone. Read as abstract and code.
+    the changes' own, there their factors'. Where the stacked factors have full rank, both span the same, and
+    TSV-M and Iso-C come out the same; TIES, which looks at entries, does not. It ranks all matrices' entries
+    together, there each matrix's alone. Read as abstract and code.
 
     Parameters
     ----------
@@ -358,7 +359,7 @@ def core_space(task_vectors, inner="ties", density=0.2):
     Raises
     ------
     SimoError
-        For an unknown `inner`, or what it refuses.
+        For an unknown `inner`, or what it refuses: TSV-M fewer directions than tasks, as of shared factors.
 
     Examples
     --------
@@ -376,16 +377,18 @@ def core_space(task_vectors, inner="ties", density=0.2):
 def _in_space(task_vectors, method, both):
     """Merge matrices in a basis of what all experts' changes span on the left, or on `both` sides."""
     into, back = {}, {}
-    for name in (name for name, tensor in task_vectors[0].items() if is_matrix(name, tensor)):
+    for name in _matrices(task_vectors[0]):
         tensors = [vector[name].double() for vector in task_vectors]
-        left, right = _span(torch.cat(tensors, dim=1)), tensors[0].new_ones(tensors[0].shape[1]).diag()
-        right = _span(torch.cat(tensors).T) if both else right
-        into[name], back[name] = (left.T, right), (left, right.T)
+        left, right = _span(torch.cat(tensors, dim=1)), _span(torch.cat(tensors).T) if both else None
+        into[name], back[name] = (left.T, right), (left, right.T if both else None)
 
     def moved(vector, sides):
         def compute(name):
-            left, right = sides.get(name, (None, None))
-            return vector[name] if left is None else (left @ vector[name].double() @ right).float()
+            if name not in sides:
+                return vector[name]
+            left, right = sides[name]
+            moved = left @ vector[name].double()
+            return (moved @ right if both else moved).float()
 
         return TaskVector(vector, compute)
 
@@ -393,24 +396,29 @@ def _in_space(task_vectors, method, both):
 
 
 def _span(matrix):
-    """An orthonormal basis `(m, k)` of what a matrix's columns span, but for rounding."""
+    """An orthonormal basis `(m, k)` of what a matrix's columns span, but for single precision's rounding."""
     u, values, _ = torch.linalg.svd(matrix, full_matrices=False)
     return u[:, values >= 1e-5 * values[0]]
 
 
 def _by_matrix(task_vectors, merge, rest=average):
     """Merge the weights of linear layers as matrices, in float64, and all other tensors by `rest`."""
-    others, first = rest(task_vectors), task_vectors[0]
-    if not any(is_matrix(name, first[name]) for name in first):  # of convolutions, say: it would be `rest`
-        raise SimoError("no tensor is a linear layer's weight: expected an encoder that has some")
+    others, matrices = rest(task_vectors), _matrices(task_vectors[0])
 
     def compute(name):
-        tensors = [vector[name] for vector in task_vectors]
-        if not is_matrix(name, tensors[0]):
+        if name not in matrices:
             return others[name]
-        return merge([tensor.double() for tensor in tensors]).float()
+        return merge([vector[name].double() for vector in task_vectors]).float()
 
     return TaskVector(others, compute)
+
+
+def _matrices(task_vector):
+    """Names of the weights of linear layers."""
+    names = [name for name, tensor in task_vector.items() if is_matrix(name, tensor)]
+    if not names:  # of convolutions, say: any method would be another one under its name
+        raise SimoError("no tensor is a linear layer's weight: expected an encoder that has some")
+    return names
 
 
 def _to_mean(values):

@@ -308,12 +308,7 @@ def _map_layers(encoder, experts, batches, read, layers, where, fit):
 
 def _output_of(layers):
     """What heads' first layers make of features: `target` of `stream_grams`."""
-
-    def target(name, number, y):
-        weight, bias = layers[name][number]
-        return y @ weight.T + bias
-
-    return target
+    return lambda name, number, y: y @ layers[name][number][0].T + layers[name][number][1]
 
 
 def _stacked(layers, number):

@@ -1,14 +1,20 @@
 """report.experts: experts as their notebook leaves them, checked before they are merged."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from report.experts import load_experts
+from report.notebooks import ROOT
+from simo.adapters import AdaptedBlock, add_adapters
 from simo.checkpoints import TensorFile, load_recipe, save_checkpoint
+from simo.encoders import create_encoder
 from simo.errors import SimoError
 from simo.evaluation import scan_alpha
+from simo.files import read_json
 from simo.merging.methods import METHODS, merge
-from simo.models import create_model
+from simo.models import count_parameters, create_model
 
 
 @pytest.fixture
@@ -83,3 +89,24 @@ def test_recipes_without_the_hash_of_their_start_are_refused(expert_files, tasks
         SimoError, match="expert_depth.*(lacks the entry 'hashes'|started from other weights)"
     ):
         load_experts(expert_files, "nyuv2", tasks, settings, expert_files / "backbone.safetensors")
+
+
+def test_adapters_are_folded_into_the_weights():
+    """The lines of the expert's notebook that do it leave a plain encoder that computes the same."""
+    cells = read_json(ROOT / "notebooks" / "compute" / "expert.ipynb")["cells"]
+    source = next("".join(cell["source"]) for cell in cells if cell["id"] == "train-expert")
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    torch.manual_seed(0)
+    encoder = create_encoder("vit_tiny_patch16_224", arguments, [1, 2]).eval()
+    names = encoder.state_dict().keys()
+    adapters = add_adapters(encoder, 2, "lora")
+    for weight in adapters:
+        torch.nn.init.normal_(weight, std=0.1)
+    image = torch.rand(1, 3, 32, 32)
+    before = encoder(image).patches
+    model = SimpleNamespace(encoder=encoder, parameters=encoder.parameters)
+    place = {"model": model, "AdaptedBlock": AdaptedBlock, "count_parameters": count_parameters}
+    exec(source[source.index("trained = ") :], place)
+    assert place["trained"] == count_parameters(adapters)
+    assert encoder.state_dict().keys() == names
+    torch.testing.assert_close(encoder(image).patches, before, rtol=1e-4, atol=1e-5)

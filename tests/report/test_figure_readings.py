@@ -234,10 +234,14 @@ def test_adapters_are_told_beside_whole_experts():
 
     def page(seeds, parameters, values, length):
         frame = pd.DataFrame([values] * len(seeds), index=pd.MultiIndex.from_product([["expert"], seeds]))
-        cost = {"steps": 1, "samples": 1, "parameters": parameters, "seconds": 1.0}
-        result = {"split": "test", "model": "expert", "cost": cost}
+
+        def result(task):
+            own = parameters * {"segmentation": 1.5, "depth": 0.5, "normals": 1.0}[task]
+            cost = {"steps": 1, "samples": 1, "parameters": own, "seconds": 1.0}
+            return {"split": "test", "model": "expert", "cost": cost}
+
         records = [
-            {"experiment": f"expert_{task}", "seed": seed, "results": [result], "provenance": {}}
+            {"experiment": f"expert_{task}", "seed": seed, "results": [result(task)], "provenance": {}}
             for seed in seeds
             for task in ("segmentation", "depth", "normals")
         ]
@@ -253,3 +257,7 @@ def test_adapters_are_told_beside_whole_experts():
     assert "train 50 % of the parameters" in text
     assert "their Δ is −20.0 %" in text
     assert readings.adapters(SimpleNamespace(records=[]), whole) == ""
+    assert (
+        readings.adapters(page([3], 50, {"segmentation": 8.0, "depth": 1.0, "normals": 9.0}, 0.1), whole)
+        == ""
+    )

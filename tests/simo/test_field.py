@@ -250,12 +250,23 @@ def test_knots_by_hand():
 
 @pytest.mark.parametrize("method", [knots, core_space])
 def test_what_is_no_matrix_is_trimmed_with_the_matrices(method):
-    """A bias keeps its coordinates, and takes part in the one ranking of TIES."""
-    bias = torch.tensor([9.0, 0.5])
-    each = vector(blocks__0__fc__weight=torch.tensor([[4.0, 0.0], [0.0, 2.0]]), blocks__0__fc__bias=bias)
+    """Biases and tokens, which may be 2-D, keep their coordinates, and take part in TIES' one ranking."""
+    token = torch.tensor([[9.0, 0.5]])
+    each = vector(blocks__0__fc__weight=torch.tensor([[4.0, 0.0], [0.0, 2.0]]), mask_token=token)
     merged = method([each, each], density=0.5)  # 9, 4 and 2 of six entries
-    torch.testing.assert_close(merged["blocks.0.fc.bias"], torch.tensor([9.0, 0.0]))
+    torch.testing.assert_close(merged["mask_token"], torch.tensor([[9.0, 0.0]]))
     torch.testing.assert_close(merged[W].diag(), torch.tensor([4.0, 2.0]))
+
+
+@pytest.mark.parametrize("method", [knots, core_space])
+def test_a_shared_space_is_precise_whatever_the_scale(method):
+    """Small changes span what large ones do, nothing but the result is rounded; .2 is kept by default."""
+    _, vectors = low_rank()
+    merged = method(vectors)[W]
+    torch.testing.assert_close(1e9 * method([1e-9 * each for each in vectors])[W], merged)
+    assert torch.equal(merged, method(vectors, density=0.2)[W])
+    large = method(vectors[:1], density=1.0)[W]
+    assert (large - vectors[0][W]).abs().max() <= 2.4e-7  # the last digit of 2 to 4
 
 
 @pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m", "wudi", "ace"])
@@ -295,9 +306,9 @@ def test_impossible_fractions_are_refused(method, options, message):
         METHODS[method](random_vectors(), **options)
 
 
-@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m", "wudi", "ace", "svc"])
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "tsv_m", "wudi", "ace", "svc", "knots", "core_space"])
 def test_an_encoder_without_matrices_is_refused(method):
-    """Of convolutions alone these would be the average or the sum, under another name."""
+    """Of convolutions alone these would be the average, the sum or TIES, under another name."""
     maps = [vector(blocks__0__conv__weight=torch.randn(4, 3, 3, 3)) for _ in range(2)]
     with pytest.raises(SimoError, match="no tensor is a linear layer's weight"):
         METHODS[method](maps)
