@@ -392,6 +392,11 @@ def test_the_residual_chooses_an_alpha_that_merges_adapters(adapted):
         return found[found.method == "task_arithmetic"].pivot(index="seed", columns="rule", values="delta")
 
     own, whole = of(adapted), of(Page("nyuv2", "records/miniature"))
+    chosen = adapted.derive("unlabelled_alpha", beyond.chosen_alphas, main=True)
+    means = chosen[chosen.rule == "residual"].groupby("method").delta.mean()
+    assert 0.5 < means["knots"] - means["ties"] < 1.5
+    assert abs(means["knots"] - means["task_arithmetic"]) < 0.5
+    assert means["ties"] < means["core_space"] < means["task_arithmetic"]
     assert (own["residual"] - own["after"]).abs().max() < 0.2
     assert (own["residual"] - own["before"]).round().tolist() == [7, 0, 7]
     assert (own["residual"] - whole["residual"]).abs().max() < 1
