@@ -374,12 +374,12 @@ def _losses(predict, batch, tasks, settings):
 
 def _saved_bytes(predict, sample, copies, tasks, settings, without):
     """Bytes that a forward pass of copies of a sample keeps, but for storages at the addresses `without`."""
-    kept = []  # the tensors themselves, so that no address is used twice
+    kept = {}  # the tensors themselves, so that no address is used twice
     batch = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in sample.items()}
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.setdefault(id(x), x), lambda x: x):
         _losses(predict, batch, tasks, settings)
-    storages = {storage.data_ptr(): storage.nbytes() for storage in map(torch.Tensor.untyped_storage, kept)}
-    return sum(size for address, size in storages.items() if address not in without)
+    sizes = {own.data_ptr(): own.nbytes() for own in map(torch.Tensor.untyped_storage, kept.values())}
+    return sum(size for address, size in sizes.items() if address not in without)
 
 
 def _bytes(tensors):

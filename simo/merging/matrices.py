@@ -379,16 +379,16 @@ def _in_space(task_vectors, method, both):
     into, back = {}, {}
     for name in _matrices(task_vectors[0]):
         tensors = [vector[name].double() for vector in task_vectors]
-        left, right = _span(torch.cat(tensors, dim=1)), _span(torch.cat(tensors).T) if both else None
-        into[name], back[name] = (left.T, right), (left, right.T if both else None)
+        left, right = _span(torch.cat(tensors, dim=1)), [_span(torch.cat(tensors).T)] if both else []
+        into[name], back[name] = (left.T, *right), (left, *(own.T for own in right))
 
     def moved(vector, sides):
         def compute(name):
             if name not in sides:
                 return vector[name]
-            left, right = sides[name]
+            left, *right = sides[name]
             moved = left @ vector[name].double()
-            return (moved @ right if both else moved).float()
+            return (moved @ right[0] if right else moved).float()
 
         return TaskVector(vector, compute)
 
