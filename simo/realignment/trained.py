@@ -159,14 +159,12 @@ def expert_labels(experts, tasks):
         From images `(B, 3, H, W)` to targets by task name: the likeliest classes `(B, H, W)`, or values
         `(B, C, H, W)`. A value of exactly 0, which would mean no ground truth, becomes 1e-30.
     """
-    coded = {task.name for task in tasks if task.is_segmentation}
+    classes = {task.name for task in tasks if task.is_segmentation}
 
     def targets(image):
         asked = {task.name: experts[task.name].to(image.device).eval() for task in tasks}
-        told = {name: expert(image)[name].float() for name, expert in asked.items()}
-        return {
-            name: x.argmax(1) if name in coded else x.masked_fill(x == 0, 1e-30) for name, x in told.items()
-        }
+        found = {name: expert(image)[name].float() for name, expert in asked.items()}
+        return {n: x.argmax(1) if n in classes else x.masked_fill(x == 0, 1e-30) for n, x in found.items()}
 
     return targets
 
