@@ -158,8 +158,7 @@ def balancing(name, shared):
 
     def backward(losses, history, share=1.0):
         losses = share * losses
-        trained = [parameter for parameter in shared if parameter.requires_grad]
-        if not trained:
+        if not (trained := [parameter for parameter in shared if parameter.requires_grad]):
             return losses.mean().backward()
         sizes = [parameter.numel() for parameter in trained]
         gradients = losses.new_empty(len(losses), sum(sizes))

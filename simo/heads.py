@@ -275,8 +275,7 @@ def create_head(head, task, dims, classes, options):
     """
     require_known("head", head, HEADS)
     known = list(inspect.signature(HEADS[head]).parameters)[3:]
-    unknown = [name for name in options if name not in known]
-    if unknown:
+    if unknown := [name for name in options if name not in known]:
         raise SimoError(f"head {head} has no option {unknown[0]!r}: expected some of {known} in head_options")
     return HEADS[head](task, dims, classes, **options)
 

@@ -92,10 +92,8 @@ def one_cycle(step, steps, warmup):
         In `(0, 1]`.
     """
     peak = warmup * steps
-    low, progress = (
-        (1 / 25, step / peak) if step < peak else (1 / 250_000, (steps - 1 - step) / (steps - peak))
-    )
-    return low + (1 - low) * (1 - math.cos(math.pi * min(1.0, progress))) / 2
+    low, part = (1 / 25, step / peak) if step < peak else (1 / 250_000, (steps - 1 - step) / (steps - peak))
+    return low + (1 - low) * (1 - math.cos(math.pi * min(1.0, part))) / 2
 
 
 def fit(

@@ -2,7 +2,8 @@
 
 Like those of `simo.merging.methods` they are pure functions from the experts' task vectors to one merged
 task vector, applied as θ_0 + α τ: those that look at single entries or whole blocks are here, others in
-`simo.merging.matrices` and `simo.merging.moments`. `merge(name, task_vectors, METHODS)` calls all by name.
+`simo.merging.matrices`, `simo.merging.spaces` and `simo.merging.moments`. `merge(name, task_vectors,
+METHODS)` calls all by name.
 """
 
 import zlib
@@ -12,9 +13,10 @@ import torch
 from simo.encoders import block_number
 from simo.errors import SimoError, require
 from simo.merging import methods
-from simo.merging.matrices import ace, core_space, esm, iso_c, iso_cts, knots, svc, tsv_m, wudi
+from simo.merging.matrices import ace, esm, iso_c, iso_cts, svc, tsv_m, wudi
 from simo.merging.methods import task_arithmetic
 from simo.merging.moments import lot, regmean
+from simo.merging.spaces import core_space, knots
 from simo.merging.task_vectors import TaskVector
 
 

@@ -6,11 +6,13 @@ import torch
 from simo.encoders import create_encoder
 from simo.errors import SimoError
 from simo.merging import matrices as matrices_module
+from simo.merging import spaces
 from simo.merging.field import FROM_IMAGES, METHODS, breadcrumbs, dare, equal_norms, lines
-from simo.merging.matrices import ace, core_space, esm, iso_c, iso_cts, knots, svc, tsv_m, wudi
+from simo.merging.matrices import ace, esm, iso_c, iso_cts, svc, tsv_m, wudi
 from simo.merging.methods import METHODS as OF_THE_PAPER
 from simo.merging.methods import merge, task_arithmetic, ties
 from simo.merging.moments import input_moments, lot, regmean
+from simo.merging.spaces import core_space, knots
 from simo.merging.task_vectors import TaskVector
 
 DATA_FREE = [name for name in METHODS if name not in FROM_IMAGES]
@@ -196,10 +198,10 @@ def low_rank(rank=2, count=3, seed=0):
 def test_a_shared_space_loses_nothing(both):
     """What is linear, as task arithmetic, is the same there; so is a single expert."""
     for vectors in (random_vectors(), low_rank()[1]):
-        merged = matrices_module._in_space(vectors, task_arithmetic, both)
+        merged = spaces._in_space(vectors, task_arithmetic, both)
         for name, expected in task_arithmetic(vectors).items():
             torch.testing.assert_close(merged[name], expected, rtol=1e-4, atol=1e-5)
-        alone = matrices_module._in_space(vectors[:1], lambda inside: ties(inside, density=1.0), both)
+        alone = spaces._in_space(vectors[:1], lambda inside: ties(inside, density=1.0), both)
         torch.testing.assert_close(alone[W], vectors[0][W], rtol=1e-4, atol=1e-5)
 
 
