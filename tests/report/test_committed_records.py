@@ -20,7 +20,7 @@ PARAMETERS = {study: read_parameters(ROOT / f"notebooks/params/{study}.yaml") fo
 # parameters that a notebook has only had since its records were made
 LATER = {"field": {"encoder_lr"}, "unlabelled_alpha": {"field_options"}}
 EXPERTS = {f"expert_{task.name}" for tasks in TASKS.values() for task in tasks}
-LATER |= dict.fromkeys(EXPERTS, {"expert_rank", "adapter_lr"})
+LATER |= dict.fromkeys(EXPERTS, {"expert_rank", "expert_adapter_lr"})
 MINIATURE = [study for study in STUDIES if study.startswith("miniature/")]
 LORA = "miniature/nyuv2_lora"  # experts, the wider field and α without labels alone
 WHOLE = [study for study in MINIATURE if study != LORA]
