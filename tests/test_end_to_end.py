@@ -110,8 +110,8 @@ NYUV2 = "notebooks/params/smoke/nyuv2.yaml"
 CHANGES = [
     (
         NYUV2,
-        "adapter_lr: 0.01",
-        "adapter_lr: 0.02",
+        "\nadapter_lr: 0.01",  # not expert_adapter_lr
+        "\nadapter_lr: 0.02",
         {"realign", "released", "control", "control_train", "qualitative"}
         | {"closed_form", "neighbours", "field", "variations", "mechanism"},
     ),
@@ -146,7 +146,7 @@ def test_only_affected_pages_are_drawn_again(project):
     """A value of one data set changes its page and those about all data sets, no other page."""
     path = project / NYUV2
     before = path.read_text()
-    path.write_text(before.replace("adapter_lr: 0.01", "adapter_lr: 0.02"))
+    path.write_text(before.replace("\nadapter_lr: 0.01", "\nadapter_lr: 0.02"))
     try:
         done = run(project, "-m", "snakemake", "-n", "book", "--cores", "2", *CONFIG)
     finally:
