@@ -119,7 +119,7 @@ def test_seeds_share_code_data_and_backbone(study, records):
 
 
 # studies whose records are of several states of the code; `make records` empties this
-MIXED = {*MINIATURE, FIVE} - {*ANEW} | {LORA}  # of which α without labels is of a later commit
+MIXED = {*MINIATURE, FIVE} - {*ANEW}
 
 
 def test_the_records_of_a_study_are_of_one_commit(study, records):
