@@ -67,7 +67,10 @@ if FETCH:
     Path(FOLDER, "nyuv2").mkdir(parents=True, exist_ok=True)
 elif not RENDERED.exists() and not FOLDER:
     raise SimoError(missing_data(PROFILE, [name for name in DATASETS if name not in MADE_FROM]))
-DATA = {name: data_folder(None if name in MADE_FROM else FOLDER, name, BUILD) for name in DATASETS}
+DATA = {
+    name: data_folder(None if name in MADE_FROM else FOLDER, name, BUILD, PREPARED.get(name, {}).get("size"))
+    for name in DATASETS
+}
 
 
 def encoder_source(values):
@@ -187,9 +190,10 @@ rule data:
 rule records:
     input: recomputed
     message: "copy the recomputed records to records/"
+    params: seeds=sorted({str(Path(*Path(path).parts[-3:-1])) for path in recomputed()})
     resources: seconds=5
     log: BUILD + "/logs/records.log"
-    shell: "python tools/book.py records {BUILD:q}/records records/{PROFILE:q} > {log:q} 2>&1"
+    shell: "python tools/book.py records {BUILD:q}/records records/{PROFILE:q} {params.seeds} > {log:q} 2>&1"
 
 
 if RENDERED.exists() and not FOLDER:
@@ -234,6 +238,7 @@ rule weights:
         source=lambda w, output: encoder_source(ENCODERS[output[0]]),
         backbone=lambda w, output: ENCODERS[output[0]]["backbone"],
         size=lambda w, output: json.dumps(ENCODERS[output[0]]["backbone_args"]),  # of random weights
+        code=code_hash("data_scripts/weights.py"),
     resources: seconds=60
     shell:
         "python -m data_scripts.weights --out {output:q} --weights {params.source:q}"

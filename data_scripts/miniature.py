@@ -23,7 +23,7 @@ from data_scripts import cityscapes, nyuv2, taskonomy
 from data_scripts.commands import exit_status
 from data_scripts.cues import as_taskonomy, fraction
 from data_scripts.layouts import Image, RawData
-from data_scripts.preparing import prepare, random_parts
+from data_scripts.preparing import Unlike, prepare, random_parts
 from data_scripts.render import RENDERER, render_room, render_street
 from simo.errors import SimoError
 from simo.files import atomic_path, read_json, reason
@@ -140,7 +140,7 @@ def write(dataset, out, size=None, train=800, val=256, test=300, seed=0, workers
     workers : int, optional
         Processes; by default one for each processor. The result does not depend on it.
     replace : bool
-        Delete what another request of this command rendered into `out`, instead of refusing.
+        Delete what another request of this command, or other code, rendered into `out`, instead of refusing.
 
     Returns
     -------
@@ -167,7 +167,13 @@ def write(dataset, out, size=None, train=800, val=256, test=300, seed=0, workers
             shutil.rmtree(out)
     if not (out / "prepared.json").exists():
         raw.convert(Image("preview", 0, "", 0))  # compiles the kernel into its cache once, for all workers
-    return prepare(raw, out, workers)
+    try:
+        return prepare(raw, out, workers)
+    except Unlike:
+        if not replace:
+            raise
+        shutil.rmtree(out)
+        return prepare(raw, out, workers)
 
 
 def draw_preview(dataset, out, count=8, size=None, seed=0):

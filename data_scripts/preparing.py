@@ -19,7 +19,6 @@ A run that is interrupted continues where it stopped when the same command is gi
 
 import hashlib
 import os
-import re
 import shutil
 import signal
 import threading
@@ -37,6 +36,11 @@ from simo.files import atomic_path, decoding, is_litter, read_json, write_json
 
 SPLIT_SEED = 42  # the paper's
 SPLITS = ("train", "val", "test")
+SAMPLE = 8  # images of a begun folder that are made again, and compared
+
+
+class Unlike(SimoError):
+    """A prepared folder that today's code, or today's raw data, would make differently."""
 
 
 def is_fixture(raw):
@@ -105,6 +109,7 @@ def prepare(raw, out, workers=None):
     ------
     SimoError
         If `out` holds something else, the disk is too small, or a file is broken and may not be dropped.
+        `Unlike` if of images that are there already today's code or raw data make something else.
     """
     out, layout = Path(out), raw.layout
     workers = workers or os.cpu_count() or 1
@@ -115,6 +120,7 @@ def prepare(raw, out, workers=None):
     request |= {"images": len(raw.images), "ids_sha256": hashlib.sha256(ids.encode()).hexdigest()}
     _claim(out, request)
     missing = _missing(out, raw)
+    _check_alike(out, raw, missing)
     prepared = out / "prepared.json"
     if prepared.exists():
         dropped = {line.split("\t")[0] for line in lines_of(out / "dropped.txt")}
@@ -167,13 +173,9 @@ def _claim(out, request):
             raise SimoError(
                 f"{out} was begun by another request ({what}): give --out another folder, or delete this one"
             )
-        for stray in out.glob("*/*/.*.npy"):  # half-written when an earlier run was killed
-            if re.fullmatch(r"\.\d+\.\d+\.npy", stray.name):
-                stray.unlink()
         return
-    # A run killed while it wrote the marker leaves the marker's temporary file, which is nobody's.
     names = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    foreign = [name for name in names if not name.startswith(".request.") and not is_litter(name)]
+    foreign = [name for name in names if not is_litter(name)]
     if foreign:
         raise SimoError(
             f"{out} holds {foreign[0]!r} and no request.json of this command: expected a new or empty "
@@ -189,6 +191,23 @@ def _missing(out, raw):
         places = [out / folder / f.name for f in raw.layout.fields]
         there[folder] = set.intersection(*(set(os.listdir(at)) if at.is_dir() else set() for at in places))
     return [image for image in raw.images if f"{image.index}.npy" not in there[image.folder]]
+
+
+def _check_alike(out, raw, missing):
+    """Refuse what other code, or other raw data, made: a sample of what is there is made again."""
+    absent = {image.id for image in missing}
+    there = [image for image in raw.images if image.id not in absent]
+    for image in there[:: -(-len(there) // SAMPLE) or 1]:
+        arrays = raw.convert(image)
+        for name, array in ((f.name, arrays[f.name]) for f in raw.layout.fields):
+            path = out / image.folder / name / f"{image.index}.npy"
+            with decoding(path, "delete it, and give the same command again"):
+                found = np.load(path)
+            if not np.array_equal(found, array, equal_nan=found.dtype.kind == "f"):
+                raise Unlike(
+                    f"{path} is not what is made of {image.name} today: the code or the raw data have "
+                    f"changed since. Give --out another folder, or delete {out}, to prepare all of it again"
+                )
 
 
 def _check_disk(out, images, layout):

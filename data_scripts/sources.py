@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from simo.errors import SimoError
+from simo.files import read_object
 
 RAW = {
     "nyuv2": "MTAN's .npy folder, the parquet shards of tanganke/nyuv2, the official .mat, or pictures of it",
@@ -11,7 +12,7 @@ RAW = {
 }
 
 
-def data_folder(data, dataset, build):
+def data_folder(data, dataset, build, size=None):
     """Folder of the prepared data of a data set.
 
     Parameters
@@ -22,6 +23,8 @@ def data_folder(data, dataset, build):
         A key of `RAW`.
     build : str
         Folder of this build.
+    size : list of int, optional
+        Height and width that the profile's parameters are made for.
 
     Returns
     -------
@@ -31,7 +34,8 @@ def data_folder(data, dataset, build):
     Raises
     ------
     SimoError
-        If the user's folder has nothing for this data set; the message says what is expected there.
+        If the user's folder has nothing for this data set; the message says what is expected there. If it is
+        prepared in another size.
     """
     if data:
         own = Path(data) / dataset
@@ -41,6 +45,12 @@ def data_folder(data, dataset, build):
                 f"`python -m data_scripts.{dataset} --raw {own} --out anywhere` tells where to get it"
             )
         if (own / "prepared.json").is_file():
+            found = read_object(own / "prepared.json").get("image_size")
+            if size and found != size:
+                raise SimoError(
+                    f"{own} is prepared with images of {found} (height, width), where this profile's crops "
+                    f"are made for {size}: give DATA the raw data, or prepare them with --size"
+                )
             return str(own)
     return f"{build}/data/{dataset}"
 

@@ -347,6 +347,7 @@ def field_table(records, frame, dataset):
             best = max(row["scans"], key=lambda scan: scan["score"], default={"alpha": "", "options": {}})
             own = {"method": row["method"], "α": best["alpha"]}
             own["option"], own["value"] = next(iter(best["options"].items()), ("", ""))
+            own["value"] = "–" if own["α"] == 0 and own["option"] else own["value"]  # nothing was merged
             for score in row["scores"]:
                 yield score | own | {"way": score["realignment"] or "merged"}
 

@@ -49,14 +49,19 @@ def code_hash(source):
         path.read_text("utf-8") if path.suffix == ".py" else "\n".join(notebook_code(notebook_path(source)))
     )
     digest = hashlib.sha256(_code_only(code))
+    for module, text in sorted(imported(code).items()):
+        digest.update(module.name.encode() + _code_only(text))
+    return digest.hexdigest()
+
+
+def imported(code):
+    """Modules of ours that a source imports, and that these import: text by file."""
     todo, done = _imported_modules(code), {}
     while todo:
         module = todo.pop()
         done[module] = module.read_text(encoding="utf-8")
         todo |= _imported_modules(done[module]) - done.keys()
-    for module in sorted(done):
-        digest.update(module.name.encode() + _code_only(done[module]))
-    return digest.hexdigest()
+    return done
 
 
 def _imported_modules(code):
@@ -88,7 +93,17 @@ def _code_only(source):
             and ast.get_docstring(node) is not None
         ):
             node.body = node.body[1:]
-    return ast.dump(tree).encode()
+    return repr(_plain(tree)).encode()
+
+
+def _plain(node):
+    """A syntax tree as lists, without what is empty there, which differs between Pythons."""
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 ends some with an empty text
+        node.values = [each for each in node.values if getattr(each, "value", None) != ""]
+    if isinstance(node, ast.AST):
+        filled = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+        return [type(node).__name__, *((name, _plain(value)) for name, value in filled)]
+    return [_plain(each) for each in node] if isinstance(node, list) else node
 
 
 def run_notebook(notebook, output, parameters):

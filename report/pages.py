@@ -17,7 +17,7 @@ from report.overview import CLOSE, TITLES, VARIED, marked
 from report.paper import paper_curves, paper_deltas, read_paper
 from report.parameters import check_injected
 from report.pictures import qualitative_figure
-from report.records import load_pictures, load_records, outdated, results_table
+from report.records import load_pictures, load_records, outdated, results_table, unfinished
 from simo.files import listed
 from simo.tasks import tasks_of
 
@@ -93,6 +93,8 @@ class Page:
         Their kind, as the page calls it: "linear" or "DPT"; "no" without records.
     seeds : int
         How many seeds have records.
+    begun : list of int
+        Seeds that lack an expert still, of which nothing is shown.
     """
 
     def __init__(self, study, records_folder, recomputed=""):
@@ -101,20 +103,21 @@ class Page:
         self.tasks = tasks_of(self.dataset)
         self.folder = ROOT / records_folder / study
         found = _records(self.folder)
-        self.outdated = outdated(found)
-        self.records = [record for record in found if record not in self.outdated]
+        self.outdated, begun = outdated(found), unfinished(found)
+        self.records = [record for record in found if record not in self.outdated + begun]
         self.profile = self.records[0]["profile"] if self.records else Path(records_folder).name
         heads = {record["provenance"]["parameters"].get("head") for record in self.records} - {None}
         self.heads = " and ".join({"dpt": "DPT"}.get(head, head) for head in sorted(heads)) or "no"
         self.frame = self._scores(self.records)
         fresh = _records(ROOT / recomputed / study) if recomputed else []
-        old = outdated(fresh)
+        old = outdated(fresh) + unfinished(fresh)
         fresh = [record for record in fresh if record["profile"] == self.profile and record not in old]
         self.fresh = self._scores(fresh)
         known = set() if self.frame is None else set(self.frame.index.unique("model"))
         self.models = [name for name in tables.MODELS if name in known and name != "expert"]
         self.fixture = any(record["provenance"]["fixture"] for record in self.records + fresh)
         self.seeds = len({record["seed"] for record in self.records})
+        self.begun = sorted({record["seed"] for record in begun})
         self.name = NAMES.get(self.profile, self.profile) + UNLIKE.get(study, "")
         self.name += f" [{FIXTURE}]" * self.fixture
         self.title = f"{TITLES[study]}, {self.name}"
@@ -136,6 +139,8 @@ class Page:
             text = f"Records of the profile **{self.profile}**. {SCALES.get(self.profile, '')}"
             if self.profile != "paper" and not _records(ROOT / "records" / "paper" / self.study):
                 text += " The paper's own scale was **not run**."
+            if self.begun:
+                text += f" Not every expert of seed {', '.join(map(str, self.begun))} is there: left out."
             if self.fixture:
                 text += (
                     " **Every number on this page was computed from a fixture: made-up data that only show "

@@ -237,16 +237,17 @@ def neighbours(*pages):
 
 
 def unlabelled_alpha(*pages):
-    """What the α of closed form's least residual reaches, beside that of the labels; or "not run"."""
+    """What closed form reaches at the α of its least residual, beside those of labels; or "not run"."""
     parts = []
     for page in pages:
         if page.ran("unlabelled_alpha"):
             chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas, main=True)
             own = chosen[chosen.method == "task_arithmetic"].groupby("rule").delta.mean()
-            parts.append(f"{_title(page)} {own.residual:+.1f} ({own.after:+.1f})")
+            parts.append(f"{_title(page)} {own.residual:+z.1f} ({own.after:+z.1f}; {own.before:+z.1f})")
     if not parts:
         return "not run"
-    return real_minus(f"Δ after it, in brackets that of the α that labels choose: {', '.join(parts)}")
+    what = "Δ of task arithmetic after it, in brackets by labels that are asked after it; before"
+    return real_minus(f"{what}: {', '.join(parts)}")
 
 
 def unlabelled_regret(*pages):

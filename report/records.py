@@ -33,6 +33,7 @@ from simo.datasets import read_prepared
 from simo.errors import SimoError
 from simo.files import atomic_path, decoding, listed, read_json, read_object, write_json
 from simo.models import MODEL
+from simo.tasks import TASKS
 from simo.training import Optimisation, device_name, pick_device
 
 
@@ -99,7 +100,7 @@ class Run:
             self.hashes[name] = load_recipe(self.checkpoints / f"{name}.safetensors")["sha256"]
         what = {name: value for name, value in self.parameters.items() if name not in PLACES}
         identity = hashlib.sha256(
-            json.dumps([notebook, what, self.hashes], sort_keys=True).encode()
+            json.dumps([notebook, what, self.hashes, self.where["precision"]], sort_keys=True).encode()
         ).hexdigest()
         self.partial = self.checkpoints / "partial" / f"{notebook}-{identity[:12]}"
         self.resumed, self.seconds = self.partial.exists(), {}
@@ -173,6 +174,7 @@ class Run:
                 "fixture": self.source["fixture"],
                 "versions": versions(),
                 "device": device_name(self.where["device"]),
+                "precision": self.where["precision"],
                 "started": self.started.isoformat(timespec="seconds"),
                 "seconds": round(time.monotonic() - self._clock, 1),
                 "resumed": self.resumed,
@@ -333,6 +335,17 @@ def outdated(records):
         return any(each["provenance"]["started"] > started or is_old(each) for each in used if each)
 
     return [record for record in records if is_old(record)]
+
+
+def unfinished(records):
+    """Those records of seeds that lack an expert, to which all results are relative; see `outdated`."""
+    there = {(record["seed"], record["experiment"]) for record in records}
+    needed = {name: [f"expert_{task.name}" for task in tasks] for name, tasks in TASKS.items()}
+    return [
+        record
+        for record in records
+        if any((record["seed"], expert) not in there for expert in needed[record["dataset"]])
+    ]
 
 
 def _maker(checkpoint):

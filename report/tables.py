@@ -70,6 +70,7 @@ def scores(results, dataset):
     tasks = tasks_of(dataset)
     chosen = results[(results.dataset == dataset) & (results.split == "test")]
     table = chosen.pivot(index=["model", "seed"], columns="task", values="value")
+    table = table.reindex(columns=[task.name for task in tasks])
     if table.empty:
         raise SimoError(f"{dataset}: no expert has a record; run its notebooks again")
     rows = {}

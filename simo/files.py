@@ -11,7 +11,10 @@ from simo.errors import SimoError
 
 # what a full or locked disk says without naming a file
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
-_LITTER = re.compile(r"\._.*|__MACOSX|\.DS_Store|Thumbs\.db|desktop\.ini")
+_LITTER = re.compile(
+    r"\._.*|__MACOSX|\.DS_Store|Thumbs\.db|desktop\.ini"
+    r"|\..+\.\d+(\.[^.]+)?"  # `atomic_path`'s own, of a process that was killed
+)
 
 
 @contextmanager
@@ -127,12 +130,12 @@ def reason(error):
 
 
 def is_litter(path):
-    """Whether a file, or a folder above it, was left by macOS or Windows beside the files of people."""
+    """Whether a file, or a folder above it, was left by macOS, Windows or a killed run of ours."""
     return any(_LITTER.fullmatch(part) for part in Path(path).parts)
 
 
 def listed(folder, pattern):
-    """Paths below a folder that match a pattern, sorted, without what macOS and Windows leave."""
+    """Paths below a folder that match a pattern, sorted, without litter, see `is_litter`."""
     folder = Path(folder)
     return sorted(path for path in folder.glob(pattern) if not is_litter(path.relative_to(folder)))
 

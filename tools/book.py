@@ -202,9 +202,16 @@ def print_book(folder):
     return folder / "book.pdf"
 
 
-def copy_records(computed, committed):
-    """Copy recomputed records, and the pictures of seed 0 if they were rendered, to the committed folder."""
-    for path in listed(computed, "*/seed*/*"):
+def copy_records(computed, committed, seeds):
+    """Copy recomputed records, and the pictures of seed 0 if they were rendered, to the committed folder.
+
+    Parameters
+    ----------
+    computed, committed : Path
+    seeds : list of str
+        Those of this build, such as `nyuv2/seed0`; what else lies in `computed` is of other runs.
+    """
+    for path in (path for seed in seeds for path in listed(computed, f"{seed}/*")):
         record = path.with_suffix(".json")
         if path == record or path.parent.name == "seed0" and _rendered(record):
             with atomic_path(committed / path.relative_to(computed)) as temporary:
@@ -257,6 +264,7 @@ def main():
         command = commands.add_parser(name)
         for place in places:
             command.add_argument(place, type=Path)
+    commands.choices["records"].add_argument("seeds", nargs="+", help="such as nyuv2/seed0")
     commands.choices["build"].add_argument("--executed", default="", help="folder of executed notebooks")
     options = parser.parse_args()
     try:
@@ -267,7 +275,7 @@ def main():
         elif options.command == "figure":
             draw_readme_figure()
         else:
-            copy_records(options.computed, options.committed)
+            copy_records(options.computed, options.committed, options.seeds)
             if options.committed.resolve().parent == ROOT / "records":
                 for name in DATASET_PAGES:
                     store_expected_output(name)

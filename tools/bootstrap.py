@@ -192,6 +192,8 @@ def main():
             "installing uv, a fast installer",
             lambda: call([PYTHON, "-m", "pip", "install", "-c", "constraints.txt", "uv"]),
         )
+    # until it ends well, what is installed is of no stamp, not even of the one before
+    ok.write_text("\n".join(stamp().splitlines()[:2]) + "\n", encoding="utf-8")
     step("installing the packages (1.3 GB; 4 GB with CUDA)", *install_choices())
     step(
         "checking that they fit together",

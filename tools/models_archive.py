@@ -70,15 +70,17 @@ def check_models(root):
     """
     for study in STUDIES if (root / CHECKPOINTS).is_dir() else ():
         records = map(read_json, listed(root / RECORDS / study / "seed0", "*.json"))
-        hashes = {name: sha for each in records for name, sha in each["provenance"]["hashes"].items()}
-        for name, _ in names_of(study):
+        made = {each["experiment"]: each["provenance"]["hashes"] for each in records}
+        used = {name: sha for hashes in made.values() for name, sha in hashes.items()}
+        for name, maker in names_of(study):
             path = f"{CHECKPOINTS}/{study}/seed0/{name}.safetensors"
             try:
                 recipe = load_recipe(root / path)
             except SimoError as error:
                 yield f"{error}; make records"
                 continue
-            if recipe["sha256"] != hashes.get(name, recipe["sha256"]):
+            # what none has read is known by what its own maker read
+            if recipe["hashes"] != made.get(maker) or recipe["sha256"] != used.get(name, recipe["sha256"]):
                 yield f"{path} is not the one behind {RECORDS}/{study}: make records, or remove {CHECKPOINTS}"
 
 

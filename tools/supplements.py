@@ -6,7 +6,7 @@ from report.notebooks import ROOT
 from report.overview import TITLES, drawn_by
 from report.pages import UNLIKE
 from report.parameters import declared_parameters
-from report.records import load_records, outdated, results_table
+from report.records import load_records, outdated, results_table, unfinished
 from report.tables import scores
 from simo.files import listed, read_json
 from simo.tasks import TASKS
@@ -36,7 +36,7 @@ def not_run_cell(notebook):
     pages = SHOWN_ON.get(notebook, tuple(TASKS))
     links = ", ".join(f"[{_title(page)}](../pages/{page}.ipynb)" for page in pages)
     names = {path.stem for path in listed(ROOT / "records", "*/*/*/*.json")}
-    found = f"What it found, on all seeds, is shown on {links}."
+    found = f"What it found is shown on {links}."
     if not any(name == notebook or name.startswith(f"{notebook}_") for name in names):
         found = f"No committed records of it are there yet; {links} will show what it finds."
     text = f"```{{note}}\nNot run in this build: below is the code, without outputs. {found}\n```\n"
@@ -57,6 +57,7 @@ def data_cell(page, given, source):
     """
     folders = [v for name, v in (declared_parameters(page) | given).items() if name.endswith("_folder") and v]
     studies = [study for folder in folders for study in listed(ROOT / folder, "*") if study.name in TITLES]
+    studies = [study for study in studies if listed(study, "**/*.json")]  # not one that was begun only
     if page.split("_")[0] in TASKS:  # of a data set: its own; every other page has all
         studies = [study for study in studies if drawn_by(study.parent.name, study.name) == page]
     text = "## The data of this page\n\n"
@@ -75,7 +76,7 @@ def _links(study, folder):
         folder.mkdir(exist_ok=True)
         dataset = study.name.split("_")[0]
         records = load_records(study)
-        old = outdated(records)  # the page draws none of them
+        old = outdated(records) + unfinished(records)  # the page draws none of them
         scores(results_table([each for each in records if each not in old]), dataset).to_csv(table)
         left_out = {f"seed{each['seed']}/{each['experiment']}.json" for each in old}
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import psutil
 
+from simo.files import listed
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ["--config", "profile=smoke", "studies=nyuv2", "further=no"]
 VOLATILE = {"seconds", "started", "resumed", "peak_memory_mb"}  # of two runs these differ
@@ -83,7 +85,7 @@ def lasting(value):
 def records(project):
     """Return the records of a run by path, as texts."""
     found = {}
-    for path in sorted((project / "build/smoke/records").rglob("*.json")):
+    for path in listed(project / "build/smoke/records", "**/*.json"):
         found[str(path.relative_to(project))] = json.dumps(lasting(json.loads(path.read_text())))
     return found
 

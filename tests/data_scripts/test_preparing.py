@@ -16,9 +16,9 @@ from data_scripts import preparing
 from data_scripts.checking import check
 from data_scripts.commands import main
 from data_scripts.layouts import Broken, Field, Image, Layout, RawData
-from data_scripts.preparing import fixture_parts, prepare, random_parts
+from data_scripts.preparing import Unlike, fixture_parts, prepare, random_parts
 from simo.errors import SimoError
-from simo.files import read_json, write_json
+from simo.files import listed, read_json, write_json
 
 FIELDS = (
     Field("image", "uint8", 3, 0, 255),
@@ -59,7 +59,7 @@ def toy(layout=LAYOUT, sources=None, **options):
 
 
 def files_of(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in listed(folder, "**/*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -127,18 +127,31 @@ def test_content_hash_sees_values_splits_and_names(copy):
 
 
 def test_complete_folder_is_left_alone(copy, capsys):
-    """Protects the reader's time: a second run converts nothing and says why."""
-    raw = toy(sources={"all": "broken"})  # would fail if anything were converted
-    assert prepare(raw, copy, workers=1) == read_json(copy / "prepared.json")
+    """Protects the reader's time: a second run writes nothing and says why."""
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    assert prepare(toy(), copy, workers=1) == read_json(copy / "prepared.json")
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
     assert "complete already: 10 images" in capsys.readouterr().out
 
 
 def test_missing_array_is_made_again(copy, prepared):
-    """Protects repair: a lost file, and a half-written one, are made good by the same command."""
+    """Protects repair: a lost file is made good by the same command, and half-written ones do not count."""
     (copy / "val/depth/3.npy").unlink()
-    (copy / "val/depth/.3.4711.npy").write_bytes(b"half")
-    prepare(toy(), copy, workers=1)
+    for half in ("val/depth/.3.4711.npy", "splits/.train.4711.txt", ".request.4711.json"):
+        (copy / half).write_bytes(b"half")
+    assert prepare(toy(), copy, workers=1) == read_json(prepared / "prepared.json")
     assert files_of(copy) == files_of(prepared)
+
+
+def test_what_other_code_made_is_refused(copy):
+    """Protects from training on what a corrected script would no longer make, complete or interrupted."""
+    (copy / "prepared.json").unlink()
+    later = replace(toy(), convert=lambda image: convert(image) | {"depth": convert(image)["depth"] + 1})
+    with pytest.raises(Unlike, match=r"depth.*\.npy is not what is made of .* today"):
+        prepare(later, copy, workers=1)
+    prepare(toy(), copy, workers=1)
+    with pytest.raises(Unlike, match="delete"):
+        prepare(later, copy, workers=1)
 
 
 def test_killed_run_continues(prepared, tmp_path):

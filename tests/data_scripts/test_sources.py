@@ -32,5 +32,9 @@ def test_prepared_data_are_used_where_they_are(tmp_path):
     (tmp_path / "nyuv2" / "prepared.json").write_text("{}")
     assert data_folder(tmp_path, "nyuv2", "build/x") == str(tmp_path / "nyuv2")
     assert data_folder(None, "nyuv2", "build/x") == "build/x/data/nyuv2"
+    (tmp_path / "nyuv2" / "prepared.json").write_text('{"image_size": [288, 384]}')
+    assert data_folder(tmp_path, "nyuv2", "build/x", [288, 384]) == str(tmp_path / "nyuv2")
+    with pytest.raises(SimoError, match=r"images of \[288, 384\] .* made for \[126, 168\]: give DATA"):
+        data_folder(tmp_path, "nyuv2", "build/x", [126, 168])
     with pytest.raises(SimoError, match="taskonomy does not exist: expected taskonomy there"):
         data_folder(tmp_path, "taskonomy", "build/x")

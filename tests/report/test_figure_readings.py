@@ -125,14 +125,18 @@ def test_lines_of_a_figure_are_named():
 def test_alpha_without_labels_is_read_or_not_run():
     """The page on which method when fills itself as soon as there are records of it."""
     chosen = pd.DataFrame(
-        {"method": "task_arithmetic", "rule": ["residual", "after"] * 2, "delta": [-5.0, -4.0, -7.0, -5.0]}
+        {
+            "method": "task_arithmetic",
+            "rule": ["residual", "after", "before"] * 2,
+            "delta": [-5.0, -4.0, -8.0, -7.0, -5.0, -9.0],
+        }
     )
     page = stub()
     page.ran = lambda experiment: True
     page.derive = lambda experiment, function, main: chosen
-    assert "choose: NYUv2 −6.0 (−4.5)" in readings.unlabelled_alpha(page)
+    assert "before: NYUv2 −6.0 (−4.5; −8.5)" in readings.unlabelled_alpha(page)
     page.fixture = True
-    assert "choose: NYUv2 [fixture] −6.0 (−4.5)" in readings.unlabelled_alpha(page)
+    assert "before: NYUv2 [fixture] −6.0 (−4.5; −8.5)" in readings.unlabelled_alpha(page)
     assert readings.unlabelled_alpha(Page("nyuv2", "records/none")) == "not run"
 
 

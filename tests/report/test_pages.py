@@ -18,6 +18,9 @@ from simo.files import write_json
 COMMITTED = ROOT / "records" / "miniature"
 
 
+METRICS = {"segmentation": 10.0, "depth": 1.0, "normals": 40.0}
+
+
 @pytest.fixture
 def shown(monkeypatch):
     """Everything that a page displays, as text."""
@@ -136,6 +139,24 @@ def test_recomputed_seeds_are_compared(shown):
     assert said.startswith("A recomputed seed is not one more seed")
     assert table.count(">yes</td>") == len(page.fresh) - len(page.fresh.loc["expert"])
     assert "NO" not in table
+
+
+def test_what_an_interrupted_run_left_is_not_drawn(tmp_path, shown):
+    """A seed without all experts, and half a record, are no result; what a seed changed is said."""
+    for record in load_records(COMMITTED / "nyuv2" / "seed0"):
+        if record["experiment"] == "joint":
+            record["results"] = [each | {"metrics": METRICS} for each in record["results"]]
+        write_json(tmp_path / "nyuv2" / "seed0" / f"{record['experiment']}.json", record)
+    left = load_records(COMMITTED / "nyuv2" / "seed1")[0]
+    write_json(tmp_path / "nyuv2" / "seed5" / "expert_depth.json", left | {"seed": 5})
+    (tmp_path / "nyuv2" / "seed0" / ".joint.4711.json").touch()
+    page = Page("nyuv2", COMMITTED, tmp_path)
+    page.recomputed()
+    assert shown[-1].count(">NO</td>") == 1
+    page = Page("nyuv2", tmp_path)
+    assert (page.seeds, page.begun) == (1, [5])
+    page.scale()
+    assert "Not every expert of seed 5 is there: left out." in shown[-1]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

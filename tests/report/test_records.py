@@ -264,6 +264,15 @@ def test_records_are_loaded_in_a_fixed_order(record, tmp_path):
     assert {record["study"] for record in loaded} == {"all"}
 
 
+def test_seeds_without_all_experts_are_unfinished():
+    """An interrupted run of a further seed takes nothing from the seeds that are whole."""
+    names = ["expert_segmentation", "expert_depth", "expert_normals", "joint"]
+    whole = [{"dataset": "nyuv2", "seed": 0, "experiment": name} for name in names]
+    begun = [{"dataset": "nyuv2", "seed": 5, "experiment": name} for name in names[1:]]
+    assert records.unfinished(whole) == []
+    assert records.unfinished(whole + begun) == begun
+
+
 def test_records_older_than_what_they_used_are_outdated():
     """A control of before its expert was trained anew, and what used such; joint training used none."""
 

@@ -69,6 +69,8 @@ def test_incomplete_experts_are_refused(drop):
     table = table[~((table.model == "expert") & (table.seed == 0) & table.task.isin(drop))]
     with pytest.raises(SimoError, match="nyuv2, seed 0: not every expert has a record"):
         scores(table, "nyuv2")
+    with pytest.raises(SimoError, match="not every expert has a record|no expert has a record"):
+        scores(table[~table.task.isin(drop)], "nyuv2")  # of no seed
 
 
 def test_table_shows_mean_and_standard_deviation():

@@ -208,11 +208,20 @@ def test_missing_file_is_said_to_be_missing():
 
 
 LITTER = ["._0.npy", ".DS_Store", "__MACOSX/0.npy", "__MACOSX/deep/._0.npy", "Thumbs.db", "desktop.ini"]
+LITTER += [".joint.4711.json", "deep/.train.4711.txt"]  # of `atomic_path`, killed
 
 
 def test_litter_is_not_listed(tmp_path):
-    """Protects from what file managers leave; names that only look similar are the user's."""
-    own = ["0.npy", "_0.npy", ".0.npy", "deep/Thumbs.db.npy", "deep/MACOSX.npy"]
+    """Protects from what file managers and killed runs leave; names that only look similar are the user's."""
+    own = [
+        "0.npy",
+        "_0.npy",
+        ".0.npy",
+        ".4711.npy",
+        "joint.4711.json",
+        "deep/Thumbs.db.npy",
+        "deep/MACOSX.npy",
+    ]
     for name in LITTER + own:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

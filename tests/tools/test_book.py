@@ -210,14 +210,18 @@ def test_a_page_that_was_removed_does_not_stay(tmp_path, pages, monkeypatch):
 
 
 def test_records_are_copied_but_pictures_of_seed_0_only(tmp_path):
-    """Committed records are the JSON of all seeds; pictures, which are large, of one, if rendered."""
+    """Committed are the JSON of this build's seeds and the pictures, which are large, of one, if rendered."""
     computed = (("nyuv2", 0, "rendered"), ("nyuv2", 1, "rendered"), ("photos", 0, "pictures"))
+    computed += (("nyuv2", 7, "rendered"),)  # of another run
     for study, seed, source in computed:
         folder = tmp_path / "computed" / study / f"seed{seed}"
         folder.mkdir(parents=True)
         (folder / "qualitative.json").write_text(json.dumps({"provenance": {"source": source}}))
         (folder / "qualitative.npz").write_text("{}")
-    book.copy_records(tmp_path / "computed", tmp_path / "committed")
+    (folder.parent / "seed0" / ".joint.4711.json").touch()  # of a run that was killed
+    book.copy_records(
+        tmp_path / "computed", tmp_path / "committed", ["nyuv2/seed0", "nyuv2/seed1", "photos/seed0"]
+    )
     copied = sorted(
         str(path.relative_to(tmp_path / "committed")) for path in tmp_path.glob("committed/**/*.*")
     )

@@ -46,11 +46,15 @@ def git(folder, *arguments):
 
 def train(folder, commit):
     """Write the nine models of NYUv2 that a build leaves, untrained, and their records."""
-    tasks, written = tasks_of("nyuv2"), {}
+    tasks, written, shas = tasks_of("nyuv2"), {}, {"code": "c", "data": "d", "backbone": "b"}
     for name, experiment in models_archive.names_of("nyuv2"):
         own = [task for task in tasks if experiment == f"expert_{task.name}"] or tasks
         model, recipe = create_model(own, seed=0, **SETTINGS), {"dataset": "nyuv2", "model": SETTINGS}
         kind, _, method = experiment.partition("_")
+        read = {"expert": (), "merge": [f"expert_{task.name}" for task in tasks]}.get(
+            kind, [f"merged_{method}"]
+        )
+        recipe["hashes"] = {used: shas[used] for used in ("code", "data", "backbone", *read)}
         if kind != "expert":
             recipe |= {"method": method, "alpha": 0.3}
         if kind == "realign":
@@ -62,9 +66,9 @@ def train(folder, commit):
         save_checkpoint(path, model.state_dict(), recipe | {"tasks": [task.name for task in own]})
         title = "+".join(filter(None, ("expert" if kind == "expert" else method, recipe.get("realignment"))))
         scores = {task.name: 0.25 for task in own}
-        written.setdefault(experiment, {"results": [], "hashes": {}})
+        written.setdefault(experiment, {"results": [], "hashes": recipe["hashes"]})
         written[experiment]["results"] += [{"model": title, "split": "test", "metrics": scores}]
-        written[experiment]["hashes"][name] = read_json(path.with_suffix(".json"))["sha256"]
+        shas[name] = read_json(path.with_suffix(".json"))["sha256"]
     for experiment, found in written.items():
         what = {
             "experiment": experiment,
@@ -207,13 +211,17 @@ def test_records_of_a_commit_that_history_lacks_are_refused(project):
     assert "of commit 00000000, which HEAD does not come from" in problem
 
 
-def test_models_of_another_run_are_refused(project):
-    """What is handed out is what the records were measured on, by its hash."""
-    path = project / f"{EXPERT}.safetensors"
+@pytest.mark.parametrize("name", ["expert_depth", "realigned_ties_heads"])
+def test_models_of_another_run_are_refused(project, name):
+    """What is handed out is what records were measured on, by its hash, or by the hashes of what made it."""
+    path = project / f"{EXPERT.replace('expert_depth', name)}.safetensors"
     model = create_model(tasks_of("nyuv2", ["depth"]), seed=1, **SETTINGS)
-    save_checkpoint(path, model.state_dict(), read_json(path.with_suffix(".json")))
+    recipe = read_json(path.with_suffix(".json"))
+    if name != "expert_depth":  # which no record has read
+        recipe["hashes"]["merged_ties"] = "of another run"
+    save_checkpoint(path, model.state_dict(), recipe)
     (problem,) = models_archive.check_models(project)
-    assert "expert_depth.safetensors is not the one behind records/miniature/nyuv2" in problem
+    assert f"{name}.safetensors is not the one behind records/miniature/nyuv2" in problem
 
 
 def test_nothing_is_written_by_a_check_or_where_something_is_missing(project, monkeypatch, capsys):

@@ -98,6 +98,33 @@ def test_bootstrap_asks_for_the_python_of_pyproject():
     assert ">=" + ".".join(map(str, bootstrap.OLDEST)) == PROJECT["requires-python"]
 
 
+def test_an_interrupted_upgrade_is_not_taken_for_what_was_before(monkeypatch, tmp_path):
+    """After Ctrl-C in an installation the versions of before are half gone: no stamp names them."""
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path)
+    monkeypatch.setattr(bootstrap, "LOG", tmp_path / "install.log")
+    (tmp_path / ".ok").write_text(before := bootstrap.stamp())
+    done = []
+
+    def step(what, *ways):
+        done.append(what)
+        if interrupted and what.startswith("installing the packages"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(bootstrap, "step", step)
+    monkeypatch.setattr(bootstrap, "stamp", lambda: before + "another version\n")
+    interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        bootstrap.main()
+    interrupted = False
+    done.clear()
+    monkeypatch.setattr(bootstrap, "stamp", lambda: before)
+    bootstrap.main()
+    assert [what.split()[0] for what in done] == ["installing", "checking"]  # nothing is made from nothing
+    done.clear()
+    bootstrap.main()
+    assert done == []
+
+
 def test_bootstrap_refuses_an_old_python(monkeypatch, capsys):
     """With an old Python the reader learns which was found, which is needed and what to type."""
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
