@@ -18,9 +18,6 @@ import os
 import sys
 import time
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +28,7 @@ from torch.utils.data import Dataset
 
 from data_scripts.commands import exit_status
 from data_scripts.miniature import SIZES, scene_seed
-from data_scripts.preparing import start_worker
+from data_scripts.preparing import in_parallel
 from data_scripts.render import RENDERER, render_room, render_street
 from simo.checkpoints import TensorFile, save_checkpoint, versions
 from simo.encoders import create_encoder
@@ -182,18 +179,9 @@ def load_renders(folder, seed, count, workers):
     missing = [path for path in paths if not path.exists()]
     show = functools.partial(progress, start=len(paths) - len(missing), total=len(paths), label="render")
     render = functools.partial(render_chunk, seed=seed)
-    if workers == 1 or len(missing) < 2:
-        deque(show(map(render, missing)), maxlen=0)
-    else:
+    if workers > 1 and len(missing) > 1:
         render_scene(0, seed), render_scene(1, seed)  # compile the kernel once, for all workers
-        try:
-            # spawned, not forked: a fork of a process that has used torch's threads may hang
-            with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn"), start_worker) as pool:
-                deque(show(pool.map(render, missing)), maxlen=0)
-        except BrokenProcessPool as error:
-            raise SimoError(
-                f"a rendering process died, perhaps for want of memory: run again, --workers below {workers}"
-            ) from error
+    deque(show(in_parallel(render, missing, workers)), maxlen=0)
     with decoding(f"a file in {folder}", "delete it and run again"):
         return np.concatenate([np.load(path, allow_pickle=False) for path in paths])
 

@@ -3,7 +3,6 @@
 Usage
 -----
     python -m data_scripts.miniature nyuv2 --out DIR [--size 64 64] [--train 800] [--val 256] [--test 300]
-    python -m data_scripts.miniature preview cityscapes --out picture.png [--count 8]
 
 NYUv2 and Taskonomy are rendered rooms, Cityscapes rendered streets; fields, types, folders and splits are
 those of the real data sets' scripts beside this one. A run that is interrupted continues where it stopped
@@ -26,7 +25,7 @@ from data_scripts.layouts import Image, RawData
 from data_scripts.preparing import Unlike, prepare, random_parts
 from data_scripts.render import RENDERER, render_room, render_street
 from simo.errors import SimoError
-from simo.files import atomic_path, read_json, reason
+from simo.files import read_json
 
 LAYOUTS = {
     layout.dataset: changed(layout, fields=tuple(f for f in layout.fields if not f.optional))
@@ -34,7 +33,7 @@ LAYOUTS = {
 }
 SIZES = {"nyuv2": (64, 64), "cityscapes": (48, 96), "taskonomy": (64, 64)}
 COUNTS = {"train": 800, "val": 256, "test": 300}
-_FOLDERS = ("train", "val", "pretraining", "preview", "test")
+_FOLDERS = ("train", "val", "pretraining", "preview", "test")  # a scene's seed counts them
 _SEED_LIMIT = 2**28
 
 
@@ -176,75 +175,19 @@ def write(dataset, out, size=None, train=800, val=256, test=300, seed=0, workers
         return prepare(raw, out, workers)
 
 
-def draw_preview(dataset, out, count=8, size=None, seed=0):
-    """Draw scenes as columns: the image, then each of the data set's fields.
-
-    Parameters
-    ----------
-    dataset : str
-        A key of `LAYOUTS`.
-    out : str or Path
-        The picture's file; its suffix chooses the format.
-    count : int
-        Number of scenes.
-    size : tuple of int, optional
-        Height and width of each picture.
-    seed : int
-        Seed of the data set.
-    """
-    from PIL import Image as Picture
-
-    size = tuple(size or SIZES[dataset])
-    columns = []
-    for index in range(count):
-        arrays = convert(dataset, size, Image("preview", index, "", scene_seed(seed, "preview", index)))
-        columns.append(np.concatenate([_coloured(f, arrays[f.name]) for f in LAYOUTS[dataset].fields]))
-    sheet = Picture.fromarray((np.concatenate(columns, axis=1) * 255).round().astype(np.uint8))
-    enlarge = max(1, 128 // size[0])
-    sheet = sheet.resize((sheet.width * enlarge, sheet.height * enlarge), Picture.Resampling.NEAREST)
-    try:
-        with atomic_path(out) as temporary:
-            sheet.save(temporary)
-    except ValueError as error:
-        raise SimoError(
-            f"cannot draw {out}: {reason(error)}; a name that ends in .png always works"
-        ) from error
-
-
-def _coloured(field, array):
-    """An array as a picture (H, W, 3) in [0, 1]: classes by hue, single values in grey."""
-    if field.channels is None:
-        hues = (array[..., None] * 0.381966 + np.array([0.0, 1 / 3, 2 / 3])) * 2 * np.pi
-        return (0.55 + 0.4 * np.cos(hues)) * np.where(array % 2, 1.0, 0.7)[..., None]
-    values = array / np.iinfo(array.dtype).max if array.dtype.kind == "u" else array
-    if field.channels == 1:
-        return np.repeat(values / values.max(), 3, axis=2)
-    return (values + 1) / 2 if values.min() < 0 else values
-
-
 def main(arguments=None):
     """Run the command line; return its exit status."""
     about = __doc__.split("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m data_scripts.miniature", description=about)
-    commands = parser.add_subparsers(dest="command", required=True)
-    datasets = {name: commands.add_parser(name, help=f"render {name}") for name in LAYOUTS}
-    preview = commands.add_parser("preview", help="draw some scenes as one picture")
-    preview.add_argument("dataset", choices=LAYOUTS)
-    preview.add_argument("--count", type=int, default=8, help="scenes (default 8)")
-    for command in (*datasets.values(), preview):
-        command.add_argument("--out", type=Path, required=True, help="folder, or picture, to write")
-        command.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels")
-        command.add_argument("--seed", type=int, default=0, help="seed of the data set")
-    for command in datasets.values():
-        for name, count in COUNTS.items():
-            command.add_argument(f"--{name}", type=int, default=count, help=f"scenes (default {count})")
-        command.add_argument("--replace", action="store_true", help="delete what another request rendered")
-        command.add_argument("--workers", type=int, help="processes (default: one a processor)")
-    options = vars(parser.parse_args(arguments))
-    command = options.pop("command")
-    if command == "preview":
-        return exit_status(draw_preview, **options)
-    return exit_status(write, command, **options)
+    parser.add_argument("dataset", choices=LAYOUTS)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data set")
+    for name, count in COUNTS.items():
+        parser.add_argument(f"--{name}", type=int, default=count, help=f"scenes (default {count})")
+    parser.add_argument("--replace", action="store_true", help="delete what another request rendered")
+    parser.add_argument("--workers", type=int, help="processes (default: one a processor)")
+    return exit_status(write, **vars(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":

@@ -245,7 +245,7 @@ def in_parallel(function, work, workers):
         # Spawned, not forked: a fork of a process that has used torch's threads may hang.
         context = get_context("spawn")
         with ProcessPoolExecutor(min(workers, len(work)), context, initializer=start_worker) as pool:
-            yield from pool.map(function, work, chunksize=4)
+            yield from pool.map(function, work, chunksize=max(1, min(4, len(work) // workers)))
     except BrokenProcessPool as error:
         raise SimoError(
             "a worker process died, perhaps for want of memory: "

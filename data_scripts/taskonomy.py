@@ -37,6 +37,7 @@ from pathlib import Path
 import numpy as np
 
 from data_scripts.commands import main
+from data_scripts.cues import fraction
 from data_scripts.layouts import Broken, Field, Image, Layout, RawData
 from data_scripts.preparing import is_fixture
 from simo.errors import SimoError
@@ -181,10 +182,10 @@ def convert(image):
     measured = files["mask_valid"] if "mask_valid" in files else (depth != 0) & (depth != NO_DEPTH)
     arrays = {
         "image": np.round(halve(files["rgb"])).astype(np.uint8),
-        "depth_zbuffer": fixed_point(np.log1p(halve(depth)) / np.log(2.0**16)),
+        "depth_zbuffer": fraction(np.log1p(halve(depth)) / np.log(2.0**16), np.uint16),
         "normal": np.round(halve(files["normal"])).astype(np.uint8),
-        "edge_texture": fixed_point(np.minimum(halve(files["edge_texture"]) / EDGE_LIMIT, 1)),
-        "keypoints2d": fixed_point(np.minimum(halve(files["keypoints2d"]) / KEYPOINT_LIMIT, 1)),
+        "edge_texture": fraction(np.minimum(halve(files["edge_texture"]) / EDGE_LIMIT, 1), np.uint16),
+        "keypoints2d": fraction(np.minimum(halve(files["keypoints2d"]) / KEYPOINT_LIMIT, 1), np.uint16),
         "mask_valid": (halve(measured != 0) == 1).astype(np.uint8),
     }
     if SEMANTIC in files:
@@ -199,11 +200,6 @@ def halve(values):
     """Mean of every 2 x 2 pixels of an array (2 H, 2 W, C) of unsigned integers; float64 (H, W, C)."""
     corners = (values[y::2, x::2].astype(np.uint32) for y in (0, 1) for x in (0, 1))
     return sum(corners) / 4
-
-
-def fixed_point(fraction):
-    """Values in [0, 1] as uint16 fractions of 65535, rounded to the nearest."""
-    return np.round(fraction * 65535).astype(np.uint16)
 
 
 def _read(raw, building, view, domain):

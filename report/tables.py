@@ -325,9 +325,7 @@ def pattern(frames, dataset, paper, chosen=None):
 def _pattern(frame, theirs, chosen):
     """Rows of `pattern`: the paper's text and ours."""
     seeds = frame.printed.unstack("seed").reindex(theirs.index)
-    # ranks among what both have: `corr` would leave the others' ranks in place
-    both = {seed: pd.DataFrame({"paper": theirs, "ours": seeds[seed]}).dropna().rank() for seed in seeds}
-    order = pd.Series({seed: ranks.paper.corr(ranks.ours) for seed, ranks in both.items()})
+    order = seeds.corrwith(theirs, method="spearman")
     rows = {
         "order of the methods (rank correlation of Δ; that realigned is above bare makes most of it)": (
             "1",

@@ -11,10 +11,8 @@ from simo.errors import SimoError
 
 # what a full or locked disk says without naming a file
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
-_LITTER = re.compile(
-    r"\._.*|__MACOSX|\.DS_Store|Thumbs\.db|desktop\.ini"
-    r"|\..+\.\d+(\.[^.]+)?"  # `atomic_path`'s own, of a process that was killed
-)
+# the last ones are `atomic_path`'s own, of a process that was killed
+_LITTER = re.compile(r"\._.*|__MACOSX|\.DS_Store|Thumbs\.db|desktop\.ini|\..+\.\d+(\.[^.]+)?")
 
 
 @contextmanager

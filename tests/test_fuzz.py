@@ -25,7 +25,7 @@ from PIL import Image as Pictures
 from scipy.io import savemat
 
 from data_scripts import cityscapes, five_tasks, nyuv2, nyuv2_official, nyuv2_parquet, nyuv2_pictures
-from data_scripts.archives import ZipReader, extract
+from data_scripts.archives import ZipReader
 from data_scripts.converting import read_onnx, read_pth
 from data_scripts.layouts import Image
 from report.notebooks import notebook_code
@@ -125,9 +125,8 @@ def zipped(path):
 
 
 def read_zip(path):
-    """Read all members, and extract them."""
+    """Read all members."""
     reader = ZipReader(path)
-    extract(path, path.parent / "out")
     return [reader.read(name) for name in reader.names]
 
 

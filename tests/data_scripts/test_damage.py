@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pictures
-from test_preparing import DROPPING, LAYOUT, files_of, toy
+from test_preparing import DROPPING, LAYOUT, toy
 
 from data_scripts import (
     cityscapes,
@@ -29,7 +29,7 @@ from data_scripts import (
     nyuv2_pictures,
     taskonomy,
 )
-from data_scripts.archives import ZipReader, extract
+from data_scripts.archives import ZipReader
 from data_scripts.checking import check
 from data_scripts.commands import exit_status
 from data_scripts.layouts import Broken, Image
@@ -279,25 +279,12 @@ LITTER = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_litter_in_archives(tmp_path, kind):
-    """What macOS adds to an archive is neither extracted nor listed."""
-    import tarfile
-
-    path = tmp_path / f"a.{kind}"
-    if kind == "zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            for name in [*LITTER, "a/b.txt"]:
-                archive.writestr(name, b"x")
-        assert ZipReader(path).names == ["a/b.txt"]
-    else:
-        with tarfile.open(path, "w") as archive:
-            for name in [*LITTER, "a/b.txt"]:
-                info = tarfile.TarInfo(name)
-                info.size = 1
-                archive.addfile(info, io.BytesIO(b"x"))
-    extract(path, tmp_path / "out")
-    assert files_of(tmp_path / "out") == {"a/b.txt": b"x"}
+def test_litter_in_archives(tmp_path):
+    """What macOS adds to an archive is not listed."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in [*LITTER, "a/b.txt"]:
+            archive.writestr(name, b"x")
+    assert ZipReader(tmp_path / "a.zip").names == ["a/b.txt"]
 
 
 def test_litter_in_folders(tmp_path):

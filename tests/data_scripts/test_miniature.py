@@ -2,11 +2,9 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image as Picture
 
 from data_scripts import cues
 from data_scripts.layouts import Image
@@ -147,13 +145,3 @@ def test_workers_and_folder_do_not_matter(prepared, tmp_path):
     """Protects reproducibility: two processes and a path with a space write what one process writes."""
     again = write("cityscapes", tmp_path / "a b" / "city", **(SMALL | {"workers": 2}))
     assert again == prepared["cityscapes"][1]
-
-
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_preview(tmp_path, dataset):
-    """Protects the picture: a row a field, a column a scene."""
-    out = tmp_path / "scenes.png"
-    assert main(["preview", dataset, "--out", str(out), "--count", "2", "--size", "32", "40"]) == 0
-    with Picture.open(out) as picture:
-        assert picture.size == (2 * 40 * 4, len(LAYOUTS[dataset].fields) * 32 * 4)
-    assert main(["preview", dataset, "--out", str(Path(tmp_path) / "x.unknown"), "--count", "1"]) == 1
