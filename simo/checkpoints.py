@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from simo import __version__
-from simo.errors import SimoError
+from simo.errors import SimoError, require
 from simo.files import atomic_path, decoding, read_object, write_json
 
 PACKAGES = ("torch", "timm", "torchvision", "numpy", "safetensors")
@@ -100,8 +100,7 @@ class TensorFile(Mapping):
         if not isinstance(path, str | Path):
             raise SimoError(f"expected the path of a file in the format safetensors, found {path!r:.60}")
         self.path, self.prefix = Path(path), prefix
-        if self.path.is_dir():
-            raise SimoError(f"{self.path} is a folder: expected a file in the format safetensors")
+        require(self.path, "a folder", not self.path.is_dir(), "a file in the format safetensors")
         with self._decoding():
             open(self.path, "rb").close()  # safetensors says of each that it cannot open that it is missing
             self._file = safe_open(self.path, framework="pt")

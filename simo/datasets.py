@@ -168,8 +168,7 @@ def read_split(root, split):
         raise SimoError(f"{path} does not exist: {root} was not prepared to the end; continue: `make data`")
     with decoding(path, f"delete it, and prepare {root} again"):
         names = path.read_text(encoding="utf-8").split()
-    if not names:
-        raise SimoError(f"{path} lists no image")
+    require(f"the number of images in {path}", 0, names, "some")
     if wrong := [name for name in names if not re.fullmatch(r"\w+/\w+", name)]:
         raise SimoError(f"{path}: {wrong[0]!r} is no folder/number: delete it, and prepare {root} again")
     return names

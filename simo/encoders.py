@@ -12,7 +12,7 @@ from timm.layers import PatchEmbed, to_2tuple
 from torch import nn
 
 from simo.checkpoints import TensorFile, load_into
-from simo.errors import SimoError, require_known
+from simo.errors import SimoError, require, require_known
 from simo.files import reason
 
 # how timm's models number their blocks: blocks.3, layers.1.blocks.2, stages.0.blocks.1, blocks.4.0, layer2.1
@@ -123,19 +123,21 @@ class Encoder(nn.Module):
         Raises
         ------
         SimoError
-            For a size that the backbone does not take.
+            For a size that the backbone does not take, or taps that do not lie as their strides say.
         """
         if self.size and tuple(image.shape[-2:]) != self.size:
             found, own = ("{}×{}".format(*size) for size in (image.shape[-2:], self.size))
             what = f"this {type(self.backbone).__name__} takes {own} only; where timm's model has img_size"
             raise SimoError(f"images of {found}: {what}, backbone_args sets it")
         options = {"return_prefix_tokens": True} if self.classes else {}
+        padded = self.pad(image)
         taps = self.backbone.forward_intermediates(
-            self.pad(image), indices=self.taps, norm=False, intermediates_only=True, **options
+            padded, indices=self.taps, norm=False, intermediates_only=True, **options
         )
         maps, prefixes = zip(*taps, strict=True) if self.classes else (taps, ())
         grid, stride = maps[0].shape[-2:], self.strides[self.taps[0]]
-        h, w = (-(-length // stride) for length in image.shape[-2:])
+        whole, (h, w) = (tuple(-(-length // stride) for length in x.shape[-2:]) for x in (padded, image))
+        require("the finest tap's grid", tuple(grid), grid == whole, f"{whole}, as of a stride of {stride}")
         top, left = (grid[0] - h) // 2, (grid[1] - w) // 2
         maps = [F.interpolate(x, grid, mode="bilinear", align_corners=False) for x in maps]
         patches = torch.cat(maps, dim=1)[..., top : top + h, left : left + w]
@@ -152,7 +154,7 @@ class Encoder(nn.Module):
         """Scale images, and pad them with zeros, see `forward`."""
         bottom, right = self.padding(image.shape[-2:])
         padding = (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2)
-        return F.pad((image - self.mean) / self.deviation, padding)
+        return F.pad(((image - self.mean) / self.deviation).to(self.mean.dtype), padding)
 
 
 class PlainViT(Encoder):
@@ -242,8 +244,8 @@ def create_encoder(backbone, backbone_args, blocks, weights=None, input_scale="s
     except Exception as error:  # its models check little of what they are given
         raise SimoError(f"timm cannot create {backbone!r} with {backbone_args}: {reason(error)}") from error
     plain = _is_plain(model)
-    if plain and model.dynamic_img_size:
-        raise SimoError(f"{backbone!r}: expected no dynamic_img_size: a ViT takes images of any size anyway")
+    fixed = not (plain and model.dynamic_img_size)
+    require(f"{backbone!r}: dynamic_img_size", True, fixed, "none: a ViT takes images of any size anyway")
     if not (hasattr(model, "forward_intermediates") and getattr(model, "feature_info", None)):
         raise SimoError(f"{backbone!r}: expected a timm model with forward_intermediates and feature_info")
     if not plain:

@@ -3,7 +3,7 @@
 import torch
 
 from simo.datasets import PreparedDataset, check_batch
-from simo.errors import SimoError, require
+from simo.errors import require, require_known
 from simo.metrics import create_metric
 from simo.performance import mean_score
 from simo.tasks import names_of
@@ -45,8 +45,7 @@ def evaluate(model, batches, tasks, device="cpu", precision="float32"):
         with autocast(device, precision):
             predictions = model(batch["image"].to(device, non_blocking=True))
         for task in tasks:
-            if task.name not in predictions:
-                raise SimoError(f"the model has no head for {task.name!r}, only {sorted(predictions)}")
+            require_known("head", task.name, predictions, "of the model: ")
             prediction, target = predictions[task.name], batch[task.name]
             task.check_prediction(prediction, target)
             metrics[task.name].update(prediction.float(), target.to(device, non_blocking=True))
@@ -60,7 +59,7 @@ def scan_alpha(model, base, task_vector, alphas, batches, tasks, baselines, **wh
     Parameters
     ----------
     model : MultiTaskModel
-        Its encoder is overwritten, and holds the best α's weights in the end.
+        Its encoder is overwritten, and holds the best α's weights in the end, its `alpha` that α.
     base : mapping of str to Tensor
         θ_0, the pretrained encoder's state.
     task_vector : TaskVector
@@ -88,6 +87,6 @@ def scan_alpha(model, base, task_vector, alphas, batches, tasks, baselines, **wh
         task_vector.load_into(model.encoder, base, alpha)
         values = evaluate(model, batches, tasks, **where)
         rows.append({"alpha": alpha, **values, "score": mean_score(tasks, values, baselines)})
-    best = max(rows, key=lambda row: row["score"])["alpha"]
-    task_vector.load_into(model.encoder, base, best)
-    return best, rows
+    model.alpha = max(rows, key=lambda row: row["score"])["alpha"]
+    task_vector.load_into(model.encoder, base, model.alpha)
+    return model.alpha, rows

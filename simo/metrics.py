@@ -47,8 +47,7 @@ class MeanIoU:
         matrix = self.matrix.double()
         hits = matrix.diagonal()
         union = matrix.sum(0) + matrix.sum(1) - hits
-        if union.sum() == 0:
-            raise SimoError("mIoU of no labelled pixel at all: expected at least one class other than -1")
+        require("the number of labelled pixels", 0, union.sum() > 0, "some, of classes other than -1")
         present = union > 0
         return 100 * (hits[present] / union[present]).mean()
 
@@ -77,8 +76,7 @@ class PooledMean:
 
     def compute(self):
         """Return the pooled mean; SimoError if no pixel was valid."""
-        if self.count == 0:
-            raise SimoError("error of no valid pixel at all: every target value is 0 (ignored)")
+        require("the number of valid pixels", 0, self.count > 0, "some whose target is not 0 (ignored)")
         return self.total / self.count
 
 

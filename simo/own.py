@@ -19,9 +19,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -36,7 +38,7 @@ from simo.merging.methods import merge
 from simo.merging.task_vectors import TaskVector
 from simo.metrics import create_metric
 from simo.models import MODEL, MultiTaskModel, restore_model
-from simo.realignment.closedform import solve_heads
+from simo.realignment.closedform import NotFinite, solve_heads
 from simo.tasks import Task, names_of
 
 # that "auto" tries: methods that average want more than 1
@@ -94,7 +96,7 @@ def merge_experts(
         As for `load_expert`.
     method : str
         Such as `task_arithmetic` or `ties`; `FROM_IMAGES` of that module need `moments`, see `input_moments`.
-    alpha : float or "auto" or list of float
+    alpha : float or "auto" or sequence of float
         The merging coefficient. With labelled images, `evaluate` a few and take the best. "auto" needs none:
         of `ALPHAS`, or of the list, it takes that from whose features the experts' outputs can be told best,
         by the held-out residual summed over tasks, each at most 1, see `solve_heads` of closed form.
@@ -113,7 +115,8 @@ def merge_experts(
     Raises
     ------
     SimoError
-        For experts of another architecture or with other `blocks` or `input_scale` than the settings', one
+        For experts of another architecture, as tensors' shapes tell it (not of other numbers of attention
+        heads, say), or with other `blocks` or `input_scale` than the settings', one
         without a head of its name, what `merge` refuses, and "auto" without images, or with too few to tell.
     """
     encoder = _encoder(pretrained_file, settings)
@@ -133,9 +136,9 @@ def merge_experts(
         if reads[0] != reads[1]:
             raise SimoError(f"expert {name!r}: its blocks or input_scale are not those of the settings")
     model, vector = MultiTaskModel(encoder, heads).eval(), merge(method, vectors, METHODS, **options)
-    if alpha == "auto" or isinstance(alpha, list | tuple):
-        vector = vector.compute()  # once for all that are tried
-        grid = ALPHAS if alpha == "auto" else [_number(each, "alpha") for each in alpha]
+    grid = ALPHAS if isinstance(alpha, str) and alpha == "auto" else alpha
+    if np.ndim(grid):
+        vector, grid = vector.compute(), [_number(each, "alpha") for each in grid]  # once for all
         alpha = _least_residual(grid, model, base, vector, experts, images, device, precision)
     model.alpha = _number(alpha, "alpha")
     vector.load_into(encoder, base, model.alpha)
@@ -148,14 +151,17 @@ def _least_residual(grid, model, base, vector, experts, images, device, precisio
     encoders = {name: copy.deepcopy(expert.encoder) for name, expert in experts.items()}
     images = list(images)  # the same for every α, also of a loader that shuffles
 
-    def left(alpha):
+    def residual(alpha):
         vector.load_into(model.encoder, base, alpha)
         # 1 is that of a head that learns the mean alone: more if outputs hardly vary, or images are few
-        return sum(min(r, 1.0) for r in solve_heads(model, encoders, images, device, precision)[1].values())
+        with suppress(NotFinite):  # batch norm's variances may end below 0
+            left = solve_heads(model, encoders, images, device, precision)[1]
+            return sum(min(own, 1.0) for own in left.values())
+        return math.inf
 
-    found = {alpha: left(alpha) for alpha in grid}
+    found = {alpha: residual(alpha) for alpha in grid}
     if min(found.values(), default=math.inf) >= len(encoders):
-        raise SimoError(f"no α of {list(grid)} says more of outputs than their mean: give more images")
+        raise SimoError(f"no α of {grid} says more of outputs than their mean (or NaN): give more images")
     best = min(found, key=lambda alpha: found[alpha])
     edge = ", the largest that was tried" * (len(grid) > 1 and best == max(grid))
     print(f"α = {best} leaves the least residual of {len(grid)} values{edge}")
@@ -197,8 +203,7 @@ def export(model, folder, settings, tasks, size, scores, made):
         installed, or the folder holds other files of these names. Nothing is written then.
     """
     names = names_of(tasks)
-    if sorted(names) != sorted(model.heads):
-        raise SimoError(f"tasks {names}: expected those of the model's heads, {list(model.heads)}")
+    require("tasks", names, sorted(names) == sorted(model.heads), f"those of the heads, {list(model.heads)}")
     scores = scores if isinstance(scores, Mapping) else {}
     scores = {name: _number(scores.get(name), f"the score of {name}, which the card shows") for name in names}
     size = _checked_size(size)
@@ -340,7 +345,7 @@ def _check_onnx(outputs, size, path):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         found = session.run(None, {"image": image.numpy()})
     except Exception as error:  # onnxruntime has a dozen kinds
-        raise SimoError(f"onnxruntime cannot run {path}: {reason(error)}") from error
+        raise SimoError(f"onnxruntime cannot run {path}: {reason(error)} (a task's name?)") from error
     with torch.no_grad():
         difference = _difference(map(torch.from_numpy, found), outputs(image))
     if not difference <= TOLERANCE:

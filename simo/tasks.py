@@ -25,8 +25,7 @@ def names_of(tasks):
     if not isinstance(tasks, list | tuple) or not all(isinstance(task, Task) for task in tasks):
         raise SimoError(f"expected a list of Task, such as tasks_of('nyuv2') gives, found {tasks!r:.60}")
     names = [task.name for task in tasks]
-    if len(names) > len(set(names)):
-        raise SimoError(f"tasks {names}: expected a new name for each task")
+    require("the list of tasks", names, len(names) == len(set(names)), "a new name for each")
     return names
 
 
@@ -135,12 +134,13 @@ class Task:
         name, channels = self.name, self.channels
         if not (isinstance(name, str) and re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name)):
             raise SimoError(f"task {name!r}: expected a name of letters, digits and _, such as part_2")
-        if name in RESERVED:
-            raise SimoError(f"task {name!r}: the name is taken: choose another, such as my_{name}")
+        require("task", repr(name), name not in RESERVED, f"a name that is not taken, such as my_{name}")
         where, whole = f"task {name}: ", type(channels) is int and channels > 0
         require_known("loss", self.loss, LOSSES, where)
         require(f"{where}channels", repr(channels), whole, "a whole number above 0")
         require(f"{where}classes", self.classes, len(self.classes or ()) in (0, channels), "a name a channel")
+        least = 1 if self.loss == "l1" else 2  # of one class there is nothing to learn, nor of one direction
+        require(f"{where}channels", channels, channels >= least, f"{least} or more with {self.loss}")
         require(f"{where}channels", channels, channels == 3 or not self.flips_x, "3 with flips_x")
 
     @property
@@ -160,11 +160,12 @@ class Task:
         return LOSSES[self.loss](prediction.float(), target)
 
     def check_prediction(self, prediction, target):
-        """Refuse a prediction that is not `(B, channels, H, W)`: broadcasting would hide it."""
-        expected = (target.shape[0], self.channels, *target.shape[-2:])
-        if tuple(prediction.shape) != expected:
-            found = tuple(prediction.shape)
-            raise SimoError(f"task {self.name}: expected a prediction of shape {expected}, got {found}")
+        """Refuse a prediction that is not `(B, channels, H, W)`, or a target not like it: both broadcast."""
+        values = (target.shape[0], self.channels, *target.shape[-2:])
+        classes = (*values[:1], *values[2:]) if self.is_segmentation else values
+        for what, found, expected in (("prediction", prediction, values), ("target", target, classes)):
+            own = tuple(found.shape)
+            require(f"task {self.name}: the shape of the {what}", own, own == expected, expected)
 
     def check_target(self, target, source):
         """Refuse a target that would silently spoil training.

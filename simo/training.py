@@ -27,7 +27,7 @@ from tqdm import tqdm
 from simo.balancing import BY_GRADIENT, balancing, equal
 from simo.checkpoints import TensorFile, load_into, save_tensors
 from simo.datasets import check_batch, check_keys, training_batches
-from simo.errors import SimoError, require
+from simo.errors import SimoError, require, require_known
 from simo.files import atomic_path, decoding
 
 
@@ -285,8 +285,7 @@ def autocast(device, precision):
     In bfloat16 on the CPU attention is computed as plain products of matrices: at some hundred tokens,
     PyTorch's fused kernel takes as long for its backward pass as all of the encoder's linear layers.
     """
-    if precision not in ("float32", "bfloat16"):
-        raise SimoError(f"precision {precision!r}: expected float32 or bfloat16; pick_device resolves auto")
+    require_known("precision", precision, ("float32", "bfloat16"), "pick_device resolves auto: ")
     kind, mixed = torch.device(device).type, precision == "bfloat16"
     with torch.autocast(kind, torch.bfloat16, enabled=mixed):
         if not (mixed and kind == "cpu"):
@@ -355,8 +354,7 @@ def images_of(batches, device, label):
     for batch in progress(batches, label=label):
         check_batch(batch)
         yield batch["image"].to(device, non_blocking=True)
-    if batch is None:
-        raise SimoError(f"expected at least 1 image for {label}, found none")
+    require(f"the number of batches for {label}", 0, batch is not None, "at least one")
 
 
 def _losses(predict, batch, tasks, settings):

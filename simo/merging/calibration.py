@@ -113,9 +113,10 @@ def featcal(
     Raises
     ------
     SimoError
-        For no image or one out of range, an encoder without linear layers, or a `pull` below 0.
+        For no image or one out of range, an encoder without linear layers, or values out of range.
     """
-    require("pull", pull, pull >= 0, "0 or more")
+    values, good = (pull, stretch, blend), pull >= 0 and math.isfinite(stretch) and 0 <= blend <= 1
+    require("(pull, stretch, blend)", values, good, "0 or more, a finite number, a share in [0, 1]")
     check_layers(encoder)
     merged, *experts = (each.to(device).eval() for each in (copy.deepcopy(encoder), *experts))
     states = [expert.state_dict() for expert in experts]

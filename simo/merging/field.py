@@ -11,7 +11,7 @@ import zlib
 import torch
 
 from simo.encoders import block_number
-from simo.errors import SimoError, require
+from simo.errors import require
 from simo.merging import methods
 from simo.merging.matrices import ace, esm, iso_c, iso_cts, svc, tsv_m, wudi
 from simo.merging.methods import task_arithmetic
@@ -132,8 +132,7 @@ def lines(task_vectors, slope=1.0):
     """
     total = task_arithmetic(task_vectors)
     blocks = sorted({block_number(name) for name in total} - {()})
-    if not blocks:
-        raise SimoError(f"lines: expected names with numbers of blocks, as in blocks.2, found {[*total][:3]}")
+    require("the list of names", [*total][:3], blocks, "some with numbers of blocks, as in blocks.2")
 
     def scale(name):
         block = block_number(name)

@@ -8,7 +8,7 @@ import re
 
 import torch
 
-from simo.errors import SimoError, require
+from simo.errors import require
 from simo.merging.methods import average, task_arithmetic
 from simo.merging.moments import by_moments, solve
 from simo.merging.task_vectors import TaskVector, is_matrix
@@ -321,8 +321,8 @@ def _by_matrix(task_vectors, merge, rest=average):
 def names_of_matrices(task_vector):
     """Names of the weights of linear layers."""
     names = [name for name, tensor in task_vector.items() if is_matrix(name, tensor)]
-    if not names:  # of convolutions, say: any method would be another one under its name
-        raise SimoError("no tensor is a linear layer's weight: expected an encoder that has some")
+    # of convolutions, say, any method would be another one under its name
+    require("the number of weights of linear layers", 0, names, "an encoder that has some")
     return names
 
 

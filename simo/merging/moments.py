@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, LayerNormAct2d
 from torch import nn
 
+from simo.encoders import Encoder
 from simo.errors import SimoError, require
 from simo.merging.methods import average
 from simo.merging.task_vectors import TaskVector
@@ -123,7 +124,8 @@ def input_moments(encoder, batches, device="cpu", precision="float32"):
 
 
 def check_layers(encoder):
-    """Raise a SimoError if an encoder has no linear layers."""
+    """Raise a SimoError if it is no encoder, or one without linear layers."""
+    require("encoder", type(encoder).__name__, isinstance(encoder, Encoder), "an Encoder: `model.encoder`")
     if not any(isinstance(module, nn.Linear) for module in encoder.modules()):
         raise SimoError(f"{type(encoder.backbone).__name__} has no linear layers: no moments to merge by")
 
@@ -189,9 +191,9 @@ def by_moments(task_vectors, moments, merge, scales):
     `merge` takes the layer's changes and Gram matrices, each a list of one an expert, in float64.
     """
     found = len(moments) if isinstance(moments, list | tuple) else f"a {type(moments).__name__}"
-    if found != len(task_vectors):
-        raise SimoError(f"expected moments of {len(task_vectors)} experts, found {found}")
+    require("the number of moments", found, found == len(task_vectors), f"{len(task_vectors)}, as of experts")
     mean = average(task_vectors)
+    require("the number of layers with moments", 0, any(moments), "some: else this would be another method")
     for each in moments:
         for name in sorted((each.keys() ^ moments[0].keys()) | (each.keys() - mean.keys())):
             raise SimoError(f"not all moments and task vectors have {name!r}: expected those of one encoder")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 
 from simo.checkpoints import PLAIN, check_tensor, load_into
-from simo.errors import SimoError
+from simo.errors import SimoError, require
 
 
 class TaskVector(Mapping):
@@ -90,8 +90,7 @@ class TaskVector(Mapping):
 
     def __add__(self, other):
         """Sum of two task vectors of the same model."""
-        if self._names != other._names:
-            raise SimoError("task vectors of different architectures cannot be added: tensors' names differ")
+        require("architecture of a task vector", "another", self._names == other._names, "the same tensors")
         return TaskVector(self._names, lambda name: self[name] + other[name])
 
     def __mul__(self, factor):

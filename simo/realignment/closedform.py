@@ -21,6 +21,10 @@ STRENGTHS = tuple(10.0**power for power in range(-6, 3))  # relative to the mean
 EVERY = 5  # one image of so many is held out to choose the strength by
 
 
+class NotFinite(SimoError):
+    """Features that hold NaN or infinity."""
+
+
 def gram(z, u):
     """Gram matrix `(d + o + 1, ...)` of the rows [z, u, 1], float64, from `(n, d)` and `(n, o)`.
 
@@ -272,8 +276,8 @@ def solve_heads(model, encoders, batches, device="cpu", precision="float32"):
 
 def _first_layers(model, encoders, device):
     """First layers of all heads by name, and what all of them read of features, tried on made-up ones."""
-    if encoders.keys() != set(model.heads):
-        raise SimoError(f"expected an encoder for each of {sorted(model.heads)}, found {sorted(encoders)}")
+    own, found = sorted(model.heads), sorted(encoders)
+    require("the list of encoders", found, own == found, f"one for each head, {own}")
     heads, encoder = {name: model.heads[name] for name in encoders}, model.encoder
     for name, each in encoders.items():
         require(f"the encoder of {name}", type(each).__name__, isinstance(each, Encoder), "`expert.encoder`")
@@ -366,10 +370,9 @@ def stream_grams(encoder, experts, batches, read, target, device="cpu", precisio
                 u = [target(name, number, _rows(found[name][number][chosen])) for name in experts]
                 key = number, part
                 sums[key] = sums.get(key, 0) + gram(_rows(maps[chosen]), torch.cat(u, dim=1))
-    if seen < 2:
-        raise SimoError(f"expected at least 2 images, of which some are held out; found {seen}")
+    require("the number of images", seen, seen >= 2, "at least 2, of which some are held out")
     if not all(matrix.isfinite().all() for matrix in sums.values()):
-        raise SimoError(f"features of {sorted(experts)} or the merged encoder are NaN or infinite")
+        raise NotFinite(f"features of {sorted(experts)} or the merged encoder are NaN or infinite")
     return [(sums[number, False], sums[number, True]) for number in range(len(merged))]
 
 

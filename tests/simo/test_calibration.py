@@ -1,6 +1,7 @@
 """simo.merging.calibration: layers by hand, and laws of RegMean++, FeatCal and ProDistill."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -108,6 +109,16 @@ def test_featcal_leaves_the_expert_alone(model):
     found = featcal(expert, base, [expert], batches_of(), stretch=1.0).state_dict()
     for name, tensor in expert.state_dict().items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"pull": -1.0}, {"stretch": math.nan}, {"blend": math.nan}, {"blend": 1.5}]
+)
+def test_featcal_refuses_what_it_cannot_solve(model, wrong):
+    """A value that is none would go into every layer."""
+    base, experts, _ = experts_of(model.encoder, count=1)
+    with pytest.raises(SimoError, match=r"\(pull, stretch, blend\) is .*: expected 0 or more"):
+        featcal(model.encoder, base, experts, batches_of(), **wrong)
 
 
 def test_featcal_pulled_hard_is_its_anchor(model):
@@ -281,8 +292,8 @@ def test_blocks_that_return_more_than_tokens_are_distilled():
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        (batches_of(1)[:0], "expected at least 1 image for backbone.blocks.0, found none"),
-        (None, "expected at least 1 image for backbone.blocks.1, found none"),
+        (batches_of(1)[:0], "number of batches for backbone.blocks.0 is 0: expected at least one"),
+        (None, "number of batches for backbone.blocks.1 is 0: expected at least one"),
         ([{"image": 255 * torch.rand(1, 3, 16, 16)}], "image"),
     ],
 )

@@ -247,7 +247,10 @@ def not_a_number(array):
 BAD = {
     "missing folder": (shutil.rmtree, "data folder .* does not exist"),
     "half prepared": (lambda root: shutil.rmtree(root / "splits"), r"val.txt does not exist.*make data"),
-    "empty split": (lambda root: (root / "splits/val.txt").write_text("\n"), "val.txt lists no image"),
+    "empty split": (
+        lambda root: (root / "splits/val.txt").write_text("\n"),
+        "the number of images in .*val.txt is 0: expected some",
+    ),
     "missing file": (lambda root: (root / "val/depth/1.npy").unlink(), r"depth.1.npy is missing"),
     "truncated": (
         lambda root: (root / "val/depth/1.npy").write_bytes((root / "val/depth/1.npy").read_bytes()[:300]),

@@ -134,7 +134,7 @@ def test_lines_counts_through_the_stages():
 def test_lines_without_blocks_is_refused():
     """Names that say nothing of depth would make it task arithmetic without a word."""
     with pytest.raises(
-        SimoError, match=r"lines: expected names with numbers of blocks, .* found \['features"
+        SimoError, match=r"list of names is \['features.*expected some with numbers of blocks"
     ):
         lines([vector(features__0__weight=torch.ones(1))])
 
@@ -312,7 +312,9 @@ def test_impossible_fractions_are_refused(method, options, message):
 def test_an_encoder_without_matrices_is_refused(method):
     """Of convolutions alone these would be the average, the sum or TIES, under another name."""
     maps = [vector(blocks__0__conv__weight=torch.randn(4, 3, 3, 3)) for _ in range(2)]
-    with pytest.raises(SimoError, match="no tensor is a linear layer's weight"):
+    with pytest.raises(
+        SimoError, match="number of weights of linear layers is 0: expected an encoder that has some"
+    ):
         METHODS[method](maps)
 
 
@@ -500,10 +502,11 @@ def test_an_input_that_never_varies_takes_no_part(method):
 @pytest.mark.parametrize(
     ("moments", "message"),
     [
-        ([], "expected moments of 2 experts, found 0"),
-        (moments_of([[3.0]]), "expected moments of 2 experts, found 1"),
+        ([], "number of moments is 0: expected 2"),
+        (moments_of([[3.0]]), "number of moments is 1: expected 2"),
         ([*moments_of([[3.0]]), {}], f"not all moments and task vectors have {W!r}"),
         ([{"fc.weight": torch.eye(1)}] * 2, "not all moments and task vectors have 'fc.weight'"),
+        ([{}, {}], "number of layers with moments is 0: expected some"),
     ],
 )
 def test_moments_that_do_not_fit_are_refused(method, moments, message):
@@ -677,7 +680,7 @@ def test_moments_of_a_norm_of_maps_go_along_the_channels():
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        (iter(()), "expected at least 1 image for moments, found none"),
+        (iter(()), "number of batches for moments is 0: expected at least one"),
         ([{"image": torch.ones(1, 3, 16, 16, dtype=torch.uint8)}], r"in \[0, 1\] .*found .*uint8"),
         ([{"image": torch.full((1, 3, 16, 16), 255.0)}], r"in \[0, 1\] .*found .*255"),
     ],
@@ -686,6 +689,8 @@ def test_moments_of_no_or_unusable_images_are_refused(model, batches, message):
     """A loader that was read to its end, and images in [0, 255]; the encoder is as it was, then and after."""
     with pytest.raises(SimoError, match=message):
         input_moments(model.encoder, batches)
+    with pytest.raises(SimoError, match="encoder is VisionTransformer: expected an Encoder"):
+        input_moments(model.encoder.backbone, [{"image": torch.rand(1, 3, 16, 16)}])  # images as they are
     input_moments(model.encoder, [{"image": torch.rand(1, 3, 16, 16)}])
     assert not any(module._forward_pre_hooks for module in model.encoder.modules())  # of no call any is left
 

@@ -242,9 +242,19 @@ def test_block_that_does_not_exist_is_refused(settings, blocks):
     [
         ("vit_tiny_patch17", {}, "timm cannot create 'vit_tiny_patch17'"),
         ("vit_tiny_patch16_224", {"depht": 3}, "timm cannot create .*depht"),
-        ("vit_tiny_patch16_224", {"depth": 1, "dynamic_img_size": True}, "expected no dynamic_img_size"),
+        (
+            "vit_tiny_patch16_224",
+            {"depth": 1, "dynamic_img_size": True},
+            "dynamic_img_size is True: expected none",
+        ),
         ("vit_tiny_patch16_224", {"depth": 1, "in_chans": 4}, "expected a model of RGB images"),
         ("vit_tiny_patch16_224", {"depth": 1, "num_heads": 5}, "timm cannot create .*num_heads"),
+        (
+            "vit_tiny_patch16_224",
+            {"depth": 1, "patch_size": (16, 8)},
+            "grid is .*: expected",
+        ),  # half an image
+        ("pit_ti_224", {}, r"grid is \(27, 27\): expected \(28, 28\), as of a stride of 8"),
         ("mobilevit_xxs", {"in_chans": 1}, "'mobilevit_xxs' .*expected a model of RGB images"),
     ],
 )

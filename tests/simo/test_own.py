@@ -142,6 +142,29 @@ def test_alpha_without_labels_does_not_depend_on_the_order(files, tasks):
     assert merged.alpha in ALPHAS
 
 
+def test_an_alpha_that_overflows_is_not_chosen(files, tasks):
+    """A large α may leave features that are no numbers, as of variances below 0: the others decide."""
+    experts, images = experts_of(files, tasks), [{"image": torch.rand(8, 3, 16, 16)}]
+    given = files / "pretrained.safetensors"
+    merged = merge_experts(given, experts, SETTINGS, "average", np.array([0.5, 1e30]), images)
+    assert merged.alpha == 0.5
+    with pytest.raises(SimoError, match="no α of .*or NaN"):
+        merge_experts(given, experts, SETTINGS, "average", [1e30], images)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_experts_of_another_precision_are_merged_and_asked(files, tasks, dtype):
+    """Images come in float32 whatever the weights are of."""
+    experts, images = experts_of(files, tasks), torch.rand(8, 3, 16, 16)
+    for expert in experts.values():
+        expert.to(dtype)
+    given = files / "pretrained.safetensors"
+    merged = merge_experts(given, experts, SETTINGS, "average", "auto", [{"image": images}])
+    assert merged.alpha in ALPHAS
+    for name, expert in experts.items():
+        assert expert(images)[name].dtype == dtype
+
+
 def test_a_grid_of_ones_own_is_tried(files, tasks, monkeypatch, capsys):
     """The α that was taken is the model's; where it is the grid's last, a longer one may have a better."""
     left = {0.5: 0.9, 1.5: 0.4, 3: 0.2}
@@ -319,7 +342,7 @@ def test_adapters_are_exported_too(merged, tasks, tmp_path, same, adapter):
 
 def test_tasks_are_those_of_the_heads(merged, tasks, tmp_path):
     """One that is left out would be missing in the recipe, and the weights would not load."""
-    message = r"tasks \['segmentation', 'depth'\]: expected those of the model's heads, .*'normals'"
+    message = r"tasks is \['segmentation', 'depth'\]: expected those of the heads, .*'normals'"
     with pytest.raises(SimoError, match=message):
         export(merged, tmp_path / "out", SETTINGS, tasks[:2], (16, 16), SCORES, {})
     assert not (tmp_path / "out").exists()

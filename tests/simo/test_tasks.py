@@ -143,8 +143,17 @@ def test_half_precision_prediction_is_accepted():
 
 def test_prediction_of_another_shape_is_refused():
     """L1 would broadcast `(B, 1, H, W)` against three channels and train on nonsense."""
-    with pytest.raises(SimoError, match=r"normals: expected .*\(2, 3, 4, 4\), got \(2, 1, 4, 4\)"):
+    with pytest.raises(SimoError, match=r"the prediction is \(2, 1, 4, 4\): expected \(2, 3, 4, 4\)"):
         NORMALS.compute_loss(torch.zeros(2, 1, 4, 4), torch.zeros(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("task", "target"), [(DEPTH, (2, 4, 4)), (NORMALS, (2, 1, 4, 4)), (SEGMENTATION, (2, 1, 4, 4))]
+)
+def test_target_of_another_shape_is_refused(task, target):
+    """Depth without its channel would compare every image with every other."""
+    with pytest.raises(SimoError, match=rf"{task.name}: the shape of the target is \({str(target)[1:-1]}\)"):
+        task.compute_loss(torch.zeros(2, task.channels, 4, 4), torch.ones(target))
 
 
 @pytest.mark.parametrize(
