@@ -139,7 +139,7 @@ class Task:
         require_known("loss", self.loss, LOSSES, where)
         require(f"{where}channels", repr(channels), whole, "a whole number above 0")
         require(f"{where}classes", self.classes, len(self.classes or ()) in (0, channels), "a name a channel")
-        least = 1 if self.loss == "l1" else 2  # of one class there is nothing to learn, nor of one direction
+        least = 2 if self.loss in ("cross_entropy", "cosine") else 1  # one class, or direction, says nothing
         require(f"{where}channels", channels, channels >= least, f"{least} or more with {self.loss}")
         require(f"{where}channels", channels, channels == 3 or not self.flips_x, "3 with flips_x")
 

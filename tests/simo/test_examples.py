@@ -14,7 +14,7 @@ from simo.realignment import closedform, statistics, trained
 
 PAGES = Path(__file__).resolve().parents[2] / "book" / "api"
 MODULES = {
-    "merging": ("methods", "field", "matrices", "moments", "masks", "adamerging"),
+    "merging": ("methods", "field", "matrices", "spaces", "moments", "masks", "adamerging"),
     "realignment": ("trained", "closedform", "statistics"),
 }
 EXPECTED = [*field.METHODS.values(), field.iso_cts, masks.tall_mask, masks.magnitude_mask, masks.consensus]
