@@ -37,10 +37,8 @@ def save_checkpoint(path, tensors, recipe):
         JSON-able description. `sha256` is added.
     """
     path = Path(path)
-    with atomic_path(path) as temporary:
-        save_tensors(temporary, tensors)
-        digest = _sha256(temporary)
-    write_json(path.with_suffix(".json"), {**recipe, "sha256": digest})
+    save_tensors(path, tensors)
+    write_json(path.with_suffix(".json"), {**recipe, "sha256": _sha256(path)})
 
 
 def load_recipe(path, **expected):
@@ -66,8 +64,8 @@ def load_recipe(path, **expected):
         raise SimoError(f"checkpoint {path} is unfinished, without {path.stem}.json beside it: make it again")
     recipe = _Recipe(path)
     for key, value in expected.items():
-        if recipe.get(key) != value:
-            raise SimoError(f"checkpoint {path} has {key} = {recipe.get(key)!r}, expected {value!r}")
+        found = recipe.get(key)
+        require(f"{key} of checkpoint {path}", repr(found), found == value, repr(value))
     if _sha256(path) != recipe.get("sha256"):
         raise SimoError(f"checkpoint {path} is not what its recipe describes (sha256 differs): make it again")
     return recipe
@@ -206,14 +204,30 @@ def check_tensor(tensor, what):
 
 
 def save_tensors(path, tensors, metadata=None):
-    """Write a safetensors file: contiguous copies on the CPU, so that shared memory does not matter."""
+    """Write a safetensors file, all or nothing: copies on the CPU, so that shared memory does not matter.
+
+    Parameters
+    ----------
+    path : str or Path
+    tensors : mapping of str to Tensor
+        Such as a `state_dict()`.
+    metadata : dict of str to str, optional
+
+    Raises
+    ------
+    SimoError
+        For what is no such mapping, a tensor without plain values, or where nothing can be written.
+    """
+    named = isinstance(tensors, Mapping) and all(isinstance(name, str) for name in tensors)
+    require("what to save", f"a {type(tensors).__name__}", named, "tensors by name, as of a state_dict()")
     for name, tensor in tensors.items():
         check_tensor(tensor, f"{path}: {name}")
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    try:
-        save_file(copies, path, metadata=metadata)
-    except SafetensorError as error:  # a full disk arrives as this, not as OSError
-        raise OSError(None, str(error)) from error
+    with atomic_path(path) as temporary:
+        try:
+            save_file(copies, temporary, metadata=metadata)
+        except SafetensorError as error:  # a full disk arrives as this, not as OSError
+            raise OSError(None, str(error)) from error
 
 
 def versions():

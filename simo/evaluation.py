@@ -83,6 +83,7 @@ def scan_alpha(model, base, task_vector, alphas, batches, tasks, baselines, **wh
     """
     alphas, rows = list(alphas), []
     require("alphas", alphas, alphas, "at least one merging coefficient")
+    require("baselines", baselines, {task.name for task in tasks} <= {*baselines}, "a metric for each task")
     for alpha in alphas:
         task_vector.load_into(model.encoder, base, alpha)
         values = evaluate(model, batches, tasks, **where)

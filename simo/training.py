@@ -28,7 +28,7 @@ from simo.balancing import BY_GRADIENT, balancing, equal
 from simo.checkpoints import TensorFile, load_into, save_tensors
 from simo.datasets import check_batch, check_keys, training_batches
 from simo.errors import SimoError, require, require_known
-from simo.files import atomic_path, decoding
+from simo.files import decoding
 
 
 @dataclass(frozen=True)
@@ -409,9 +409,7 @@ def _save_state(path, model, optimiser, step, history, what):
     tensors = {f"model.{name}": tensor for name, tensor in _trained_state(model).items()}
     for number, values in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{name}": torch.as_tensor(value) for name, value in values.items()}
-    with atomic_path(path) as temporary:
-        told = {"step": str(step), "history": json.dumps(history), "training": what}
-        save_tensors(temporary, tensors, told)
+    save_tensors(path, tensors, {"step": str(step), "history": json.dumps(history), "training": what})
 
 
 def _load_state(path, model, optimiser, what):

@@ -10,7 +10,7 @@ import torch
 
 import simo
 from simo import checkpoints
-from simo.checkpoints import TensorFile, load_into, load_recipe, save_checkpoint
+from simo.checkpoints import TensorFile, load_into, load_recipe, save_checkpoint, save_tensors
 from simo.errors import SimoError
 
 RECIPE = {"kind": "expert", "tasks": ["depth"], "model": {"blocks": [1, 2]}}
@@ -88,7 +88,8 @@ def test_another_recipe_is_refused(path, expected):
     ((key, value),) = expected.items()
     with pytest.raises(SimoError) as error:
         load_recipe(path, **expected)
-    assert f"has {key} = {RECIPE.get(key)!r}, expected {value!r}" in str(error.value)
+    assert f"{key} of checkpoint" in str(error.value)
+    assert f"is {RECIPE.get(key)!r}: expected {value!r}" in str(error.value)
 
 
 def full_disk(*_, **__):
@@ -121,12 +122,23 @@ def test_crash_leaves_a_checkpoint_or_none(path, tensors, same, monkeypatch, fai
         patch.setattr(checkpoints, failing, crash)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(path, {name: x + 1 for name, x in tensors.items()}, {"kind": "merged"})
-    if failing == "write_json":
+    if failing != "save_file":
         with pytest.raises(SimoError, match="make it again"):
             load_recipe(path)
     else:
         assert load_recipe(path)["kind"] == "expert"
         assert same(dict(TensorFile(path)), tensors)
+
+
+def test_what_is_saved_is_tensors_by_name(tmp_path, tensors):
+    """A model, nothing, or a folder in the file's place is one error; a new folder is made."""
+    for wrong in (torch.nn.Linear(1, 1), None, [torch.ones(1)], {1: torch.ones(1)}):
+        with pytest.raises(SimoError, match="what to save is a .*expected tensors by name"):
+            save_tensors(tmp_path / "a.safetensors", wrong)
+    with pytest.raises(SimoError, match="cannot write"):
+        save_tensors(tmp_path, tensors)
+    save_tensors(tmp_path / "new" / "a.safetensors", tensors)
+    assert TensorFile(tmp_path / "new" / "a.safetensors").keys() == tensors.keys()
 
 
 def test_pickle_is_never_read(tmp_path):

@@ -160,6 +160,12 @@ def test_scan_leaves_heads_and_inputs_alone(model, base, task_vector, tasks, val
     assert same(copies[1], dict(task_vector))
 
 
+def test_scan_without_a_baseline_is_refused(model, base, task_vector, tasks):
+    """What scores are relative to is asked for before anything is evaluated."""
+    with pytest.raises(SimoError, match=r"baselines is \{\}: expected a metric for each task"):
+        scan_alpha(model, base, task_vector, ALPHAS, None, tasks, {})
+
+
 def test_first_of_equals_wins(model, base, tasks, val):
     """Where α makes no difference, the smallest is chosen, not the last one tried."""
     nothing = TaskVector(base, lambda name: torch.zeros_like(base[name]))

@@ -255,7 +255,7 @@ RECIPES = {
     "text": ("recipe", "expected an object"),
     "number": (3, "expected an object"),
     "null": (None, "expected an object"),
-    "empty": ({}, "has kind = None, expected 'exported'"),
+    "empty": ({}, "kind of .* is None: expected 'exported'"),
     "no hash": ({"kind": "exported"}, "sha256 differs"),
     "no tasks": ({"tasks": ...}, "model.json lacks the entry 'tasks'"),
     "no model": ({"model": ...}, "model.json lacks the entry 'model'"),

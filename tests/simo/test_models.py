@@ -305,13 +305,13 @@ def test_checkpoint_gives_the_same_model(model, tasks, settings, image, tmp_path
 @pytest.mark.parametrize(
     ("settings_change", "expected", "message"),
     [
-        ({"blocks": [1]}, {}, "has model = "),
+        ({"blocks": [1]}, {}, "model of .*m.safetensors is .*: expected"),
         (
             {},
             {"tasks": ["depth"]},
-            r"has tasks = \['segmentation', 'depth', 'normals'\], expected \['depth'\]",
+            r"tasks of .* is \['segmentation', 'depth', 'normals'\]: expected \['depth'\]",
         ),
-        ({}, {"kind": "expert"}, "has kind = None, expected 'expert'"),
+        ({}, {"kind": "expert"}, "kind of .* is None: expected 'expert'"),
     ],
 )
 def test_checkpoint_of_another_kind_is_refused(
@@ -320,7 +320,7 @@ def test_checkpoint_of_another_kind_is_refused(
     """A checkpoint made with other settings, or for other tasks, is not silently reinterpreted."""
     recipe = {"dataset": "nyuv2", "tasks": [t.name for t in tasks], "model": settings}
     save_checkpoint(tmp_path / "m.safetensors", model.state_dict(), recipe)
-    with pytest.raises(SimoError, match=f"m.safetensors {message}"):
+    with pytest.raises(SimoError, match=message):
         load_model(tmp_path / "m.safetensors", {**settings, **settings_change}, **expected)
 
 
