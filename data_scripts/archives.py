@@ -39,7 +39,7 @@ class Limits:
 
 
 class _Members:
-    """The rules that members of any archive must obey, seen one after the other."""
+    """The rules that members must obey, seen one after the other."""
 
     def __init__(self, path, limits):
         self.path, self.limits = path, limits

@@ -36,7 +36,7 @@ from simo.files import atomic_path, decoding, is_litter, read_json, write_json
 
 SPLIT_SEED = 42  # the paper's
 SPLITS = ("train", "val", "test")
-SAMPLE = 8  # images of a begun folder that are made again, and compared
+SAMPLE = 8  # so many images of a begun folder at most are made again, and compared
 
 
 class Unlike(SimoError):
@@ -198,7 +198,10 @@ def _check_alike(out, raw, missing):
     absent = {image.id for image in missing}
     there = [image for image in raw.images if image.id not in absent]
     for image in there[:: -(-len(there) // SAMPLE) or 1]:
-        arrays = raw.convert(image)
+        try:
+            arrays = raw.convert(image)
+        except Broken:  # since then: the data that were made of it stay
+            continue
         for name, array in ((f.name, arrays[f.name]) for f in raw.layout.fields):
             path = out / image.folder / name / f"{image.index}.npy"
             with decoding(path, "delete it, and give the same command again"):

@@ -130,8 +130,14 @@ class Page:
     def __bool__(self):
         """Whether there is anything to show; says so if not."""
         if not self.records:
-            display(Markdown(f"*Not run: there are no records of {self.study} at this scale.*"))
+            text = f"Not run: there are no records of {self.study} at this scale.{self._left_out()}"
+            display(Markdown(f"*{text}*"))
         return bool(self.records)
+
+    def _left_out(self):
+        """Say which seeds are left out, if any."""
+        seeds = ", ".join(map(str, self.begun))
+        return f" Left out: seed {seeds}, without all experts, or with other settings." if seeds else ""
 
     def scale(self):
         """Say what the records of this page are: which scale, which data."""
@@ -140,7 +146,7 @@ class Page:
             if self.profile != "paper" and not _records(ROOT / "records" / "paper" / self.study):
                 text += " The paper's own scale was **not run**."
             if self.begun:
-                text += f" Not every expert of seed {', '.join(map(str, self.begun))} is there: left out."
+                text += self._left_out()
             if self.fixture:
                 text += (
                     " **Every number on this page was computed from a fixture: made-up data that only show "
@@ -428,7 +434,7 @@ class Page:
         """Whether there are records of an experiment; says so if not."""
         found = self.ran(experiment)
         if not found and experiment in {record["experiment"] for record in self.outdated}:
-            what = f"{experiment} of {self.study} is older than the models that it is about"
+            what = f"{experiment} of {self.study} is older than its models, or of other settings"
             display(Markdown(f"*Not drawn: the record of {what}. Compute it again, with `FURTHER`.*"))
         elif not found:
             what = f"{experiment} of {self.study}" if self.records else self.study

@@ -341,9 +341,10 @@ def outdated(records):
     def is_old(record):
         used = (made.get((record["seed"], _maker(name))) for name in record["provenance"]["hashes"])
         started = record["provenance"]["started"]
-        return any(each["provenance"]["started"] > started or is_old(each) for each in used if each)
+        newer = any(each["provenance"]["started"] > started or is_old(each) for each in used if each)
+        return newer or is_unlike(record)
 
-    return [record for record in records if is_unlike(record) or is_old(record)]
+    return [record for record in records if is_old(record)]
 
 
 def drawable(records):

@@ -219,7 +219,7 @@ def save_tensors(path, tensors, metadata=None):
         For what is no such mapping, a tensor without plain values, or where nothing can be written.
     """
     named = isinstance(tensors, Mapping) and all(isinstance(name, str) for name in tensors)
-    require("what to save", f"a {type(tensors).__name__}", named, "tensors by name, as of a state_dict()")
+    require("what to save", f"a {type(tensors).__name__}", named, "tensors by text, as in a state_dict()")
     for name, tensor in tensors.items():
         check_tensor(tensor, f"{path}: {name}")
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

@@ -123,7 +123,7 @@ class Encoder(nn.Module):
         Raises
         ------
         SimoError
-            For a size that the backbone does not take, or taps that do not lie as their strides say.
+            For a size that the backbone does not take, or a finest tap that does not lie as its stride says.
         """
         if self.size and tuple(image.shape[-2:]) != self.size:
             found, own = ("{}×{}".format(*size) for size in (image.shape[-2:], self.size))

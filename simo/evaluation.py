@@ -81,9 +81,9 @@ def scan_alpha(model, base, task_vector, alphas, batches, tasks, baselines, **wh
     SimoError
         For no α, and as of `evaluate` and `TaskVector.load_into`.
     """
-    alphas, rows = list(alphas), []
+    alphas, rows, names = list(alphas), [], {*names_of(tasks)}
     require("alphas", alphas, alphas, "at least one merging coefficient")
-    require("baselines", baselines, {task.name for task in tasks} <= {*baselines}, "a metric for each task")
+    require("baselines", baselines, isinstance(baselines, dict) and names <= {*baselines}, "a metric a task")
     for alpha in alphas:
         task_vector.load_into(model.encoder, base, alpha)
         values = evaluate(model, batches, tasks, **where)

@@ -345,7 +345,7 @@ def _check_onnx(outputs, size, path):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         found = session.run(None, {"image": image.numpy()})
     except Exception as error:  # onnxruntime has a dozen kinds
-        raise SimoError(f"onnxruntime cannot run {path}: {reason(error)} (a task's name?)") from error
+        raise SimoError(f"onnxruntime cannot run {path}: {reason(error)}; is it a task's name?") from error
     with torch.no_grad():
         difference = _difference(map(torch.from_numpy, found), outputs(image))
     if not difference <= TOLERANCE:

@@ -285,7 +285,7 @@ def autocast(device, precision):
     In bfloat16 on the CPU attention is computed as plain products of matrices: at some hundred tokens,
     PyTorch's fused kernel takes as long for its backward pass as all of the encoder's linear layers.
     """
-    require_known("precision", precision, ("float32", "bfloat16"), "pick_device resolves auto: ")
+    require_known("precision", precision, ("float32", "bfloat16"), "(pick_device resolves auto) ")
     kind, mixed = torch.device(device).type, precision == "bfloat16"
     with torch.autocast(kind, torch.bfloat16, enabled=mixed):
         if not (mixed and kind == "cpu"):

@@ -174,6 +174,10 @@ def main():
     before = ok.read_text(encoding="utf-8") if ok.exists() else ""
     if before == stamp():
         return
+    if VENV.is_symlink() and (VENV / "pyvenv.cfg").exists() and before.splitlines()[:1] != [str(ROOT)]:
+        fail(
+            f"{VENV} leads to another environment, {VENV.resolve()}, which would be emptied: remove the link"
+        )
     try:
         LOG.parent.mkdir(parents=True, exist_ok=True)
         LOG.write_text("", encoding="utf-8")
@@ -182,7 +186,7 @@ def main():
             f"cannot write {error.filename} ({error.strerror}): "
             "copy the project to a folder that you may write to"
         )
-    # an environment that was never finished, was moved, or is another Python's is made from nothing
+    # an environment that was moved, or is another Python's, is made from nothing
     if before.splitlines()[:2] != stamp().splitlines()[:2]:
         step(
             "making .venv with Python " + sys.version.split()[0],

@@ -115,8 +115,8 @@ def featcal(
     SimoError
         For no image or one out of range, an encoder without linear layers, or values out of range.
     """
-    values, good = (pull, stretch, blend), pull >= 0 and math.isfinite(stretch) and 0 <= blend <= 1
-    require("(pull, stretch, blend)", values, good, "0 or more, a finite number, a share in [0, 1]")
+    values, good = (pull, stretch, blend), 0 <= pull < math.inf and math.isfinite(stretch) and 0 <= blend <= 1
+    require("(pull, stretch, blend)", values, good, "0 or more, a number, a share in [0, 1], finite")
     check_layers(encoder)
     merged, *experts = (each.to(device).eval() for each in (copy.deepcopy(encoder), *experts))
     states = [expert.state_dict() for expert in experts]

@@ -132,7 +132,7 @@ def lines(task_vectors, slope=1.0):
     """
     total = task_arithmetic(task_vectors)
     blocks = sorted({block_number(name) for name in total} - {()})
-    require("the list of names", [*total][:3], blocks, "some with numbers of blocks, as in blocks.2")
+    require("lines: the list of tensors' names", [*total][:3], blocks, "some with numbers, as in blocks.2")
 
     def scale(name):
         block = block_number(name)

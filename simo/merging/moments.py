@@ -191,7 +191,7 @@ def by_moments(task_vectors, moments, merge, scales):
     `merge` takes the layer's changes and Gram matrices, each a list of one an expert, in float64.
     """
     found = len(moments) if isinstance(moments, list | tuple) else f"a {type(moments).__name__}"
-    require("the number of moments", found, found == len(task_vectors), f"{len(task_vectors)}, as of experts")
+    require("the list of moments", f"of {found}", found == len(task_vectors), f"one of {len(task_vectors)}")
     mean = average(task_vectors)
     require("the number of layers with moments", 0, any(moments), "some: else this would be another method")
     for each in moments:

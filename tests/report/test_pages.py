@@ -156,7 +156,7 @@ def test_what_an_interrupted_run_left_is_not_drawn(tmp_path, shown):
     page = Page("nyuv2", tmp_path)
     assert (page.seeds, page.begun) == (1, [5])
     page.scale()
-    assert "Not every expert of seed 5 is there: left out." in shown[-1]
+    assert "Left out: seed 5, without all experts, or with other settings." in shown[-1]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

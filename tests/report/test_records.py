@@ -279,6 +279,9 @@ def test_seeds_without_all_experts_are_unfinished():
     other = [copy.deepcopy(each) | {"seed": 1} for each in whole]  # of a build with other settings, before
     for each in other:
         each["provenance"] |= {"started": "2026-10-01", "parameters": {"clip": 2, "seed": 1, "threads": 4}}
+    made = copy.deepcopy(other[0]) | {"experiment": "control"}  # of one of these, and of no such parameter
+    made["provenance"] |= {"hashes": {"expert_segmentation": ""}, "parameters": {}}
+    other.append(made)
     assert records.outdated(whole + other) == other
     assert records.drawable(whole + other) == whole
 

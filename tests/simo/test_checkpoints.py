@@ -133,7 +133,7 @@ def test_crash_leaves_a_checkpoint_or_none(path, tensors, same, monkeypatch, fai
 def test_what_is_saved_is_tensors_by_name(tmp_path, tensors):
     """A model, nothing, or a folder in the file's place is one error; a new folder is made."""
     for wrong in (torch.nn.Linear(1, 1), None, [torch.ones(1)], {1: torch.ones(1)}):
-        with pytest.raises(SimoError, match="what to save is a .*expected tensors by name"):
+        with pytest.raises(SimoError, match="what to save is a .*expected tensors by text"):
             save_tensors(tmp_path / "a.safetensors", wrong)
     with pytest.raises(SimoError, match="cannot write"):
         save_tensors(tmp_path, tensors)

@@ -162,8 +162,10 @@ def test_scan_leaves_heads_and_inputs_alone(model, base, task_vector, tasks, val
 
 def test_scan_without_a_baseline_is_refused(model, base, task_vector, tasks):
     """What scores are relative to is asked for before anything is evaluated."""
-    with pytest.raises(SimoError, match=r"baselines is \{\}: expected a metric for each task"):
+    with pytest.raises(SimoError, match=r"baselines is \{\}: expected a metric a task"):
         scan_alpha(model, base, task_vector, ALPHAS, None, tasks, {})
+    with pytest.raises(SimoError, match="expected a list of Task"):
+        scan_alpha(model, base, task_vector, ALPHAS, None, ["depth"], {})
 
 
 def test_first_of_equals_wins(model, base, tasks, val):

@@ -134,7 +134,7 @@ def test_lines_counts_through_the_stages():
 def test_lines_without_blocks_is_refused():
     """Names that say nothing of depth would make it task arithmetic without a word."""
     with pytest.raises(
-        SimoError, match=r"list of names is \['features.*expected some with numbers of blocks"
+        SimoError, match=r"list of tensors' names is \['features.*expected some with numbers"
     ):
         lines([vector(features__0__weight=torch.ones(1))])
 
@@ -502,8 +502,8 @@ def test_an_input_that_never_varies_takes_no_part(method):
 @pytest.mark.parametrize(
     ("moments", "message"),
     [
-        ([], "number of moments is 0: expected 2"),
-        (moments_of([[3.0]]), "number of moments is 1: expected 2"),
+        ([], "list of moments is of 0: expected one of 2"),
+        (moments_of([[3.0]]), "list of moments is of 1: expected one of 2"),
         ([*moments_of([[3.0]]), {}], f"not all moments and task vectors have {W!r}"),
         ([{"fc.weight": torch.eye(1)}] * 2, "not all moments and task vectors have 'fc.weight'"),
         ([{}, {}], "number of layers with moments is 0: expected some"),

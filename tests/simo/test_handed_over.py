@@ -411,11 +411,11 @@ MERGED = {
     "unknown option": (lambda m: {"method": "ties", "densty": 1}, "unexpected keyword argument 'densty'"),
     "no moments": (
         lambda m: {"method": "regmean", "moments": None},
-        "number of moments is a NoneType: expected 1",
+        "list of moments is of a NoneType: expected one of 1",
     ),
     "moments by name": (
         lambda m: {"method": "regmean", "moments": {}},
-        "number of moments is a dict: expected 1",
+        "list of moments is of a dict: expected one of 1",
     ),
 }
 

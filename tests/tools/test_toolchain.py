@@ -125,6 +125,20 @@ def test_an_interrupted_upgrade_is_not_taken_for_what_was_before(monkeypatch, tm
     assert done == []
 
 
+def test_the_environment_behind_a_link_is_not_emptied(monkeypatch, tmp_path, capsys):
+    """Of a clone whose `.venv` is a link the environment is another project's: it is told, and left alone."""
+    (tmp_path / "theirs").mkdir()
+    for name, text in {".ok": "/another/project\n3.11.7\nhash\n", "pyvenv.cfg": "home = /usr\n"}.items():
+        (tmp_path / "theirs" / name).write_text(text)
+    (tmp_path / ".venv").symlink_to(tmp_path / "theirs")
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(bootstrap, "step", lambda *_: pytest.fail("something was run"))
+    with pytest.raises(SystemExit):
+        bootstrap.main()
+    assert "which would be emptied: remove the link" in capsys.readouterr().err
+    assert len(list((tmp_path / "theirs").iterdir())) == 2
+
+
 def test_bootstrap_refuses_an_old_python(monkeypatch, capsys):
     """With an old Python the reader learns which was found, which is needed and what to type."""
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
