@@ -443,7 +443,7 @@ def varied(page):
 
 
 def test_alpha_is_better_chosen_after_realignment(page, varied):
-    """On Cityscapes that is worth half of the loss, as the bare score is flat; elsewhere a point or so."""
+    """On Cityscapes that is worth a third of the loss or more, as the bare score is flat; elsewhere a point."""
     means = varied(variations.alpha_scores, "alpha")
     for method in ("heads", "closed form"):
         assert means[method].idxmax() in (0.4, 0.5)
@@ -455,7 +455,7 @@ def test_alpha_is_better_chosen_after_realignment(page, varied):
         assert alphas.str.count(",").eq(2).all()
     assert after.max() < page.beside("variations").loc["joint"].printed.mean() - 1
     if page.dataset == "cityscapes":
-        assert (before / after).between(1.6, 2).all()
+        assert (before / after).between(1.5, 2).all()
         flat = means.merged[means.index <= 0.4]
         assert flat.max() - flat.min() < 5
     else:
@@ -468,14 +468,14 @@ def test_alpha_is_better_chosen_after_realignment(page, varied):
 
 
 def test_place_of_an_adapter_counts_as_much_as_its_rank(page):
-    """LoRA of rank 16's size is ahead of rank 64 on six of nine seeds; 64 for 1 gains four points or none."""
+    """LoRA of rank 16's size is ahead of rank 64 on five of nine seeds; 64 for 1 gains four points or none."""
     scores = page.derive("variations", variations.adapter_scores)
     rows = scores.set_index(["method", "rank", "seed"]).delta.unstack("seed")
     own, lora = rows.loc["the paper's adapter"], rows.loc["LoRA"].squeeze()
     assert list(own.index) == [1, 4, 16, 64]
-    assert (lora > own.loc[64]).sum() == {"cityscapes": 3, "taskonomy": 2, "nyuv2": 1}[page.dataset]
+    assert (lora > own.loc[64]).sum() == {"cityscapes": 2, "taskonomy": 2, "nyuv2": 1}[page.dataset]
     gain = own.loc[64] - own.loc[1]
-    assert gain.mean() < 0.5 if page.dataset == "nyuv2" else gain.between(3.5, 4.5).all()
+    assert gain.mean() < 0.5 if page.dataset == "nyuv2" else gain.between(3.5, 5).all()
 
 
 def test_everything_is_best_merged(page):
@@ -496,7 +496,8 @@ def test_gentler_experts_do_not_pay(page, varied):
         assert means[method].is_monotonic_increasing
     assert (means["closed form"] - means.experts).is_monotonic_decreasing
     gain = means.merged[0.1] - means.merged[1]
-    assert gain > 4 if page.dataset == "taskonomy" else gain < 1
+    least, most = {"taskonomy": (4, 9), "cityscapes": (1, 2), "nyuv2": (-9, 1)}[page.dataset]
+    assert least < gain < most
 
 
 def test_deeper_encoders_leave_more_unrepaired(page, varied):
