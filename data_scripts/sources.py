@@ -45,8 +45,8 @@ def data_folder(data, dataset, build, size=None):
                 f"`python -m data_scripts.{dataset} --raw {own} --out anywhere` tells where to get it"
             )
         if (own / "prepared.json").is_file():
-            found = read_object(own / "prepared.json").get("image_size")
-            if size and found != size:
+            found = read_object(own / "prepared.json").get("image_size") if size else None
+            if found != size:
                 raise SimoError(
                     f"{own} is prepared with images of {found} (height, width), where this profile's crops "
                     f"are made for {size}: give DATA the raw data, or prepare them with --size"

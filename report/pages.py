@@ -17,7 +17,7 @@ from report.overview import CLOSE, TITLES, VARIED, marked
 from report.paper import paper_curves, paper_deltas, read_paper
 from report.parameters import check_injected
 from report.pictures import qualitative_figure
-from report.records import load_pictures, load_records, outdated, results_table, unfinished
+from report.records import drawable, load_pictures, load_records, outdated, results_table
 from simo.files import listed
 from simo.tasks import tasks_of
 
@@ -94,7 +94,7 @@ class Page:
     seeds : int
         How many seeds have records.
     begun : list of int
-        Seeds that lack an expert still, of which nothing is shown.
+        Seeds that lack an expert, or one with the parameters of the others, of which nothing is shown.
     """
 
     def __init__(self, study, records_folder, recomputed=""):
@@ -103,21 +103,21 @@ class Page:
         self.tasks = tasks_of(self.dataset)
         self.folder = ROOT / records_folder / study
         found = _records(self.folder)
-        self.outdated, begun = outdated(found), unfinished(found)
-        self.records = [record for record in found if record not in self.outdated + begun]
+        self.outdated, self.records = outdated(found), drawable(found)
         self.profile = self.records[0]["profile"] if self.records else Path(records_folder).name
         heads = {record["provenance"]["parameters"].get("head") for record in self.records} - {None}
         self.heads = " and ".join({"dpt": "DPT"}.get(head, head) for head in sorted(heads)) or "no"
         self.frame = self._scores(self.records)
         fresh = _records(ROOT / recomputed / study) if recomputed else []
-        old = outdated(fresh) + unfinished(fresh)
-        fresh = [record for record in fresh if record["profile"] == self.profile and record not in old]
+        fresh = drawable([record for record in fresh if record["profile"] == self.profile])
         self.fresh = self._scores(fresh)
         known = set() if self.frame is None else set(self.frame.index.unique("model"))
         self.models = [name for name in tables.MODELS if name in known and name != "expert"]
         self.fixture = any(record["provenance"]["fixture"] for record in self.records + fresh)
         self.seeds = len({record["seed"] for record in self.records})
-        self.begun = sorted({record["seed"] for record in begun})
+        self.begun = sorted(
+            {record["seed"] for record in found} - {record["seed"] for record in self.records}
+        )
         self.name = NAMES.get(self.profile, self.profile) + UNLIKE.get(study, "")
         self.name += f" [{FIXTURE}]" * self.fixture
         self.title = f"{TITLES[study]}, {self.name}"

@@ -320,7 +320,10 @@ def load_records(folder):
 
 
 def outdated(records):
-    """Those records that used a checkpoint which was made anew since, or one of these: none may be drawn.
+    """Those records that may not be drawn beside the others.
+
+    They used a checkpoint which was made anew since, or one of these, or have other parameters than the
+    newest record of the same experiment, as of a build with other settings.
 
     Parameters
     ----------
@@ -328,23 +331,31 @@ def outdated(records):
         Of one study, see `load_records`.
     """
     made = {(each["seed"], each["experiment"]): each for each in records}
+    by_time = sorted(records, key=lambda each: each["provenance"]["started"])
+    newest = {each["experiment"]: each["provenance"].get("parameters", {}) for each in by_time}
+
+    def is_unlike(record):
+        own, last = record["provenance"].get("parameters", {}), newest[record["experiment"]]
+        return any(own[name] != last[name] for name in own.keys() & last.keys() - {*PLACES, "seed"})
 
     def is_old(record):
         used = (made.get((record["seed"], _maker(name))) for name in record["provenance"]["hashes"])
         started = record["provenance"]["started"]
         return any(each["provenance"]["started"] > started or is_old(each) for each in used if each)
 
-    return [record for record in records if is_old(record)]
+    return [record for record in records if is_unlike(record) or is_old(record)]
 
 
-def unfinished(records):
-    """Those records of seeds that lack an expert, to which all results are relative; see `outdated`."""
-    there = {(record["seed"], record["experiment"]) for record in records}
+def drawable(records):
+    """Those records that are not `outdated`, of seeds with all experts, to which results are relative."""
+    old = outdated(records)
+    kept = [record for record in records if record not in old]
+    there = {(record["seed"], record["experiment"]) for record in kept}
     needed = {name: [f"expert_{task.name}" for task in tasks] for name, tasks in TASKS.items()}
     return [
         record
-        for record in records
-        if any((record["seed"], expert) not in there for expert in needed[record["dataset"]])
+        for record in kept
+        if all((record["seed"], expert) in there for expert in needed[record["dataset"]])
     ]
 
 

@@ -2,7 +2,7 @@
 
 python tools/book.py build build/miniature/book [--executed FOLDER]
 python tools/book.py pdf build/miniature/redraw
-python tools/book.py records build/miniature/records records/miniature
+python tools/book.py records build/miniature/records records/miniature nyuv2/seed0 nyuv2/seed1
 """
 
 import argparse

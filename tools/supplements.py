@@ -6,7 +6,7 @@ from report.notebooks import ROOT
 from report.overview import TITLES, drawn_by
 from report.pages import UNLIKE
 from report.parameters import declared_parameters
-from report.records import load_records, outdated, results_table, unfinished
+from report.records import drawable, load_records, results_table
 from report.tables import scores
 from simo.files import listed, read_json
 from simo.tasks import TASKS
@@ -76,12 +76,12 @@ def _links(study, folder):
         folder.mkdir(exist_ok=True)
         dataset = study.name.split("_")[0]
         records = load_records(study)
-        old = outdated(records) + unfinished(records)  # the page draws none of them
-        scores(results_table([each for each in records if each not in old]), dataset).to_csv(table)
-        left_out = {f"seed{each['seed']}/{each['experiment']}.json" for each in old}
+        drawn = drawable(records)
+        scores(results_table(drawn), dataset).to_csv(table)
+        names = {f"seed{each['seed']}/{each['experiment']}.json" for each in drawn}
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
             for path in listed(study, "**/*.json"):  # no pictures: those of data sets are not passed on
-                if str(path.relative_to(study)) not in left_out:
+                if str(path.relative_to(study)) in names:
                     file.write(path, path.relative_to(study.parent))
     parts = [
         f"{{download}}`{kind} <../../data/{path.name}>`"

@@ -9,6 +9,7 @@ import torch
 
 from report.notebooks import ROOT, notebook_code
 from simo.checkpoints import load_into
+from simo.encoders import create_encoder
 from simo.errors import SimoError
 from simo.merging.adamerging import LayerwiseMerge, null_space_shares
 from simo.merging.moments import check_layers, watch_layers
@@ -87,7 +88,6 @@ def test_compressing_brings_inputs_out_of_the_null_spaces(nsc, model, tmp_path):
 def test_compressing_what_has_no_linear_layers_is_refused(nsc, tmp_path):
     """Nothing would be learned; the notebook says so before it trains."""
     (_, compress), _ = nsc
-    convolutions = torch.nn.Module()
-    convolutions.backbone = torch.nn.Conv2d(3, 4, 1)
-    with pytest.raises(SimoError, match="Conv2d has no linear layers"):
+    convolutions = create_encoder("test_efficientnet", {}, [1, 2])
+    with pytest.raises(SimoError, match="EfficientNet has no linear layers"):
         compress(SimpleNamespace(encoder=convolutions), tmp_path)

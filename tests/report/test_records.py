@@ -269,8 +269,18 @@ def test_seeds_without_all_experts_are_unfinished():
     names = ["expert_segmentation", "expert_depth", "expert_normals", "joint"]
     whole = [{"dataset": "nyuv2", "seed": 0, "experiment": name} for name in names]
     begun = [{"dataset": "nyuv2", "seed": 5, "experiment": name} for name in names[1:]]
-    assert records.unfinished(whole) == []
-    assert records.unfinished(whole + begun) == begun
+    for each in whole + begun:
+        each["provenance"] = {
+            "started": "2026-11-01",
+            "hashes": {},
+            "parameters": {"clip": 1, "seed": each["seed"]},
+        }
+    assert records.drawable(whole + begun) == whole
+    other = [copy.deepcopy(each) | {"seed": 1} for each in whole]  # of a build with other settings, before
+    for each in other:
+        each["provenance"] |= {"started": "2026-10-01", "parameters": {"clip": 2, "seed": 1, "threads": 4}}
+    assert records.outdated(whole + other) == other
+    assert records.drawable(whole + other) == whole
 
 
 def test_records_older_than_what_they_used_are_outdated():
