@@ -25,7 +25,7 @@ MINIATURE = [study for study in STUDIES if study.startswith("miniature/")]
 LORA = "miniature/nyuv2_lora"  # experts, the wider field and α without labels alone
 WHOLE = [study for study in MINIATURE if study != LORA]
 # studies whose records are of one commit, and on the grids of today; of the others they are being computed
-ANEW = ["miniature/cityscapes_dpt", "miniature/nyuv2", LORA]
+ANEW = ["miniature/cityscapes_dpt", "miniature/cityscapes", "miniature/nyuv2", LORA]
 SHORTER = {
     study: {"consensus_alphas", "field_alphas", "field_options", "variation_alphas"}
     for study in MINIATURE

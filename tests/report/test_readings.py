@@ -16,6 +16,11 @@ from simo.merging.field import FROM_IMAGES
 from simo.merging.task_vectors import TaskVector
 
 DATASETS = ("nyuv2", "cityscapes", "taskonomy")
+BEHIND = {
+    "nyuv2": ["wudi"],
+    "cityscapes": ["wudi", "equal_norms"],
+    "taskonomy": [],
+}  # all others
 MAPS = ("shift", "scales", "rotation")
 
 
@@ -73,9 +78,9 @@ def test_closed_form_is_level_with_representation_realignment_or_ahead(page, cur
 
 
 def test_the_bar_of_ten_is_met_where_labels_are_few():
-    """Against heads with 4 and 16 images on two data sets each, with 64 on NYUv2; with all labels on none.
+    """Against heads with 4, 16 and 64 images on two data sets each; with all labels on none.
 
-    Against representation realignment wherever up to 64 images set a mark, and with all on one.
+    Against representation realignment wherever up to 64 images set a mark, and with all on two.
     """
     pages = [Page(name, "records/miniature") for name in DATASETS]
     curves = {page.dataset: page.derive("closed_form", beyond.realignment_curves) for page in pages}
@@ -89,15 +94,18 @@ def test_the_bar_of_ten_is_met_where_labels_are_few():
     heads, representation = read("heads"), read("representation")
     table = beyond.savings(curves, bare)
     met = set(table.index[table["10 times of either"] == "yes"].str.removesuffix(" labelled images"))
-    assert met == {"cityscapes, 4", "taskonomy, 4", "nyuv2, 16", "cityscapes, 16", "nyuv2, 64"}
+    assert met == {"cityscapes, 4", "taskonomy, 4", "nyuv2, 16", "cityscapes, 16"} | {
+        "nyuv2, 64",
+        "cityscapes, 64",
+    }
     assert heads.loc[256, "times fewer images"].astype(float).between(2, 6).all()
-    assert heads.loc[256, "times faster"].astype(float).between(5, 8).all()
+    assert heads.loc[256, "times faster"].astype(float).between(6, 9).all()
     few = heads.loc[[4, 16], "times fewer images"]
     assert (few[few != ""].astype(float) < 10).all()
     marks = representation[representation["10 times of either"] != ""]
     met = (marks["10 times of either"] == "yes").groupby(level=0).sum()
-    assert met.to_dict() == {4: 2, 16: 3, 64: 3, 256: 1}
-    assert marks.loc[256, "times faster"].astype(float).between(7, 11).all()
+    assert met.to_dict() == {4: 2, 16: 3, 64: 3, 256: 2}
+    assert marks.loc[256, "times faster"].astype(float).between(7, 12.5).all()
 
 
 def test_narrower_maps_fall_far_short(curves):
@@ -345,7 +353,7 @@ def test_options_nearest_to_task_arithmetic_are_chosen_most_often():
     def count(method, value):
         return sum(table.loc[method, "option"].split(" ", 1)[1].split(", ").count(value) for table in tables)
 
-    assert (count("TIES (2023)", "0.5"), count("TIES (2023)", "1.0")) == (7, 2)
+    assert (count("TIES (2023)", "0.5"), count("TIES (2023)", "1.0")) == (4, 5)
     assert count("DARE (2024)", "0.1") == 6
     assert count("LiNeS (2025)", "1.0") == 6
     assert count("Breadcrumbs (2024)", "0.5") == 5
@@ -435,7 +443,7 @@ def varied(page):
 
 
 def test_alpha_is_better_chosen_after_realignment(page, varied):
-    """On Cityscapes that is worth half of the loss, as the bare score is flat; elsewhere a point or so."""
+    """On Cityscapes that is worth a third of the loss or more, as the bare score is flat; elsewhere a point."""
     means = varied(variations.alpha_scores, "alpha")
     for method in ("heads", "closed form"):
         assert means[method].idxmax() in (0.4, 0.5)
@@ -447,7 +455,7 @@ def test_alpha_is_better_chosen_after_realignment(page, varied):
         assert alphas.str.count(",").eq(2).all()
     assert after.max() < page.beside("variations").loc["joint"].printed.mean() - 1
     if page.dataset == "cityscapes":
-        assert (before / after).between(1.6, 2).all()
+        assert (before / after).between(1.5, 2).all()
         flat = means.merged[means.index <= 0.4]
         assert flat.max() - flat.min() < 5
     else:
@@ -460,14 +468,14 @@ def test_alpha_is_better_chosen_after_realignment(page, varied):
 
 
 def test_place_of_an_adapter_counts_as_much_as_its_rank(page):
-    """LoRA of rank 16's size is ahead of rank 64 on six of nine seeds; 64 for 1 gains four points or none."""
+    """LoRA of rank 16's size is ahead of rank 64 on five of nine seeds; 64 for 1 gains four points or none."""
     scores = page.derive("variations", variations.adapter_scores)
     rows = scores.set_index(["method", "rank", "seed"]).delta.unstack("seed")
     own, lora = rows.loc["the paper's adapter"], rows.loc["LoRA"].squeeze()
     assert list(own.index) == [1, 4, 16, 64]
-    assert (lora > own.loc[64]).sum() == {"cityscapes": 3, "taskonomy": 2, "nyuv2": 1}[page.dataset]
+    assert (lora > own.loc[64]).sum() == {"cityscapes": 2, "taskonomy": 2, "nyuv2": 1}[page.dataset]
     gain = own.loc[64] - own.loc[1]
-    assert gain.mean() < 0.5 if page.dataset == "nyuv2" else gain.between(3.5, 4.5).all()
+    assert gain.mean() < 0.5 if page.dataset == "nyuv2" else gain.between(3.5, 5).all()
 
 
 def test_everything_is_best_merged(page):
@@ -488,7 +496,8 @@ def test_gentler_experts_do_not_pay(page, varied):
         assert means[method].is_monotonic_increasing
     assert (means["closed form"] - means.experts).is_monotonic_decreasing
     gain = means.merged[0.1] - means.merged[1]
-    assert gain > 4 if page.dataset == "taskonomy" else gain < 1
+    least, most = {"taskonomy": (4, 9), "cityscapes": (1, 2), "nyuv2": (-9, 1)}[page.dataset]
+    assert least < gain < most
 
 
 def test_deeper_encoders_leave_more_unrepaired(page, varied):
@@ -577,6 +586,27 @@ def test_neighbours_of_closed_form_under_linear_heads(profile):
     others = delta.mean(axis=1)[["SurgeryV2", "ProDistill + closed form"]]
     own = delta.loc["task arithmetic + closed form"].mean()
     assert ((others > own).all(), gain["ProDistill"] > 0) == (profile == "miniature",) * 2
+
+
+def test_neighbours_of_closed_form_where_alpha_is_small():
+    """On Cityscapes what merges anew leads; at the residual's α only ProDistill with closed form does."""
+    page = Page("cityscapes", "records/miniature")
+    rows = page.derive("neighbours", beyond.neighbour_scores)
+    delta = rows.pivot_table(index="name", columns="seed", values="delta")
+    own = "task arithmetic + closed form"
+    lead = (delta.drop(own) - delta.loc[own]).loc[lambda table: table.index.str.endswith("closed form")]
+    assert (lead > 0).all(axis=None)
+    for name, points in {"FeatCal": 3, "RegMean++": 3, "ProDistill": 7}.items():
+        assert lead.loc[f"{name} + closed form"].mean() == pytest.approx(points, abs=0.5)
+    means = delta.mean(axis=1)
+    assert means["SurgeryV2"] < means[own] - 17
+    assert means[["FeatCal", "RegMean++", "ProDistill"]].max() < means["task arithmetic"]
+    seconds = rows.groupby("name").seconds.min()
+    assert seconds["FeatCal + closed form"] > 4 * seconds[own]
+    assert seconds["ProDistill + closed form"] > 20 * seconds[own]
+    chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas, main=True)
+    residual = chosen[(chosen.method == "task_arithmetic") & (chosen.rule == "residual")].delta.mean()
+    assert means.drop("ProDistill + closed form").max() < residual < means["ProDistill + closed form"]
 
 
 def test_dpt_experts_move_nearly_as_far_and_their_heads_read_what_is_strange(dpt):
@@ -670,23 +700,26 @@ def test_heads_with_labels_and_five_times_the_steps_are_still_behind_closed_form
 
 
 def test_merging_contributes_under_closed_form_too(page):
-    """Six to eleven points in the mean, on every seed four at least, beside the pretrained encoder."""
+    """Six to eleven points in the mean, on every seed nearly four at least, beside the pretrained encoder."""
     rows = page.derive("closed_form_control", beyond.with_deltas, rows_of=lambda details: details["controls"])
     deltas = rows.set_index(["name", "seed"]).delta
     gain = deltas["TA + closed form"] - deltas["Pretrained + closed form"]
-    assert gain.between(4, 13).all()
+    assert gain.between(3.8, 13).all()
     assert 5.5 < gain.mean() < 11.5
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_methods_without_images_differ_little_after_closed_form(name):
-    """The page on which method when: little more than three points between them; SyMerge's idea leads."""
+    """The page on which method when: three points between them, without two; SyMerge's idea leads."""
     page = Page(name, "records/miniature")
     deltas = page.derive("field", beyond.field_table)["closed form"].str.split("\u00a0").str[0].astype(float)
     assert deltas.idxmax() == beyond.FIELD_NAMES["symerge"]
     needing = [beyond.FIELD_NAMES[each] for each in (*FROM_IMAGES, "nsc", "symerge", "distillation")]
     without = deltas.drop(needing, errors="ignore")  # not all were run
-    assert without.max() - without.min() <= 3.35
+    behind = [beyond.FIELD_NAMES[each] for each in BEHIND[name]]
+    ten = without.drop(behind)
+    assert ten.max() - ten.min() < 3
+    assert (without[behind] < ten.min()).all()
     if name == "taskonomy":
         assert set(deltas.nsmallest(2).index) == {beyond.FIELD_NAMES[each] for each in ("regmean", "lot")}
 
