@@ -159,7 +159,7 @@ def _roughly(value):
     return "interrupted" if pd.isna(value) else f"about {value:.1f} s"
 
 
-NEIGHBOURS = {"passes": "encoder passes", "added": "parameters added"}
+NEIGHBOURS = {"passes": "encoder passes", "added": "values added"}
 
 
 def neighbour_scores(records, frame, dataset):
@@ -324,6 +324,7 @@ FIELD_NAMES = {
     "knots": "KnOTS (2025), TIES",
     "core_space": "Core Space (2025)",
 }
+FOR_ADAPTERS = {"knots", "core_space"}  # of which experts of their own have a table
 
 
 def field_table(records, frame, dataset):
@@ -360,7 +361,9 @@ def field_table(records, frame, dataset):
     )
     table = table.assign(α=listed["α"], option=merged.option.first() + " " + listed.value)
     # of the seed that was disturbed least by whatever else ran
-    table["seconds to merge"] = merged.seconds.min().map(seconds)
+    took = merged.seconds.min()
+    if took.notna().any():  # of some seed that went through without a break
+        table["seconds to merge"] = took.map(seconds)
     if "residual" in scores:  # older records lack it
         left = scores.set_index("method").residual.dropna().map(_mean_of)  # of closed form
         table["residual"] = left.groupby(level=0).agg(spread, ".2f").reindex(table.index).fillna("")
@@ -375,7 +378,7 @@ def _mean_of(values):
 def not_run(records, frame, dataset):
     """Say which methods of the wider field the records of `field` lack: Markdown, empty if none."""
     found = {row["method"] for record in records for row in record["details"]["methods"]}
-    missing = [title for name, title in FIELD_NAMES.items() if name not in found]
+    missing = [title for name, title in FIELD_NAMES.items() if name not in found | FOR_ADAPTERS]
     return f"*Not run on {TITLES[dataset]}: {'; '.join(missing)}.*" if found and missing else ""
 
 

@@ -196,11 +196,14 @@ def test_field_table_by_hand():
     records = [{"seed": seed, "details": {"methods": own}, "provenance": {}} for seed, own in seeds]
     both = pd.concat([experts, experts.rename({0: 1}, level="seed")])
     assert beyond.field_table(records, both, "nyuv2")["seconds to merge"].tolist() == ["7", "7"]
+    for record in records:
+        record["provenance"] = {"resumed": True}  # nobody knows how long it took
+    assert "seconds to merge" not in beyond.field_table(records, both, "nyuv2")
 
 
 def test_methods_that_were_not_run_are_named():
     """A table without a method must not look as if there were none."""
-    rows = [{"method": name} for name in beyond.FIELD_NAMES if name not in ("wudi", "svc")]
+    rows = [{"method": name} for name in beyond.FIELD_NAMES if name not in ("wudi", "svc", "knots")]
     records = [{"details": {"methods": rows}}]
     said = "*Not run on NYUv2: WUDI (2025); SVC (2026).*"
     assert beyond.not_run(records, None, "nyuv2") == said

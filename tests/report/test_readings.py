@@ -443,7 +443,7 @@ def varied(page):
 
 
 def test_alpha_is_better_chosen_after_realignment(page, varied):
-    """On Cityscapes that is worth a third of the loss or more, as the bare score is flat; elsewhere a point."""
+    """On Cityscapes that is worth a third of the loss or more, as bare scores are flat; elsewhere a point."""
     means = varied(variations.alpha_scores, "alpha")
     for method in ("heads", "closed form"):
         assert means[method].idxmax() in (0.4, 0.5)
@@ -468,7 +468,7 @@ def test_alpha_is_better_chosen_after_realignment(page, varied):
 
 
 def test_place_of_an_adapter_counts_as_much_as_its_rank(page):
-    """LoRA of rank 16's size is ahead of rank 64 on five of nine seeds; 64 for 1 gains four points or none."""
+    """LoRA of rank 16's size is ahead of rank 64 on five of nine seeds; 64 for 1 gains four or none."""
     scores = page.derive("variations", variations.adapter_scores)
     rows = scores.set_index(["method", "rank", "seed"]).delta.unstack("seed")
     own, lora = rows.loc["the paper's adapter"], rows.loc["LoRA"].squeeze()

@@ -133,9 +133,7 @@ def test_lines_counts_through_the_stages():
 
 def test_lines_without_blocks_is_refused():
     """Names that say nothing of depth would make it task arithmetic without a word."""
-    with pytest.raises(
-        SimoError, match=r"list of tensors' names is \['features.*expected some with numbers"
-    ):
+    with pytest.raises(SimoError, match=r"list of tensors' names is \['features.*expected some with numbers"):
         lines([vector(features__0__weight=torch.ones(1))])
 
 
