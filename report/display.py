@@ -6,7 +6,7 @@ always the paper's.
 
 import re
 
-from IPython.display import HTML, display
+from IPython.display import HTML, Markdown, display
 
 # a hyphen before a number that is not part of a word, a date or a range
 HYPHEN = re.compile(r"(?<![\w.-])-(?=[.\d])")
@@ -18,6 +18,12 @@ MEAN_SECONDS = "Times are rough: other work ran beside; interrupted runs are lef
 def real_minus(text):
     """Text with minus signs before its numbers, where it has hyphens."""
     return HYPHEN.sub("−", text)
+
+
+def say(text):
+    """Display a computed sentence; nothing for an empty one, in whose place its object's name would stand."""
+    if text:
+        display(Markdown(text))
 
 
 def seconds(value, digits=0):

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import report.display
-from report.display import real_minus, show
+from report.display import real_minus, say, show
 from report.notebooks import ROOT
 from simo.files import read_json
 
@@ -113,3 +113,12 @@ def test_times_are_called_rough(shown):
 def test_only_minus_signs_become_minus_signs(text, expected):
     """Hyphens of words, dates and names stay."""
     assert real_minus(text) == expected
+
+
+def test_an_empty_sentence_is_not_displayed(monkeypatch):
+    """Where nothing is to be said stood `<IPython.core.display.Markdown object>`."""
+    seen = []
+    monkeypatch.setattr("report.display.display", lambda thing: seen.append(thing.data))
+    say("")
+    say("*A sentence.*")
+    assert seen == ["*A sentence.*"]
