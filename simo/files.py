@@ -109,7 +109,7 @@ def system_error(error):
     """The operating system's exception behind one, or None if a decoder dislikes content.
 
     Pillow, gzip and others report damage as an OSError without a number; HDF5 hides the system's number in
-    its text, and tarfile, zipfile and scipy hide the system's error behind one of their own.
+    its text, and zipfile and scipy hide the system's error behind one of their own.
     """
     while error:
         hidden = re.search(r"errno = (\d+)", str(error))
