@@ -29,10 +29,10 @@ def uncertainty(losses, history, share=1.0):
     (0.5 * share * losses.clamp(min=1e-12).log().sum()).backward()
 
 
-def dwa(losses, history, share=1.0, temperature=2.0):
+def dwa(losses, history, share=1.0):
     """Dynamic weight average (Liu et al., 2019): more weight for losses that fall more slowly.
 
-    Weights are T softmax(r / temperature), r_t the mean loss of the last `PERIOD` rows of the history over
+    Weights are T softmax(r / 2), r_t the mean loss of the last `PERIOD` rows of the history over
     that of the `PERIOD` rows before. Variant: these, a twentieth to a tenth of the training each, take the
     place of epochs, and move on with every row. Until there are two, weights are equal, and so they stay in
     trainings of at most twice `PERIOD` steps.
@@ -41,7 +41,7 @@ def dwa(losses, history, share=1.0, temperature=2.0):
     if len(history) >= 2 * PERIOD:
         rows = [list(row.values())[-len(losses) :] for row in history[-2 * PERIOD :]]
         before, last = losses.new_tensor(rows).unflatten(0, (2, PERIOD)).mean(dim=1)
-        weights = len(losses) * (last / before.clamp(min=1e-12) / temperature).softmax(dim=0)
+        weights = len(losses) * (last / before.clamp(min=1e-12) / 2).softmax(dim=0)
     (share * (weights * losses).mean()).backward()
 
 

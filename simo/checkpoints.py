@@ -116,6 +116,10 @@ class TensorFile(Mapping):
         with self._decoding():
             return self._file.get_tensor(self.prefix + name)
 
+    def __contains__(self, name):
+        """Whether there is a tensor of that name; it is not read."""
+        return name in self._names
+
     def __iter__(self):
         """Iterate over names, sorted."""
         return iter(sorted(self._names))

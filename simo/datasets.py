@@ -62,6 +62,7 @@ class PreparedDataset(Dataset):
         self.tasks = tasks_of(dataset, tasks)
         fixed = set(scales or ()) - {1} and [task.name for task in self.tasks if task.zoom is None]
         require("scales", scales, not fixed, f"[1.0]: of an enlarged image the targets of {fixed} are others")
+        require("crop", crop, scales or not crop, "None without scales, since only augmented images are cut")
         self.names = [name for part in split.split("+") for name in read_split(self.root, part)]
         self.size = tuple(self._load("image", self.names[0]).shape[:2])
         self.scales, self.crop = scales, crop or self.size

@@ -299,8 +299,8 @@ def _try_sizes(encoder, own, name):
         try:
             encoder(image).maps(encoder.dims)
         except (RuntimeError, AssertionError, TypeError, ValueError, LookupError) as error:
-            reason = error
+            found = reason(error)
         else:
             encoder.train()
             return
-    raise SimoError(f"{name}: expected a model of RGB images whose blocks give maps, found {reason}")
+    raise SimoError(f"{name}: expected a model of RGB images whose blocks give maps, found {found}")

@@ -1,6 +1,6 @@
 """A multi-task model against its experts: normalised performance, and both definitions of Δ_MTL.
 
-Apart from `simo.metrics`, because pages that are drawn from records need these and no torch.
+`simo.metrics` measures predictions; these compare what was measured, also where pages are drawn from records.
 """
 
 SMALLEST = 1e-6  # what divides or is divided at least, in the metric's unit

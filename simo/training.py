@@ -332,7 +332,7 @@ def device_name(device):
 
 def progress(iterable, start=0, total=None, label=None):
     """Wrap an iterable in a progress bar with the time left."""
-    return tqdm(iterable, label, initial=start, total=total, mininterval=1, dynamic_ncols=False, ncols=90)
+    return tqdm(iterable, label, initial=start, total=total, mininterval=1, ncols=90)
 
 
 def images_of(batches, device, label):

@@ -7,6 +7,7 @@ METHODS)` calls all by name.
 """
 
 import zlib
+from collections import ChainMap
 
 import torch
 
@@ -168,5 +169,5 @@ def equal_norms(task_vectors):
 
 
 DATA_FREE = (dare, breadcrumbs, lines, iso_c, iso_cts, tsv_m, equal_norms, wudi, ace, svc, knots, core_space)
-METHODS = methods.METHODS | {each.__name__: each for each in (*DATA_FREE, regmean, lot, esm)}
+METHODS = ChainMap({each.__name__: each for each in (*DATA_FREE, regmean, lot, esm)}, methods.METHODS)
 FROM_IMAGES = ("regmean", "lot", "esm")  # they need `input_moments` of every expert

@@ -20,7 +20,7 @@ from simo.errors import SimoError, require
 class TaskVector(Mapping):
     """A mapping from parameter name to the change of that parameter, with vector algebra.
 
-    `a + b`, `-a`, `a - b`, `0.3 * a` are task vectors again; `a.apply(base, alpha)` is a state dict.
+    `a + b` and `0.3 * a` are task vectors again; `a.apply(base, alpha)` is a state dict.
 
     Parameters
     ----------
@@ -99,14 +99,6 @@ class TaskVector(Mapping):
 
     __rmul__ = __mul__
 
-    def __neg__(self):
-        """Task vector that undoes this one."""
-        return self * -1.0
-
-    def __sub__(self, other):
-        """Difference of two task vectors of the same model."""
-        return self + -other
-
     def compute(self):
         """Evaluate all tensors once, for repeated use: a task vector that holds them in memory."""
         return TaskVector(self._names, dict(self).__getitem__)
@@ -143,18 +135,15 @@ class TaskVector(Mapping):
             raise SimoError(f"tensor {name!r}: expected a base that has it, of shape {tuple(change.shape)}")
         return bounded(name, (own.float() + alpha * change).to(own.dtype))
 
-    def dot(self, other):
-        """Inner product over all entries, in float64."""
-        return sum((self[name].double() * other[name].double()).sum().item() for name in self)
-
     def norm(self):
         """Euclidean norm over all entries, in float64."""
         return math.sqrt(sum(self[name].double().square().sum().item() for name in self))
 
     def cosine(self, other):
         """Cosine of the angle to another task vector, in [-1, 1]; NaN where one of the two is 0."""
+        product = sum((self[name].double() * other[name].double()).sum().item() for name in self)
         norms = self.norm() * other.norm()
-        return self.dot(other) / norms if norms else math.nan
+        return product / norms if norms else math.nan
 
 
 def refuse_own(module, base):

@@ -105,7 +105,7 @@ def squared_errors(matrix, weight, bias):
     return matrix.diagonal()[u] - slopes - shifts
 
 
-def choose_ridge(fitted, held_out, prior, groups, strengths=STRENGTHS):
+def choose_ridge(fitted, held_out, prior, groups):
     """Ridge regression with the strength of least error on held-out images, solved again on all images.
 
     Parameters
@@ -116,18 +116,17 @@ def choose_ridge(fitted, held_out, prior, groups, strengths=STRENGTHS):
         W₀ `(o, d)`.
     groups : list of int
         Numbers of outputs that share a strength, one a task; their sum is o.
-    strengths : sequence of float
 
     Returns
     -------
     list of (Tensor, Tensor, float, Tensor)
-        W, b and the strength of each group, and its squared errors on held-out images `(strengths + 1,)`: the
+        W, b and the strength of each group, and its squared errors on held-out images `(STRENGTHS + 1,)`: the
         last one is that of W₀ with the best shift.
     """
-    tried = (*strengths, float("inf"))
+    tried = (*STRENGTHS, float("inf"))
     errors = torch.stack([squared_errors(held_out, *each) for each in ridges(fitted, prior, tried)])
     errors = [part.sum(dim=1) for part in errors.split(groups, dim=1)]
-    chosen = [strengths[each[:-1].argmin().item()] for each in errors]
+    chosen = [STRENGTHS[each[:-1].argmin().item()] for each in errors]
     layers = dict(zip(chosen, ridges(fitted + held_out, prior, chosen), strict=True))
     parts = [[part.split(groups)[task] for part in layers[own]] for task, own in enumerate(chosen)]
     return [(weight, bias, *other) for (weight, bias), *other in zip(parts, chosen, errors, strict=True)]
@@ -220,10 +219,15 @@ def realign_closed_form(model, encoders, batches, device="cpu", precision="float
         return solve_heads(model, encoders, batches, device, precision)[0]
     realigned = copy.deepcopy(model).to(device).eval()
     layers, read = _first_layers(realigned, encoders, device)
-    own = realigned.encoder, encoders, batches, read, layers, (device, precision), FEATURE_MAPS[kind]
-    solved, statistics = _map_layers(*own)
-    for name in encoders:
-        realigned.heads[name].set_first_layers(solved[name], statistics)
+    for name, expert in encoders.items():  # one at a time: whole features of all would fill the memory
+        plan = batches, read, lambda name, number, y: y, device, precision
+        solved, statistics = [], []
+        for number, pair in enumerate(stream_grams(realigned.encoder, {name: expert}, *plan)):
+            matrix, (weight, bias) = sum(pair), layers[name][number]
+            turn, moved = FEATURE_MAPS[kind](matrix, weight.shape[1])
+            solved.append((weight @ turn, bias + weight @ moved))
+            statistics.append(_statistics(matrix, weight.shape[1]))
+        realigned.heads[name].set_first_layers(solved, statistics)
     return realigned
 
 
@@ -259,7 +263,8 @@ def solve_heads(model, encoders, batches, device="cpu", precision="float32"):
     pairs = stream_grams(realigned.encoder, encoders, batches, read, _output_of(layers), device, precision)
     solved, shares, statistics = {name: [] for name in encoders}, {name: [] for name in encoders}, []
     for number, (fitted, held_out) in enumerate(pairs):  # one an input of the heads
-        prior, groups = _stacked(layers, number)
+        weights = [own[number][0] for own in layers.values()]
+        prior, groups = torch.cat(weights), [len(weight) for weight in weights]
         *_, spread = centre(held_out, prior.shape[1])
         least = 1e-12 * held_out.diagonal()[prior.shape[1] : -1]  # of rounding
         chosen = choose_ridge(fitted, held_out, prior, groups), (spread.diagonal() - least).split(groups)
@@ -297,28 +302,9 @@ def _first_layers(model, encoders, device):
     return layers, next(iter(heads.values())).inputs
 
 
-def _map_layers(encoder, experts, batches, read, layers, where, fit):
-    """Each task's first layers times a map of the features, and the statistics of their inputs."""
-    solved = {}
-    for name, expert in experts.items():  # one at a time: whole features of all would fill the memory
-        own = {name: expert}, batches, read, lambda name, number, y: y
-        matrices = [sum(pair) for pair in stream_grams(encoder, *own, *where)]
-        widths = [weight.shape[1] for weight, _ in layers[name]]
-        maps = [fit(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
-        pairs = zip(layers[name], maps, strict=True)
-        solved[name] = [(weight @ turn, bias + weight @ moved) for (weight, bias), (turn, moved) in pairs]
-    return solved, [_statistics(matrix, width) for matrix, width in zip(matrices, widths, strict=True)]
-
-
 def _output_of(layers):
     """What heads' first layers make of features: `target` of `stream_grams`."""
     return lambda name, number, y: y @ layers[name][number][0].T + layers[name][number][1]
-
-
-def _stacked(layers, number):
-    """All tasks' first layers on one map, one above the other, and how many outputs each has."""
-    weights = [own[number][0] for own in layers.values()]
-    return torch.cat(weights), [len(weight) for weight in weights]
 
 
 def _statistics(matrix, width):

@@ -35,12 +35,8 @@ class FeatureDataset(Dataset):
         Read without augmentation.
     folder : str or Path
         Where the files go, one a tensor; the caller deletes it.
-    batch_size : int
-        Images an encoder pass.
-    device, precision : str
-        See `simo.training.pick_device`. Features are stored in this precision.
-    workers : int
-        Processes that load images.
+    optimisation : Optimisation
+        Of the heads: its batch size, device, precision, in which features are stored, and workers.
     teacher : callable, optional
         From images to targets by task name, instead of those of the data set.
 
@@ -50,15 +46,14 @@ class FeatureDataset(Dataset):
         If the disk has no room for the files.
     """
 
-    def __init__(
-        self, encoder, dataset, folder, batch_size, device="cpu", precision="float32", workers=0, teacher=None
-    ):
+    def __init__(self, encoder, dataset, folder, optimisation, teacher=None):
         encoder.eval()
+        device, precision = optimisation.device, optimisation.precision
         self.size, self.length, self.tensors = dataset.size, len(dataset), {}
         self.names = ("patches", "classes", *(task.name for task in dataset.tasks))
-        batches = progress(evaluation_batches(dataset, batch_size, workers), label="features")
+        batches = evaluation_batches(dataset, optimisation.batch_size, optimisation.workers)
         filled = 0
-        for batch in batches:
+        for batch in progress(batches, label="features"):
             image = batch.pop("image").to(device, non_blocking=True)
             with torch.no_grad(), autocast(device, precision):
                 patches, classes = encoder(image)
@@ -128,8 +123,7 @@ def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=Non
     model = copy.deepcopy(model).to(optimisation.device).requires_grad_(False)
     histories = {}
     with _scratch_folder(resume) as folder:
-        where = optimisation.device, optimisation.precision, optimisation.workers
-        features = FeatureDataset(model.encoder, dataset, folder, optimisation.batch_size, *where, teacher)
+        features = FeatureDataset(model.encoder, dataset, folder, optimisation, teacher)
         for task in tasks:
             head = model.heads[task.name].train().requires_grad_(True)
 

@@ -53,6 +53,14 @@ def test_shared_and_strided_tensors_are_stored(tmp_path):
     assert torch.equal(file["t"], x.T)
 
 
+def test_asking_for_a_name_reads_no_tensor(path, monkeypatch):
+    """`in` looks at the names: merging asks for each of some hundred."""
+    file = TensorFile(path)
+    monkeypatch.setattr(TensorFile, "__getitem__", None)
+    assert "encoder.a" in file
+    assert "a" not in file
+
+
 def test_prefix_selects_and_shortens_names(path, tensors):
     """`encoder.` of an expert is the encoder's own state; other tensors are not there."""
     encoder = TensorFile(path, "encoder.")

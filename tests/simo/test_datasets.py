@@ -173,6 +173,12 @@ def test_crop_that_does_not_fit_is_refused(nyuv2):
         dataset[0, 0]
 
 
+def test_crop_without_augmentation_is_refused(nyuv2):
+    """Images are cut when they are augmented only: whole ones would come instead, and nothing be said."""
+    with pytest.raises(SimoError, match=r"crop is \(8, 8\): expected None without scales"):
+        PreparedDataset(nyuv2, "nyuv2", "train", crop=(8, 8))
+
+
 def test_enlarging_is_refused_where_no_rule_gives_the_targets(taskonomy):
     """A detector's responses, or a depth's logarithm, on an enlarged image are not the old ones enlarged."""
     with pytest.raises(SimoError, match=r"scales is .*1.5.*: expected \[1.0\].*'edges', 'keypoints'"):

@@ -330,12 +330,20 @@ def test_methods_are_called_by_name():
     vectors = random_vectors()
     assert torch.equal(merge("iso_c", vectors, METHODS)[W], iso_c(vectors)[W])
     assert METHODS.items() >= OF_THE_PAPER.items()
+    assert list(METHODS)[: len(OF_THE_PAPER)] == list(OF_THE_PAPER)
     with pytest.raises(SimoError, match="unknown merging method 'tsvm': expected one of .*'tsv_m'"):
         merge("tsvm", vectors, METHODS)
     with pytest.raises(SimoError, match="of regmean: missing a required argument: 'moments'"):
         merge("regmean", vectors, METHODS)
     with pytest.raises(SimoError, match="of dare: got an unexpected keyword argument 'dorp'"):
         merge("dare", vectors, METHODS, dorp=0.5)
+
+
+def test_a_method_of_ones_own_is_called_by_name(monkeypatch):
+    """Added to the paper's methods it is found among all, whatever was imported before."""
+    vectors = random_vectors()
+    monkeypatch.setitem(OF_THE_PAPER, "first", lambda task_vectors: task_vectors[0])
+    assert torch.equal(merge("first", vectors, METHODS)[W], vectors[0][W])
 
 
 def test_equal_norms_by_hand():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from simo import own
 from simo.adapters import add_adapters
 from simo.checkpoints import TensorFile, save_tensors
 from simo.errors import SimoError
@@ -140,6 +141,17 @@ def test_alpha_without_labels_does_not_depend_on_the_order(files, tasks):
     )
     assert len(asked) == 1
     assert merged.alpha in ALPHAS
+
+
+def test_alpha_without_labels_is_asked_where_and_as_it_is_told(files, tasks, monkeypatch):
+    """Device and precision reach the residual, and the merged model is on the CPU in single precision."""
+    experts, images = experts_of(files, tasks), [{"image": torch.rand(8, 3, 16, 16)}]
+    asked, solve = [], own.solve_heads
+    monkeypatch.setattr(own, "solve_heads", lambda *given: asked.append(given[3:]) or solve(*given))
+    given = files / "pretrained.safetensors", experts, SETTINGS, "average", [0.2, 0.4]
+    merged = merge_experts(*given, images, device="cpu", precision="bfloat16")
+    assert asked == [("cpu", "bfloat16")] * 2
+    assert {tensor.dtype for tensor in merged.parameters()} == {torch.float32}
 
 
 def test_an_alpha_that_overflows_is_not_chosen(files, tasks):

@@ -71,7 +71,7 @@ def test_heads_and_adapters_have_rates_of_their_own(model, val, tasks, still):
 
 def test_cached_features_predict_what_the_model_predicts(model, val, tasks, tmp_path):
     """Heads are trained on just what they will see: features in files equal those of a full pass."""
-    features = FeatureDataset(model.encoder, val, tmp_path, batch_size=3)
+    features = FeatureDataset(model.encoder, val, tmp_path, replace(BUDGET, batch_size=3))
     assert len(features) == 4
     for index in range(4):
         item, sample = features[index, 99], val[index]
@@ -87,7 +87,7 @@ def test_cached_features_predict_what_the_model_predicts(model, val, tasks, tmp_
 
 def test_features_are_files(model, val, tmp_path):
     """Features of a large split are on disk: the files are as large as the tensors, and hold their values."""
-    features = FeatureDataset(model.encoder, val, tmp_path, batch_size=3)
+    features = FeatureDataset(model.encoder, val, tmp_path, replace(BUDGET, batch_size=3))
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert sizes["patches"] == 4 * 2 * 16 * 2 * 2 * 4  # images, taps, width, grid, bytes
     assert sizes == {name: tensor.nbytes for name, tensor in features.tensors.items()}
@@ -99,8 +99,8 @@ def test_features_of_mixed_precision_take_half_the_room(model, val, tmp_path):
     """In bfloat16 they are stored as that: the values of single precision to two digits in half the bytes."""
     for name in ("full", "half"):
         (tmp_path / name).mkdir()
-    full = FeatureDataset(model.encoder, val, tmp_path / "full", 3)
-    half = FeatureDataset(model.encoder, val, tmp_path / "half", 3, precision="bfloat16")
+    full = FeatureDataset(model.encoder, val, tmp_path / "full", BUDGET)
+    half = FeatureDataset(model.encoder, val, tmp_path / "half", replace(BUDGET, precision="bfloat16"))
     assert half[0, 0]["patches"].dtype == half[0, 0]["classes"].dtype == torch.bfloat16
     assert half[0, 0]["depth"].dtype == torch.float32
     torch.testing.assert_close(half[0, 0]["patches"].float(), full[0, 0]["patches"], atol=0.05, rtol=0.05)
@@ -139,7 +139,7 @@ def test_full_disk_is_found_before_features_are_written(model, val, tmp_path, mo
     monkeypatch.setattr(realignment.shutil, "disk_usage", lambda folder: room)
     message = "needs 0.0 GiB for the features of 4 images, but its disk has 0.0 GiB left: free some space"
     with pytest.raises(SimoError, match=message):
-        FeatureDataset(model.encoder, val, tmp_path, batch_size=3)
+        FeatureDataset(model.encoder, val, tmp_path, replace(BUDGET, batch_size=3))
     assert not list(tmp_path.iterdir())
 
 
