@@ -13,6 +13,7 @@ BUILD = build/$(PROFILE)
 CORES =
 EXECUTOR =
 RECORD =
+SEED =
 OLD = records/$(PROFILE)
 CHECK =
 
@@ -63,12 +64,12 @@ book: environment ## recompute everything that is not up to date and build the b
 	@$(pipeline) book $(settings)
 	@echo $(call quoted,The book: $(CURDIR)/$(page))
 
-nyuv2: STUDIES = nyuv2
-cityscapes: STUDIES = cityscapes
-taskonomy: STUDIES = taskonomy
-nyuv2: book ## the same for NYUv2 alone; the other pages are drawn from records/
-cityscapes: book ## the same for Cityscapes alone
-taskonomy: book ## the same for Taskonomy alone
+nyuv2: ## the same for NYUv2 alone; the other pages are drawn from records/
+	@$(MAKE) --no-print-directory book STUDIES=$@
+cityscapes: ## the same for Cityscapes alone
+	@$(MAKE) --no-print-directory book STUDIES=$@
+taskonomy: ## the same for Taskonomy alone
+	@$(MAKE) --no-print-directory book STUDIES=$@
 
 photos: PROFILE = photos
 photos: STUDIES = nyuv2 taskonomy_photos
@@ -111,7 +112,7 @@ rehearsal_values = {batch_size: 2, realign_batch_size: 2, probe_steps: 1, finetu
 	joint_variants: {pcgrad: {balance: pcgrad, split: train+val, steps: joint}}}
 rehearsal: PROFILE = paper
 rehearsal: BUILD = build/rehearsal
-rehearsal: DATA = build/rehearsal/raw
+rehearsal: override DATA = build/rehearsal/raw
 rehearsal: WEIGHTS = random
 rehearsal: SET = $(rehearsal_values)
 rehearsal: environment ## the paper's model and formats on made-up data, one step of each: before a GPU is rented
@@ -142,6 +143,7 @@ pythons = $(foreach version,3.11 3.12 3.13,$(shell python$(version) -c "print('p
 test-all: ## run every test in each Python from 3.11 to 3.13 that is installed
 	@for python in $(pythons); do \
 		folder=build/test-all/$$python && mkdir -p $$folder && \
+		find $$folder -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} + && \
 		git ls-files -z --cached --others --exclude-standard | xargs -0 tar -cf - | tar -xf - -C $$folder && \
 		$(MAKE) -C $$folder test PYTHON=$$python || exit 1; \
 	done

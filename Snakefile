@@ -62,6 +62,8 @@ DATASETS = {values["dataset"] for values in VALUES.values()}
 DATASETS = sorted(DATASETS | {MADE_FROM[name] for name in DATASETS & MADE_FROM.keys()})
 # the user's folder of raw or prepared data, or one that NYUv2's copy on the Hugging Face Hub is fetched into
 FETCH = config.get("download") == "yes"
+if FETCH and config.get("data"):
+    raise SimoError(f"DOWNLOAD=yes and DATA={config['data']}: give one of the two")
 FOLDER = f"{BUILD}/raw" if FETCH else config.get("data")
 if FETCH:
     Path(FOLDER, "nyuv2").mkdir(parents=True, exist_ok=True)
@@ -207,7 +209,8 @@ if RENDERED.exists() and not FOLDER:
             code=lambda w: code_hash("data_scripts/miniature.py"),
         resources: seconds=45
         shell:
-            "python -m data_scripts.miniature {wildcards.dataset} --out \"$(dirname {output:q})\" --replace"
+            # numba looks for changes in the outermost function's file alone: other code, other cache
+            "NUMBA_CACHE_DIR=\"$NUMBA_CACHE_DIR/{params.code}\" python -m data_scripts.miniature {wildcards.dataset} --out \"$(dirname {output:q})\" --replace"
             " {params.options} --workers 1 > {log:q} 2>&1"
 
 else:

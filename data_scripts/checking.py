@@ -13,7 +13,7 @@ import numpy as np
 from data_scripts.layouts import Broken
 from data_scripts.preparing import SPLITS, lines_of, prepared_files
 from simo.errors import SimoError
-from simo.files import decoding, read_json
+from simo.files import decoding, read_object
 
 _MOST_DROPPED = 0.05  # of all images; Taskonomy's own damage is a hundredth of that
 _SHOWN = 5  # bad files named one by one, before the rest is counted
@@ -38,7 +38,7 @@ def check(out, layout):
     """
     out = Path(out)
     try:
-        request, record = read_json(out / "request.json"), read_json(out / "prepared.json")
+        request, record = read_object(out / "request.json"), read_object(out / "prepared.json")
     except SimoError as error:
         return [f"FAIL {error}: the data were not prepared to the end; the command that began continues"]
     fields = tuple(f for f in layout.fields if not f.optional or f.name in record.get("fields", {}))

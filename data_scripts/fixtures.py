@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from data_scripts.commands import exit_status
+from data_scripts.preparing import is_fixture
+from simo.errors import SimoError
 from simo.files import atomic_path
 
 NOTE = "Made-up test data in the format of the real ones. No number computed from them is a result.\n"
@@ -29,8 +31,10 @@ _CITIES = {"train": ("aachen", "bochum"), "val": ("frankfurt", "lindau"), "test"
 
 
 def mark_fixture(raw):
-    """Write FIXTURE.txt into a raw folder, creating it; return its Path."""
+    """Write FIXTURE.txt into a raw folder, creating it; return its Path. SimoError if real data are there."""
     raw = Path(raw)
+    if not is_fixture(raw) and raw.is_dir() and any(raw.iterdir()):
+        raise SimoError(f"{raw} holds data that are not made up: give another folder, or an empty one")
     with atomic_path(raw / "FIXTURE.txt") as temporary:
         temporary.write_text(NOTE, encoding="utf-8")
     return raw
@@ -207,70 +211,6 @@ def draw_room(random, size):
     return {"image": image, "label": label, "depth": depth, "normal": normal}
 
 
-def write_nyuv2_npy(raw, train=4, val=3, size=(288, 384), seed=0):
-    """Write the folder of arrays that auto-lambda and MTAN release; all of it in float64.
-
-    Parameters
-    ----------
-    raw : str or Path
-        The folder.
-    train, val : int
-        Number of images; at least 2 in `val`, of which one tests.
-    size : (int, int)
-        Height and width.
-    seed : int
-        Seed of the content; the same one gives the same images in `write_nyuv2_parquet`.
-    """
-    raw, random = mark_fixture(raw), np.random.default_rng(seed)
-    for folder, count in {"train": train, "val": val}.items():
-        for index in range(count):
-            for field, array in draw_room(random, size).items():
-                with atomic_path(raw / folder / field / f"{index}.npy") as temporary:
-                    np.save(temporary, array.astype(np.float64))
-
-
-def write_nyuv2_parquet(raw, train=4, val=3, size=(288, 384), seed=0):
-    """Write the shards of the Hugging Face copy: one for `train`, one for `val`, in row groups of two.
-
-    Parameters
-    ----------
-    raw, train, val, size, seed
-        As for `write_nyuv2_npy`.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    raw, random = mark_fixture(raw), np.random.default_rng(seed)
-    (raw / "data").mkdir(exist_ok=True)
-    for folder, count in {"train": train, "val": val}.items():
-        frames = [draw_room(random, size) for _ in range(count)]
-        columns = {
-            name: np.stack([np.moveaxis(frame[name], -1, 0) for frame in frames])
-            for name in ("image", "depth", "normal")
-        }
-        columns["segmentation"] = np.stack([frame["label"] for frame in frames])
-        columns["noise"] = np.zeros((count, 1, *size), np.float32)
-        table = pa.table({name: _hub_array(values) for name, values in columns.items()})
-        with atomic_path(raw / "data" / f"{folder}-00000-of-00001.parquet") as temporary:
-            pq.write_table(table, temporary, row_group_size=2)
-
-
-def _hub_array(values):
-    """(N, ...) as a column of nested lists, marked as the array type of Hugging Face's `datasets`."""
-    import pyarrow as pa
-
-    column = pa.array(values.ravel())
-    for length in values.shape[:0:-1]:
-        column = pa.ListArray.from_arrays(np.arange(0, len(column) + 1, length, dtype=np.int32), column)
-
-    class HubArray(pa.ExtensionType):
-        def __arrow_ext_serialize__(self):
-            return repr((values.shape[1:], str(values.dtype))).encode()
-
-    name = f"datasets.features.features.Array{values.ndim - 1}DExtensionType"
-    return pa.ExtensionArray.from_storage(HubArray(column.type, name), column)
-
-
 def write_nyuv2_mat(raw, train=4, val=3, seed=0):
     """Write the official labelled file, its splits and the mappings to 13 classes.
 
@@ -311,11 +251,11 @@ def write_nyuv2_mat(raw, train=4, val=3, seed=0):
                 file.create_dataset(name, data=[[item.ref for item in stored]], dtype=h5py.ref_dtype)
         with open(temporary, "r+b") as file:
             file.write(b"MATLAB 7.3 MAT-file, made up".ljust(116) + bytes(8) + b"\x00\x02IM")
-    _write_nyuv2_lists(raw, train, val)
+    write_nyuv2_lists(raw, train, val)
     savemat(raw / "classMapping40.mat", {"mapClass": np.arange(894)[None] % 40 + 1})
 
 
-def _write_nyuv2_lists(raw, train, val):
+def write_nyuv2_lists(raw, train, val):
     """`splits.mat` and `class13Mapping.mat`."""
     from scipy.io import savemat
 
@@ -325,41 +265,7 @@ def _write_nyuv2_lists(raw, train, val):
     savemat(raw / "class13Mapping.mat", {"classMapping13": mapping})
 
 
-def write_nyuv2_pictures(raw, train=4, val=3, seed=0):
-    """Write the folders of pictures: the frames of `write_nyuv2_mat`, mirrored, depth in 8 bits.
-
-    What is not labelled stands at 39 of the 40 classes, and so does the first of the 13 classes.
-
-    Parameters
-    ----------
-    raw : str or Path
-        The folder.
-    train, val : int
-        Number of images, 480 x 640 as all of NYUv2; at least 2 in `val`, of which one tests.
-    seed : int
-        Seed of the content; the same one gives the same images in `write_nyuv2_mat`.
-    """
-    from PIL import Image
-
-    from data_scripts.nyuv2_pictures import PICTURES, STEP
-
-    raw, random = mark_fixture(raw), np.random.default_rng(seed)
-    for i in range(train + val):
-        frame = draw_room(random, (480, 640))
-        number, depth = frame["label"] + 1, frame["depth"][..., 0]
-        arrays = {
-            "nyu_images": np.round(frame["image"] * 255),
-            "nyu_depths": np.round(np.where(depth == 0, 3, depth) / STEP),
-            "nyu_labels40": np.where(number <= 1, 39, number - 1),
-            "nyu_labels": 41 * number % 256,
-        }
-        for folder, suffix in PICTURES.items():
-            with atomic_path(raw / folder / f"{i}.{suffix}") as temporary:
-                Image.fromarray(arrays[folder].astype(np.uint8)[:, ::-1]).save(temporary, quality=95)
-    _write_nyuv2_lists(raw, train, val)
-
-
-def write_taskonomy(raw, views=2, optional=("mask_valid", "segment_semantic"), damaged=False, seed=0):
+def write_taskonomy(raw, views=2, optional=("mask_valid", "segment_semantic"), seed=0):
     """Write views of the paper's 16 buildings in the folders of omnitools.
 
     Parameters
@@ -370,8 +276,6 @@ def write_taskonomy(raw, views=2, optional=("mask_valid", "segment_semantic"), d
         Number of views a building; their points are 9, 10, 11 and so on, of which 9 is the last by name.
     optional : sequence of str
         Which of the domains that may be left out to write.
-    damaged : bool
-        Leave out one file of the first building's point 9, and change a byte in one of the second's.
     seed : int
         Seed of the content.
     """
@@ -388,13 +292,6 @@ def write_taskonomy(raw, views=2, optional=("mask_valid", "segment_semantic"), d
                 name = f"point_{9 + view}_view_0_domain_{FILES[domain][0]}.png"
                 with atomic_path(raw / domain / "taskonomy" / building / name) as temporary:
                     Image.fromarray(pictures[domain]).save(temporary, compress_level=1)
-    if damaged:
-        (_, first, _), (_, second, _) = read_buildings()[:2]
-        (raw / f"keypoints2d/taskonomy/{first}/point_9_view_0_domain_keypoints2d.png").unlink()
-        broken = raw / f"edge_texture/taskonomy/{second}/point_9_view_0_domain_edge_texture.png"
-        content = bytearray(broken.read_bytes())
-        content[len(content) // 2] ^= 1
-        broken.write_bytes(content)
 
 
 def _draw_view(random, size=(512, 512)):

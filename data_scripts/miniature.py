@@ -25,7 +25,6 @@ from data_scripts.layouts import Image, RawData
 from data_scripts.preparing import Unlike, prepare, random_parts
 from data_scripts.render import RENDERER, render_room, render_street
 from simo.errors import SimoError
-from simo.files import read_json
 
 LAYOUTS = {
     layout.dataset: changed(layout, fields=tuple(f for f in layout.fields if not f.optional))
@@ -159,11 +158,6 @@ def write(dataset, out, size=None, train=800, val=256, test=300, seed=0, workers
     layout = changed(LAYOUTS[dataset], size=size, counts=counts)
     options = {**counts, "seed": seed, "renderer": RENDERER}
     raw = RawData(layout, "rendered", images, splits, partial(convert, dataset, size), options)
-    marker = out / "request.json"
-    if replace and marker.exists():
-        found = read_json(marker)
-        if found["source"] == "rendered" and (found["image_size"], found["options"]) != ([*size], options):
-            shutil.rmtree(out)
     if not (out / "prepared.json").exists():
         raw.convert(Image("preview", 0, "", 0))  # compiles the kernel into its cache once, for all workers
     try:

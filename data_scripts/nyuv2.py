@@ -2,7 +2,7 @@
 
 Usage
 -----
-    python -m data_scripts.nyuv2 --raw DIR --out DIR [--workers N] [--download] [--revision R] [--source S]
+    python -m data_scripts.nyuv2 --raw DIR --out DIR [--workers N] [--download] [--source S]
         [--size H W]
     python -m data_scripts.nyuv2 --check --out DIR
 
@@ -54,9 +54,9 @@ from data_scripts.nyuv2_parquet import (
     shards,
 )
 from data_scripts.nyuv2_pictures import open_pictures, read_pictures
-from data_scripts.preparing import committed_splits, is_fixture, random_parts
+from data_scripts.preparing import committed_splits, fixture_parts, is_fixture
 from simo.errors import SimoError
-from simo.files import decoding, listed, read_json
+from simo.files import decoding, listed, read_object
 from simo.tasks import NYUV2_CLASSES
 
 LAYOUT = Layout(
@@ -94,7 +94,7 @@ INSTRUCTIONS = f"""Put one of these into --raw:
 # Finding the source
 
 
-def open_nyuv2(raw, fetch=False, revision=REVISION, source=None, size=None):
+def open_nyuv2(raw, fetch=False, source=None, size=None):
     """Locate the raw data of NYUv2.
 
     Parameters
@@ -103,8 +103,6 @@ def open_nyuv2(raw, fetch=False, revision=REVISION, source=None, size=None):
         The folder.
     fetch : bool
         Fetch the Hugging Face copy into it first.
-    revision : str
-        Of the Hugging Face copy.
     source : str, optional
         A key of `SOURCES`; needed only where the folder holds more than one.
     size : (int, int), optional
@@ -122,7 +120,7 @@ def open_nyuv2(raw, fetch=False, revision=REVISION, source=None, size=None):
     """
     raw, layout = Path(raw), replace(LAYOUT, size=tuple(size or LAYOUT.size))
     if fetch:
-        download(raw, revision)
+        download(raw)
     found = _sources(raw)
     if source is None and len(found) > 1:
         raise SimoError(f"{raw} holds several sources of NYUv2 ({', '.join(found)}): choose one by --source")
@@ -139,7 +137,7 @@ def open_nyuv2(raw, fetch=False, revision=REVISION, source=None, size=None):
     images, options = open_source(raw), {}
     if source == "parquet":
         known = raw / "revision.json"
-        options = {"revision": read_json(known)["revision"] if known.is_file() else None}
+        options = {"revision": read_object(known).get("revision") if known.is_file() else None}
     fixture = is_fixture(raw)
     counts = {folder: sum(image.folder == folder for image in images) for folder in COUNTS}
     if not fixture and counts != COUNTS:
@@ -161,10 +159,7 @@ def _sources(raw):
 
 def _fixture_splits(train, val):
     """The rule of the paper at the size of a fixture: the same shares, at least one image each."""
-    if min(train, val - 1) < 1:
-        raise SimoError(f"a fixture needs 1 image in train and 2 in val, found {train} and {val}")
-    first = min(max(1, round(val * LAYOUT.counts["val"] / COUNTS["val"])), val - 1)
-    parts = random_parts(val, first)
+    parts = fixture_parts(val, LAYOUT.counts["val"] / COUNTS["val"])
     return {"train": [f"train/{i}" for i in range(train)]} | {
         name: [f"val/{i}" for i in part] for name, part in zip(("val", "test"), parts, strict=True)
     }
@@ -265,7 +260,7 @@ def _open_npy(raw):
     return images
 
 
-def convert_npy(image, size=LAYOUT.size):
+def convert_npy(image, size):
     """Arrays of an image of the community's folder; `Broken` if a file cannot be read."""
     arrays = {}
     for field in LAYOUT.fields:
@@ -286,17 +281,17 @@ def _open_parquet(raw):
     ]
 
 
-def convert_parquet(image, size=LAYOUT.size):
+def convert_parquet(image, size):
     """Arrays of a row of the Hugging Face copy; `Broken` if it cannot be read."""
     return resized(image.name, tidy(image.name, **read_row(*image.source)), size)
 
 
-def convert_mat(image, size=LAYOUT.size):
+def convert_mat(image, size):
     """Arrays of an image of the official file; `Broken` if it cannot be read."""
     return tidy(image.name, **read_labelled(*image.source, size))
 
 
-def convert_pictures(image, size=LAYOUT.size):
+def convert_pictures(image, size):
     """Arrays of an image from four pictures; `Broken` if one cannot be read."""
     return tidy(image.name, **read_pictures(*image.source, size))
 
@@ -315,7 +310,6 @@ def _add_options(parser):
     parser.add_argument(
         "--download", dest="fetch", action="store_true", help="fetch the Hugging Face copy (2.97 GB) first"
     )
-    parser.add_argument("--revision", default=REVISION, help="commit of the Hugging Face copy")
     parser.add_argument("--source", choices=SOURCES, help="if --raw holds several")
     parser.add_argument(
         "--size",

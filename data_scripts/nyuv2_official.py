@@ -200,7 +200,7 @@ def read_labelled(raw, number, size):
     Broken
         If the file is damaged there, or holds a label without a name.
     """
-    data, table = _labelled(raw), _cached_table(raw)
+    data, table = _labelled(raw), _cached_table(Path(raw))
     with decoding(f"image {number + 1} of {MAT_FILES[0]}", kind=Broken):
         colour, label, depth, measured = (
             data[name][number].T for name in ("images", "labels", "depths", "rawDepths")
@@ -276,9 +276,7 @@ def _labelled(raw):
     return data
 
 
-@lru_cache(maxsize=1)
-def _cached_table(raw):
-    return class_table(Path(raw))
+_cached_table = lru_cache(maxsize=1)(class_table)
 
 
 def _text(data, reference):

@@ -21,8 +21,8 @@ DOWNLOAD_BYTES = 2_971_250_125
 COLUMNS = ("image", "segmentation", "depth", "normal")
 
 
-def download(raw, revision=REVISION):
-    """Fetch the shards at a revision into a folder, or what is missing of them, and note the revision there.
+def download(raw):
+    """Fetch the shards at `REVISION` into a folder, or what is missing of them, and note the revision there.
 
     Raises
     ------
@@ -33,25 +33,30 @@ def download(raw, revision=REVISION):
 
     raw = Path(raw)
     raw.mkdir(parents=True, exist_ok=True)
-    print(f"fetching {REPOSITORY} at revision {revision}: {DOWNLOAD_BYTES / 1e9:.2f} GB into {raw}")
+    print(f"fetching {REPOSITORY} at revision {REVISION}: {DOWNLOAD_BYTES / 1e9:.2f} GB into {raw}")
     free = shutil.disk_usage(raw).free
-    there = sum(path.stat().st_size for folder in ("train", "val") for path in shards(raw, folder))
-    if free < DOWNLOAD_BYTES - there:
+    missing = DOWNLOAD_BYTES - _fetched(raw)
+    if free < missing:
         raise SimoError(
-            f"{raw}: {(DOWNLOAD_BYTES - there) / 1e9:.2f} GB are still to be fetched, the disk has "
+            f"{raw}: {missing / 1e9:.2f} GB are still to be fetched, the disk has "
             f"{free / 1e9:.2f} GB free: free some space, or choose another --raw"
         )
+    plan = {"repo_type": "dataset", "revision": REVISION, "local_dir": raw, "allow_patterns": "*.parquet"}
     try:
-        snapshot_download(
-            REPOSITORY, repo_type="dataset", revision=revision, local_dir=raw, allow_patterns="*.parquet"
-        )
+        snapshot_download(REPOSITORY, **plan)
+        if _fetched(raw) < DOWNLOAD_BYTES:  # without a network it takes what is in the folder for all
+            raise SimoError(f"{_fetched(raw)} of {DOWNLOAD_BYTES} bytes came")
     except Exception as error:  # the Hub's, its HTTP library's and the system's errors have no common base
         raise SimoError(
-            f"cannot fetch {REPOSITORY} at revision {revision} ({reason(error)}): give the same command "
-            "again to continue; `--revision` takes another commit, listed at "
-            f"https://huggingface.co/datasets/{REPOSITORY}/commits/main"
+            f"cannot fetch {REPOSITORY} at revision {REVISION} ({reason(error)}): give the same command "
+            f"again to continue, or fetch https://huggingface.co/datasets/{REPOSITORY} by other means"
         ) from error
-    write_json(raw / "revision.json", {"repository": REPOSITORY, "revision": revision})
+    write_json(raw / "revision.json", {"repository": REPOSITORY, "revision": REVISION})
+
+
+def _fetched(raw):
+    """Bytes of the shards that are in a folder."""
+    return sum(path.stat().st_size for folder in ("train", "val") for path in shards(raw, folder))
 
 
 def shards(raw, folder):

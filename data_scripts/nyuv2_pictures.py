@@ -117,7 +117,7 @@ def read_pictures(raw, number, size):
     if label40.max() > 39:
         path = Path(raw) / "nyu_labels40" / f"{number}.png"
         raise Broken(f"{path}: expected classes from 0 to 39, found {label40.max()}: download it again")
-    return cut(colour, classes(label40, label, _cached_table(raw)), dequantise(depth), size)
+    return cut(colour, classes(label40, label, _cached_table(Path(raw))), dequantise(depth), size)
 
 
 def classes(label40, label, table):
@@ -205,6 +205,4 @@ def _picture(path, mode):
     return array
 
 
-@lru_cache(maxsize=1)
-def _cached_table(raw):
-    return thirteen_classes(Path(raw))
+_cached_table = lru_cache(maxsize=1)(thirteen_classes)

@@ -32,7 +32,7 @@ import numpy as np
 
 from data_scripts.layouts import Broken
 from simo.errors import SimoError
-from simo.files import atomic_path, decoding, is_litter, read_json, write_json
+from simo.files import atomic_path, decoding, is_litter, read_object, write_json
 
 SPLIT_SEED = 42  # the paper's
 SPLITS = ("train", "val", "test")
@@ -109,7 +109,7 @@ def prepare(raw, out, workers=None):
     ------
     SimoError
         If `out` holds something else, the disk is too small, or a file is broken and may not be dropped.
-        `Unlike` if of images that are there already today's code or raw data make something else.
+        `Unlike` if of images that are there already today's code, raw data or request make something else.
     """
     out, layout = Path(out), raw.layout
     workers = workers or os.cpu_count() or 1
@@ -126,7 +126,7 @@ def prepare(raw, out, workers=None):
         dropped = {line.split("\t")[0] for line in lines_of(out / "dropped.txt")}
         if all(image.name in dropped for image in missing):
             print(f"{out} is complete already: {len(raw.images) - len(missing)} images")
-            return read_json(prepared)
+            return read_object(prepared)
         prepared.unlink()
     _check_disk(out, len(missing), layout)
     dropped = _write_images(out, raw, missing, workers)
@@ -166,11 +166,11 @@ def _claim(out, request):
     if out.exists() and not out.is_dir():
         raise SimoError(f"{out} is a file; give --out a folder")
     if marker.exists():
-        found = read_json(marker)
+        found = read_object(marker)
         if found != request:
             differing = [key for key in request if found.get(key) != request[key]]
             what = "; ".join(f"{key} {found.get(key)} there, {request[key]} asked for" for key in differing)
-            raise SimoError(
+            raise (SimoError if {"dataset", "source"} & {*differing} else Unlike)(
                 f"{out} was begun by another request ({what}): give --out another folder, or delete this one"
             )
         return

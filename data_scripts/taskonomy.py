@@ -25,7 +25,8 @@ paper's code:
   neither 0 nor 65535, its largest value, which stands for none.
 
 Every file is read to its end and its checksums are verified; a view that lacks a file, or of which one is
-broken, is left out and listed in `dropped.txt`. `KNOWN_BROKEN` names the files whose damage is public.
+broken, is left out and listed in `dropped.txt`. Damage that was reported in public (EPFL-VILAB/omnidata
+issues 3, 5 and 7, StanfordVL/taskonomy issue 72) is in none of the paper's buildings.
 """
 
 import io
@@ -74,14 +75,6 @@ FILES = {
     SEMANTIC: ("segmentsemantic", "uint8", 1),
 }
 OPTIONAL = ("mask_valid", SEMANTIC)
-
-# Damage that was reported in public, with where; none of it is in the paper's buildings.
-KNOWN_BROKEN = {
-    "rgb/newfields/point_1070_view_8": "EPFL-VILAB/omnidata issue 7",
-    "rgb/muleshoe/point_399_view_5": "StanfordVL/taskonomy issue 72",
-    "rgb/woodbine/point_1096_view_6": "StanfordVL/taskonomy issue 72",
-    "edge_texture/wiconisco": "EPFL-VILAB/omnidata issues 3 and 5: many of its files",
-}
 
 INSTRUCTIONS = """Taskonomy is free for non-commercial research and education and may not be passed on in any
 form. There is no account: omnitools shows the licence (https://github.com/StanfordVL/taskonomy) and asks for

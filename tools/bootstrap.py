@@ -178,14 +178,8 @@ def main():
         fail(
             f"{VENV} leads to another environment, {VENV.resolve()}, which would be emptied: remove the link"
         )
-    try:
-        LOG.parent.mkdir(parents=True, exist_ok=True)
-        LOG.write_text("", encoding="utf-8")
-    except OSError as error:
-        fail(
-            f"cannot write {error.filename} ({error.strerror}): "
-            "copy the project to a folder that you may write to"
-        )
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    LOG.write_text("", encoding="utf-8")
     # an environment that was moved, or is another Python's, is made from nothing
     if before.splitlines()[:2] != stamp().splitlines()[:2]:
         step(
@@ -212,5 +206,8 @@ def main():
 if __name__ == "__main__":
     try:
         main()
+    except OSError as error:  # one of a full disk names no file
+        advice = "free some space, or copy the project to a folder that you may write to"
+        fail(f"cannot write {error.filename or VENV} ({error.strerror}): {advice}")
     except KeyboardInterrupt:
         fail("\nstopped; run the same command again to go on")

@@ -155,7 +155,7 @@ def main(argv=None):
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
     given = dict(pair.partition("=")[::2] for pair in options.config)
-    build, data = given.get("build") or str(ROOT / "build" / "miniature"), given.get("data")
+    build, data = str((ROOT / (given.get("build") or "build/miniature")).absolute()), given.get("data")
     findings = [*examine_machine(build), *examine_settings()]
     if not options.quick:
         findings += [*examine_program(), *examine_data(build, data)]

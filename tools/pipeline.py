@@ -211,15 +211,8 @@ def acquire_lock(path):
     bool
         Whether the run before this one died. A run that ends by itself leaves the file empty.
     """
-    try:
-        path.parent.mkdir(exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        print(
-            f"cannot write {error.filename} ({error.strerror}): the project needs a folder that you may write"
-        )
-        print(f"to. Copy {Path.cwd()} to one, or change its permissions; then run this again.")
-        return None, False
+    path.parent.mkdir(exist_ok=True)
+    file = path.open("a+", encoding="utf-8")
     deadline = time.monotonic() + LOCK_WAIT
     while True:
         try:
@@ -242,7 +235,14 @@ def acquire_lock(path):
 
 def drive(argv):
     """Be the driver: take the lock, start the worker, wait, leave nothing running; return the exit code."""
-    lock, died = acquire_lock(Path(".snakemake/simo.lock"))
+    path = Path(".snakemake/simo.lock")
+    try:
+        lock, died = acquire_lock(path)
+    except OSError as error:  # one of a full disk names no file
+        what = f"cannot write {error.filename or path} ({error.strerror})"
+        print(f"{what}: the project needs a folder that you may write to, and room there.")
+        print(f"Free some, copy {Path.cwd()} elsewhere, or change its permissions; then run this again.")
+        return 1
     if lock is None:
         return 1
     if died:

@@ -231,7 +231,6 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--kills", type=int, default=20, help="how many; default: 20")
     parser.add_argument("--fuzz", type=int, default=1000, help="changed files of each kind; default: 1000")
-    parser.add_argument("--only-kills", action="store_true", help="neither limits nor two runs at once")
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}", flush=True)
     chance, began, trials = random.Random(options.seed), time.monotonic(), []  # noqa: S311 - no secret
@@ -243,10 +242,9 @@ def main(arguments=None):
             return 1
         length, expected = time.monotonic() - began, records(project)
         print(f"undisturbed: {length:.0f} s, {len(expected)} records", flush=True)
+        other = copy_project(Path(temporary) / "other")
         plan = [kills(project, expected, options.kills, length, chance)]
-        if not options.only_kills:
-            other = copy_project(Path(temporary) / "other")
-            plan += [together(project, other, expected), limited(project, expected)]
+        plan += [together(project, other, expected), limited(project, expected)]
         plan += [fuzz(project, options.fuzz)] if options.fuzz else []
         for trial, wrong in (each for part in plan for each in part):
             trials.append({"trial": trial, "wrong": wrong})

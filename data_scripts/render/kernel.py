@@ -1,8 +1,9 @@
 """Rays against solids: the compiled kernel that finds what each pixel sees.
 
 Scenes come as the arrays of `Scene.arrays` of `raycast`. All solids are convex, and rays never start inside
-one. Numba stores the compiled code beside this file and looks for changes in the file of the outermost
-function only: after editing this module or `materials`, delete `data_scripts/render/__pycache__`.
+one. Numba stores the compiled code, beside this file or where `NUMBA_CACHE_DIR` says, and looks for changes
+in the file of the outermost function only. A build has a cache for each state of the code; elsewhere, delete
+it after editing this module or `materials`.
 """
 
 import math

@@ -26,10 +26,6 @@ from data_scripts.render.streetlife import (
     turned_any_way,
 )
 from data_scripts.render.streetplan import KERB, REACH, Street
-from simo.tasks import CITYSCAPES_CLASSES as CLASSES
-from simo.tasks import CITYSCAPES_PARTS as PARTS
-
-__all__ = ["CLASSES", "PARTS", "disparity", "render_street"]
 
 BASELINE = 0.22  # metres between the two cameras of Cityscapes
 FULL_WIDTH = 2048  # its images' width in pixels
@@ -312,10 +308,10 @@ def render_street(seed, height=48, width=96):
     Returns
     -------
     dict
-        `image` float32 (H, W, 3) in [0, 1]; `label` int64 (H, W), an index of `CLASSES`; `part` int64 (H, W),
-        an index of `PARTS`; `depth` float32 (H, W, 1), metres along the optical axis, infinite for the sky;
-        `disparity` float32 (H, W, 1), see `disparity`; `normal` float32 (H, W, 3), unit vectors in the
-        camera's frame: x right, y up, z towards the viewer, zero for the sky.
+        `image` float32 (H, W, 3) in [0, 1]; `label` int64 (H, W), an index of `CITYSCAPES_CLASSES`; `part`
+        int64 (H, W), one of `CITYSCAPES_PARTS`; `depth` float32 (H, W, 1), metres along the optical axis,
+        infinite for the sky; `disparity` float32 (H, W, 1), see `disparity`; `normal` float32 (H, W, 3), unit
+        vectors in the camera's frame: x right, y up, z towards the viewer, zero for the sky.
     """
     rng = np.random.default_rng(seed)
     (sensor,) = rng.spawn(1)

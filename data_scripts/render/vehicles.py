@@ -54,7 +54,7 @@ def _lamps(item, rng, name, ahead, half_width, y, z, size):
     item.box(labelled(name, PLATE), _PLATE, (0.52, 0.07, 0.14), (0.0, y * 1.004, down))
 
 
-def car(rng, ahead, detailed=True):
+def car(rng, ahead):
     """Build a hatchback, a saloon, an off-roader or a van."""
     item, paint, glass = Item(), lacquer(rng), _glass(rng)
     kind = rng.choice(4, p=[0.4, 0.3, 0.2, 0.1])
@@ -71,9 +71,8 @@ def car(rng, ahead, detailed=True):
     item.frustum(windows, glass, (1.8 * half, long, high - waist), (0.0, middle, waist), (0.8, slope))
     top = (1.46 * half, long * slope * 1.03, 0.07)
     item.frustum(body, paint, top, (0.0, middle, high - 0.03), (0.94, 0.94))
-    if detailed:
-        for y in (back + 0.16 * long, middle + 0.02 * long):  # the posts between the windows
-            item.frustum(body, paint, (1.82 * half, 0.09, high - waist), (0.0, y, waist), (0.8, 1.0))
+    for y in (back + 0.16 * long, middle + 0.02 * long):  # the posts between the windows
+        item.frustum(body, paint, (1.82 * half, 0.09, high - waist), (0.0, y, waist), (0.8, 1.0))
     end = -length / 2 if ahead else length / 2
     item.box(body, _GRILLE, (1.3 * half, 0.05, 0.14), (0.0, end * 0.995, 0.36 if ahead else 0.48))
     _lamps(item, rng, CAR, ahead, half * 0.97, end * 0.985, waist - 0.27, (rng.uniform(0.26, 0.4), 0.17))

@@ -283,7 +283,7 @@ def test_truncated_zip(tmp_path):
     write_cityscapes(tmp_path, train=2, val=1)
     path = tmp_path / PACKAGES["disparity"].archive
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(SimoError, match="disparity_trainvaltest.zip is truncated or corrupt"):
+    with pytest.raises(SimoError, match="disparity_trainvaltest.zip, a zip file, cannot be decoded"):
         open_raw(tmp_path)
 
 
@@ -331,3 +331,16 @@ def test_fixtures_command(tmp_path):
     opened = open_raw(tmp_path / "cityscapes")
     assert opened.fixture is True
     assert [image.name for image in opened.images[:4]] == FRAMES
+    assert fixtures.main([str(tmp_path), "--datasets", "cityscapes"]) == 0
+
+
+def test_fixtures_do_not_touch_real_data(tmp_path, capsys):
+    """Protects a download of 11 GB from whoever names its folder for the rehearsal."""
+    from data_scripts import fixtures
+
+    real = tmp_path / "cityscapes" / PACKAGES["leftImg8bit"].archive
+    real.parent.mkdir()
+    real.write_bytes(b"real")
+    assert fixtures.main([str(tmp_path), "--datasets", "cityscapes"]) == 1
+    assert "holds data that are not made up" in capsys.readouterr().err
+    assert [path.read_bytes() for path in real.parent.iterdir()] == [b"real"]

@@ -10,6 +10,7 @@ import os
 import struct
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -118,7 +119,7 @@ def test_damaged_array(tmp_path, name):
     path = tmp_path / "train/image/0.npy"
     path.parent.mkdir(parents=True)
     path.write_bytes(ARRAYS[name])
-    for convert in (nyuv2.convert_npy, five_tasks.convert):
+    for convert in (partial(nyuv2.convert_npy, size=(288, 384)), five_tasks.convert):
         with pytest.raises(Broken, match=r"train/image/0\.npy cannot be decoded \(\S"):
             convert(Image("train", 0, "train/0", str(tmp_path)))
 
@@ -215,7 +216,7 @@ def test_trouble_of_the_disk_is_no_damage_of_an_archive_or_checkpoint(tmp_path, 
 
     monkeypatch.setattr("builtins.open", fail)
     monkeypatch.setattr("io.open", fail)
-    with pytest.raises(SimoError, match=rf"the system refuses .* of .*a.zip \({os.strerror(number)}\)"):
+    with pytest.raises(SimoError, match=rf"the system cannot read .*a.zip.* \({os.strerror(number)}\)"):
         ZipReader(path)
     if place == "open":
         with pytest.raises(SimoError, match=f"the system cannot read .*a.safetensors.*{os.strerror(number)}"):

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
+from writers import write_nyuv2_pictures
 
 from data_scripts import five_tasks, nyuv2
 from data_scripts.commands import main
 from data_scripts.cues import edge_texture, keypoints2d
-from data_scripts.fixtures import write_nyuv2_pictures
 from data_scripts.preparing import prepare
 from simo.datasets import PreparedDataset
 from simo.files import read_json

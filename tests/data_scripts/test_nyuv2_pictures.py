@@ -5,9 +5,10 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image as Pictures
+from writers import write_nyuv2_npy, write_nyuv2_pictures
 
 from data_scripts.commands import main
-from data_scripts.fixtures import write_nyuv2_mat, write_nyuv2_npy, write_nyuv2_pictures
+from data_scripts.fixtures import write_nyuv2_mat
 from data_scripts.layouts import Broken
 from data_scripts.nyuv2 import LAYOUT, _add_options, open_nyuv2
 from data_scripts.nyuv2_official import thirteen_classes

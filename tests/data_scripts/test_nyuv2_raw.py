@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.io import loadmat, savemat
+from writers import write_nyuv2_npy, write_nyuv2_parquet, write_nyuv2_pictures
 
 from data_scripts import nyuv2_parquet
 from data_scripts.checking import check
-from data_scripts.fixtures import (
-    draw_room,
-    write_nyuv2_mat,
-    write_nyuv2_npy,
-    write_nyuv2_parquet,
-    write_nyuv2_pictures,
-)
+from data_scripts.fixtures import draw_room, write_nyuv2_mat
 from data_scripts.layouts import Broken, Image
 from data_scripts.normals import normals_from_depth
 from data_scripts.nyuv2 import LAYOUT, REVISION, convert_npy, convert_parquet, main, open_nyuv2, tidy
@@ -81,7 +76,7 @@ def test_fixture_splits_scale_the_rule():
     order = torch.randperm(10, generator=torch.Generator().manual_seed(42)).tolist()
     assert _fixture_splits(1, 10)["val"] == [f"val/{i}" for i in sorted(order[:6])]
     assert [len(_fixture_splits(1, 2)[name]) for name in ("val", "test")] == [1, 1]
-    with pytest.raises(SimoError, match="found 1 and 1"):
+    with pytest.raises(SimoError, match="at least 2 images to split, found 1"):
         _fixture_splits(1, 1)
 
 
@@ -152,7 +147,7 @@ def test_npy_that_cannot_be_read_is_named(raw, tmp_path):
     path = copy / "train" / "depth" / "1.npy"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(Broken, match=r"train/depth/1\.npy cannot be decoded"):
-        convert_npy(Image("train", 1, "train/1.npy", str(copy)))
+        convert_npy(Image("train", 1, "train/1.npy", str(copy)), LAYOUT.size)
 
 
 def test_npy_folder_with_holes_is_refused(raw, tmp_path):
@@ -169,9 +164,9 @@ def test_npy_folder_with_holes_is_refused(raw, tmp_path):
 def test_rows_can_be_read_in_any_order(raw):
     """Protects resuming, and workers that share a file: a row is the same whatever was read before."""
     images = open_nyuv2(raw / "parquet").images
-    ahead = [convert_parquet(image) for image in images]
+    ahead = [convert_parquet(image, LAYOUT.size) for image in images]
     for image, expected in reversed(list(zip(images, ahead, strict=True))):
-        for name, array in convert_parquet(image).items():
+        for name, array in convert_parquet(image, LAYOUT.size).items():
             np.testing.assert_array_equal(array, expected[name])
     assert not np.array_equal(ahead[0]["depth"], ahead[1]["depth"])
 
@@ -194,20 +189,26 @@ def test_download_is_pinned_and_only_on_demand(raw, tmp_path, monkeypatch, capsy
         shutil.copytree(raw / "parquet", options["local_dir"], dirs_exist_ok=True)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(nyuv2_parquet, "DOWNLOAD_BYTES", 1)
     with pytest.raises(SimoError, match="holds none of the sources"):
         open_nyuv2(tmp_path)
     assert calls == []
     found = open_nyuv2(tmp_path, fetch=True)
     assert calls == [("tanganke/nyuv2", "dataset", REVISION, "*.parquet")]
-    assert "2.97 GB" in capsys.readouterr().out
+    assert "0.00 GB" in capsys.readouterr().out
     assert found.options == open_nyuv2(tmp_path).options == {"revision": REVISION}
 
 
 def test_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
     """Protects the reader from the traceback of an HTTP library, and from a disk that fills up midway."""
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **b: 1 / 0)
-    with pytest.raises(SimoError, match=r"at revision abc .*same command again"):
-        nyuv2_parquet.download(tmp_path / "new", "abc")
+    with pytest.raises(SimoError, match=r"at revision b367b8b\w* .*same command again"):
+        nyuv2_parquet.download(tmp_path / "new")
+    assert not (tmp_path / "new" / "revision.json").exists()
+    # without a network the library returns what is in the folder
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **b: None)
+    with pytest.raises(SimoError, match=r"cannot fetch .*0 of 2971250125 bytes came"):
+        nyuv2_parquet.download(tmp_path / "new")
     assert not (tmp_path / "new" / "revision.json").exists()
     monkeypatch.setattr(nyuv2_parquet, "DOWNLOAD_BYTES", 10**18)
     with pytest.raises(SimoError, match="still to be fetched"):

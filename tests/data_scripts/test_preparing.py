@@ -197,6 +197,16 @@ def test_other_request_is_refused(copy):
         prepare(replace(raw, images=raw.images[::-1]), copy, workers=1)
 
 
+@pytest.mark.parametrize(("name", "text"), [("request", "[]"), ("request", "{}"), ("prepared", "[]")])
+def test_what_says_how_data_were_prepared_may_be_damaged(copy, name, text):
+    """Protects from a traceback: JSON of another form is refused by its file's name, by the check, too."""
+    (copy / f"{name}.json").write_text(text)
+    expected = "begun by another request" if text == "{}" else f"{name}.json: expected an object"
+    with pytest.raises(SimoError, match=expected):
+        prepare(toy(), copy, workers=1)
+    assert any(line.startswith("FAIL ") for line in check(copy, LAYOUT))
+
+
 def test_foreign_folder_is_refused(tmp_path):
     """Protects what is not ours: a folder with other files, and a file."""
     (tmp_path / "notes.txt").write_text("mine")

@@ -12,7 +12,9 @@ from data_scripts.render.light import trace_colour
 from data_scripts.render.materials import SKY
 from data_scripts.render.raycast import Item, Light, Paint, Scene, look, render
 from data_scripts.render.streetplan import Track
-from data_scripts.render.streets import CLASSES, PARTS, build_street, camera_of, disparity, render_street
+from data_scripts.render.streets import build_street, camera_of, disparity, render_street
+from simo.tasks import CITYSCAPES_CLASSES as CLASSES
+from simo.tasks import CITYSCAPES_PARTS as PARTS
 
 GREY = Paint((0.5, 0.5, 0.5))
 HUMAN = [CLASSES.index(name) for name in ("person", "rider")]

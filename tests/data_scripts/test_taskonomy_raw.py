@@ -29,7 +29,13 @@ BUILDINGS = {
 def raw(tmp_path_factory):
     """Two views of each building, one without keypoints, one with a changed byte; tests only read."""
     root = tmp_path_factory.mktemp("raw")
-    write_taskonomy(root, views=2, damaged=True)
+    write_taskonomy(root, views=2)
+    (_, first, _), (_, second, _) = read_buildings()[:2]
+    (root / f"keypoints2d/taskonomy/{first}/point_9_view_0_domain_keypoints2d.png").unlink()
+    broken = root / f"edge_texture/taskonomy/{second}/point_9_view_0_domain_edge_texture.png"
+    content = bytearray(broken.read_bytes())
+    content[len(content) // 2] ^= 1
+    broken.write_bytes(content)
     return root
 
 

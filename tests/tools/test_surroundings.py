@@ -6,7 +6,9 @@ tools/pipeline.py, tools/bootstrap.py and the Makefile leave foreign settings ou
 import json
 import os
 import re
+import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -192,6 +194,27 @@ def test_project_that_cannot_be_written_is_named(tmp_path):
     driver = start(tmp_path)
     assert driver.wait(timeout=300) == 1
     assert re.match("cannot write .*the project needs a folder that you may write", driver.output.read_text())
+
+
+def no_file_may_grow():
+    """In a process that is to begin: as a full disk, which lets files be made and nothing be written."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def test_a_full_disk_is_told(tmp_path):
+    """By the run and by the installation, where their first byte is written: no traceback, and what to do."""
+    (tmp_path / "Snakefile").write_text(SNAKEFILE)
+    (tmp_path / "tools").mkdir()
+    for name in ("constraints.txt", "pyproject.toml", "tools/bootstrap.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for program in (ROOT / "tools" / "pipeline.py", tmp_path / "tools" / "bootstrap.py"):
+        command = [sys.executable, program, "all"]
+        plan = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300, "check": False}
+        done = subprocess.run(command, preexec_fn=no_file_may_grow, **plan)
+        output = done.stdout + done.stderr
+        assert done.returncode == 1
+        assert re.search(r"cannot write .* \(File too large\): ", output)
+        assert "Traceback" not in output
 
 
 PLACES = {  # of a folder that has `file`, `loop` that leads to itself and `lost` that leads nowhere
