@@ -17,7 +17,7 @@ from report.overview import CLOSE, TITLES, VARIED, marked
 from report.paper import paper_curves, paper_deltas, read_paper
 from report.parameters import check_injected
 from report.pictures import qualitative_figure
-from report.records import drawable, load_pictures, load_records, outdated, results_table
+from report.records import drawable, load_pictures, load_records, outdated
 from simo.files import listed
 from simo.tasks import tasks_of
 
@@ -125,10 +125,10 @@ class Page:
         plotting.set_style()
 
     def _scores(self, records):
-        return tables.scores(results_table(records), self.dataset) if records else None
+        return tables.scores(records, self.dataset) if records else None
 
-    def __bool__(self):
-        """Whether there is anything to show; says so if not."""
+    def has_records(self):
+        """Whether there are any records; says so if not."""
         if not self.records:
             text = f"Not run: there are no records of {self.study} at this scale.{self._left_out()}"
             display(Markdown(f"*{text}*"))
@@ -141,7 +141,7 @@ class Page:
 
     def scale(self):
         """Say what the records of this page are: which scale, which data."""
-        if self:
+        if self.has_records():
             text = f"Records of the profile **{self.profile}**. {SCALES.get(self.profile, '')}"
             if self.profile != "paper" and not _records(ROOT / "records" / "paper" / self.study):
                 text += " The paper's own scale was **not run**."
@@ -234,7 +234,7 @@ class Page:
 
     def table(self):
         """Display the paper's kind of table, with the experts and a constant prediction."""
-        if self:
+        if self.has_records():
             rows = ["expert", *(name for name in self.models if name not in tables.CONTROLS)]
             caption = f"every model on the test split. {self._cells()} {UNITS[self.dataset]}".strip()
             self._metrics(rows, caption, "table")
@@ -244,7 +244,7 @@ class Page:
 
     def controls(self):
         """Display the same table for the controls."""
-        if self:
+        if self.has_records():
             rows = [name for name in self.models if name in tables.CONTROLS]
             caption = f"realignment without merging, and of experts that were not merged. {self._cells()}"
             if rows:
@@ -255,7 +255,7 @@ class Page:
 
     def paper_beside_ours(self, *others):
         """Display performance relative to the experts, the paper's beside this and other pages'."""
-        if self:
+        if self.has_records():
             full = Page(self.study, "records/paper")
             frames = {page.name: page.frame for page in (self, *others)}
             if full.records and not full.fixture:
@@ -271,7 +271,7 @@ class Page:
 
     def pattern(self, *others):
         """Display what is comparable at any size: order, signs, shares recovered; of this and other pages."""
-        if self:
+        if self.has_records():
             pages = [page for page in (self, *others) if page.records]
             frames = {page.name: page.frame for page in pages}
             chosen = {page.name: tables.alphas(page.records) for page in pages}
@@ -287,7 +287,7 @@ class Page:
 
     def claims(self):
         """Display every claim with the number that decides it on each seed."""
-        if self:
+        if self.has_records():
             table = self.judge()
             table = table[["claim", "verdict", *table.columns.drop(["claim", "verdict", "source"]), "source"]]
             table = table.assign(verdict=table.verdict.map(marked))
@@ -319,7 +319,7 @@ class Page:
 
     def _recomputed(self):
         """The seeds recomputed of this page, and which of them no committed one is there for."""
-        if not self:
+        if not self.has_records():
             return
         alone = sorted(set(self.fresh.index.unique("seed")) - set(self.frame.index.unique("seed")))
         table = tables.recomputed_beside_committed(self.frame, self.fresh, claims.TOLERANCE)
@@ -333,9 +333,9 @@ class Page:
 
     def deltas(self):
         """Draw Δ of every model and seed, the paper's beside."""
-        if self:
+        if self.has_records():
             printed = paper_deltas(self.dataset, self.paper)
-            self.mark(plotting.delta_figure(self.frame, printed, self.models, self.fresh))
+            mark(plotting.delta_figure(self.frame, printed, self.models, self.fresh), self)
 
     def alphas(self):
         """Draw the validation score against α, for task arithmetic and TIES."""
@@ -344,14 +344,14 @@ class Page:
             for method in ("task_arithmetic", "ties"):
                 found = [record["details"] for record in self._all(f"merge_{method}")]
                 scans[method] = [(details["scan"], details["alpha"]) for details in found]
-            self.mark(plotting.alpha_figure(scans))
+            mark(plotting.alpha_figure(scans), self)
 
     def relationships(self, *others):
         """Draw every head's performance along every task vector; the paper's and other pages' beside."""
         if self.has("relationships"):
             curves = {page.name: page.curves() for page in (self, *others) if page.curves()}
             paper = paper_curves(self.dataset, self.paper)
-            self.mark(plotting.relationship_figure(curves, paper, self.tasks))
+            mark(plotting.relationship_figure(curves, paper, self.tasks), self)
 
     def curves(self):
         """Every head's performance along every task vector, one entry a seed; none if that was not run."""
@@ -367,7 +367,7 @@ class Page:
                 )
                 return
             pictures = load_pictures(self.pictures_file)
-            self.mark(qualitative_figure(pictures, self.tasks, PICTURED))
+            mark(qualitative_figure(pictures, self.tasks, PICTURED), self)
 
     @property
     def pictures_file(self):
@@ -379,17 +379,17 @@ class Page:
         """Draw Figure 1: performance against the number of merged tasks."""
         if self.has("subsets"):
             points = tables.subset_scores(self._all("subsets"), self.frame, self.dataset)
-            self.mark(plotting.subset_figure(points, self.paper["fig1"]))
+            mark(plotting.subset_figure(points, self.paper["fig1"]), self)
 
     def coefficients(self):
         """Draw Figure 2: the coefficients that layer-wise AdaMerging learned."""
         if self.has("adamerging"):
             found = [record["details"]["coefficients"] for record in self._all("adamerging")]
-            self.mark(plotting.coefficient_figure(found))
+            mark(plotting.coefficient_figure(found), self)
 
     def efficiency(self):
         """Display Table 4: steps, trained parameters, images and time; the paper's is Taskonomy's."""
-        if self:
+        if self.has_records():
             paper = self.paper if self.dataset == "taskonomy" else None
             other = sorted(tables.seeds_on_other_devices(self.records))
             apart = f" Seconds without seed {', '.join(map(str, other))}, of another machine." * bool(other)
@@ -444,10 +444,11 @@ class Page:
     def _all(self, experiment):
         return [record for record in self.records if record["experiment"] == experiment]
 
-    def mark(self, figure):
-        """Write over a figure that its numbers are a fixture's, if they are."""
-        if self.fixture:
-            figure.text(0.5, 0.5, "FIXTURE: no result", color="#AA3333", alpha=0.35, size=26, ha="center")
+
+def mark(figure, *pages):
+    """Write over a figure that its numbers are a fixture's, if those of any of its pages are."""
+    if any(page.fixture for page in pages):
+        figure.text(0.5, 0.5, "FIXTURE: no result", color="#AA3333", alpha=0.35, size=26, ha="center")
 
 
 def _hyphenated(header):

@@ -28,7 +28,7 @@ import torch
 
 from report.notebooks import HOUSES, ROOT, code_hash
 from report.parameters import PLACES, check_injected, check_parameters, declared_parameters
-from simo.checkpoints import load_recipe, versions
+from simo.checkpoints import load_recipe, save_checkpoint, versions
 from simo.datasets import read_prepared
 from simo.errors import SimoError
 from simo.files import atomic_path, decoding, listed, read_json, read_object, write_json
@@ -136,10 +136,30 @@ class Run:
             write_json(path, compute(*arguments, self.partial / name))
         return read_json(path)
 
-    def metrics(self, experiment, split):
-        """Metrics of the first result of a finished experiment of this seed on a split, by task name."""
-        results = read_json(self.records / f"{experiment}.json")["results"]
-        return next(result["metrics"] for result in results if result["split"] == split)
+    def baselines(self, tasks, split="val"):
+        """What the finished experts of this seed score on a split, by task name."""
+        results = {t.name: read_json(self.records / f"expert_{t.name}.json")["results"] for t in tasks}
+        return {
+            task: next(result["metrics"][task] for result in found if result["split"] == split)
+            for task, found in results.items()
+        }
+
+    def save(self, name, model, kind, **how):
+        """Write the checkpoint `<checkpoints>/<name>.safetensors` of a model.
+
+        Parameters
+        ----------
+        name : str
+            Of the file.
+        model : MultiTaskModel
+        kind : str
+            What it is: `expert`, `joint`, `merged` or `realigned`.
+        **how
+            Entries of its recipe beside what the run knows, such as `method` and `alpha`.
+        """
+        recipe = {"kind": kind, "dataset": self.parameters["dataset"], "tasks": list(model.heads), **how}
+        recipe |= {"seed": self.parameters["seed"], "model": self.model, "hashes": self.hashes}
+        save_checkpoint(self.checkpoints / f"{name}.safetensors", model.state_dict(), recipe)
 
     def finish(self, name, results, **details):
         """Write the record `<records>/<name>.json`, and delete the state of unfinished training.
@@ -364,31 +384,6 @@ def _maker(checkpoint):
     """The experiment that makes a checkpoint, such as merge_ties of merged_ties."""
     merged = re.sub("^merged_", "merge_", checkpoint)
     return re.sub("^realigned_(.*)_(heads|representation)$", r"realign_\1", merged)
-
-
-def results_table(records):
-    """All results as a long table.
-
-    Returns
-    -------
-    DataFrame
-        Columns `dataset`, `seed`, `experiment`, `model`, `split`, `task`, `value`.
-    """
-    rows = [
-        {
-            "dataset": record["dataset"],
-            "seed": record["seed"],
-            "experiment": record["experiment"],
-            "model": result["model"],
-            "split": result["split"],
-            "task": task,
-            "value": value,
-        }
-        for record in records
-        for result in record["results"]
-        for task, value in result["metrics"].items()
-    ]
-    return pd.DataFrame(rows, columns=["dataset", "seed", "experiment", "model", "split", "task", "value"])
 
 
 def provenance_table(records):

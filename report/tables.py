@@ -6,7 +6,15 @@ import numpy as np
 import pandas as pd
 
 from report.display import seconds
-from report.paper import PAPER_COSTS, PAPER_ROWS, PAPER_TABLES, decimals, paper_costs, paper_deltas
+from report.paper import (
+    PAPER_COSTS,
+    PAPER_ROWS,
+    PAPER_TABLES,
+    decimals,
+    paper_costs,
+    paper_deltas,
+    paper_performance,
+)
 from simo.errors import SimoError
 from simo.performance import delta_formula, delta_printed, normalised_performance
 from simo.tasks import tasks_of
@@ -46,13 +54,27 @@ def spread(values, form="+.1f"):
     return f"{mean}\u00a0±\u00a0{deviation:{form.lstrip('+')}}" if deviation > 0 else mean
 
 
-def scores(results, dataset):
-    """Every test result of a data set relative to the experts of its own seed.
+def metrics_of(records, split):
+    """Metrics on a split, of all tasks together: by model and seed a dict by task name."""
+    found = {}
+    for record in records:
+        for result in record["results"]:
+            if result["split"] == split:
+                own = found.setdefault((result["model"], record["seed"]), {})
+                if twice := own.keys() & result["metrics"].keys():
+                    name = f"{result['model']}, seed {record['seed']}, {split}"
+                    raise SimoError(f"{name}: two records have the metric of {sorted(twice)}")
+                own |= result["metrics"]
+    return found
+
+
+def scores(records, dataset):
+    """Every test result of a study relative to the experts of its own seed.
 
     Parameters
     ----------
-    results : DataFrame
-        See `report.records.results_table`.
+    records : list of dict
+        Of one study, see `report.records.load_records`.
     dataset : str
 
     Returns
@@ -65,19 +87,13 @@ def scores(results, dataset):
     Raises
     ------
     SimoError
-        If the experts of a seed are incomplete.
+        If the experts of a seed are incomplete, or a metric is there twice.
     """
-    tasks = tasks_of(dataset)
-    chosen = results[(results.dataset == dataset) & (results.split == "test")]
-    table = chosen.pivot(index=["model", "seed"], columns="task", values="value")
-    table = table.reindex(columns=[task.name for task in tasks])
-    if table.empty:
-        raise SimoError(f"{dataset}: no expert has a record; run its notebooks again")
-    rows = {}
-    for (model, seed), values in table.iterrows():
-        if ("expert", seed) not in table.index or table.loc["expert", seed].isna().any():
+    tasks, found, rows = tasks_of(dataset), metrics_of(records, "test"), {}
+    for (model, seed), values in found.items():
+        experts = found.get(("expert", seed), {})
+        if not {task.name for task in tasks} <= experts.keys():
             raise SimoError(f"{dataset}, seed {seed}: not every expert has a record; run its notebooks again")
-        experts = table.loc["expert", seed]
         relative = {
             f"{t.name} %": 100 * normalised_performance(t, values[t.name], experts[t.name]) for t in tasks
         }
@@ -180,17 +196,15 @@ def paper_beside_ours(frames, dataset, paper):
         its metrics; a Δ that follows from a misprinted one instead has a star. At its scale, a Δ more than
         `FULL_SCALE_TOLERANCE` away from the paper's is marked.
     """
-    tasks = tasks_of(dataset)
-    printed = paper[PAPER_TABLES[dataset]]
-    baseline = dict(zip([task.name for task in tasks], printed["TS"][:-1], strict=True))
-    rows = {}
+    tasks, printed, rows = tasks_of(dataset), paper[PAPER_TABLES[dataset]], {}
+    relative = paper_performance(dataset, paper)
     for model, name in PAPER_ROWS.items():
         if name not in printed:
             continue
-        values, row = dict(zip(baseline, printed[name][:-1], strict=True)), {}
-        for task in tasks:
-            theirs = 100 * normalised_performance(task, values[task.name], baseline[task.name])
-            row[f"{task.name}, %", "paper"] = f"{values[task.name]:.{decimals(task)}f} ({theirs:.1f})"
+        row = {}
+        for task, value in zip(tasks, printed[name][:-1], strict=True):
+            theirs = relative[model][task.name]
+            row[f"{task.name}, %", "paper"] = f"{value:.{decimals(task)}f} ({theirs:.1f})"
             for title, frame in frames.items():
                 if title != FULL_SCALE:
                     row[f"{task.name}, %", title] = _cell(
@@ -257,12 +271,7 @@ def unmerged(records):
 
 def on_validation(records, model):
     """Metrics of a model on the validation split, of all tasks together, by seed."""
-    found = {}
-    for record in records:
-        for result in record["results"]:
-            if (result["model"], result["split"]) == (model, "val"):
-                found.setdefault(record["seed"], {}).update(result["metrics"])
-    return found
+    return {seed: own for (name, seed), own in metrics_of(records, "val").items() if name == model}
 
 
 def costs_of(records):
@@ -297,14 +306,14 @@ def experts_together(costs):
     return costs[costs.model == "expert"].groupby("seed").agg(sums | {"samples": "first"})
 
 
-def pattern(frames, dataset, paper, chosen=None):
+def pattern(frames, dataset, paper, chosen):
     """What is compared at another size: not values, but the order, the signs and the shares recovered.
 
     Parameters
     ----------
     frames, dataset, paper
         See `paper_beside_ours`; all with scores.
-    chosen : dict of str to DataFrame, optional
+    chosen : dict of str to DataFrame
         By title, see `alphas`: where a seed merged nothing, what looks like recovery is none.
 
     Returns
@@ -312,7 +321,7 @@ def pattern(frames, dataset, paper, chosen=None):
     DataFrame
         Of text, columns `paper` and the titles.
     """
-    theirs, chosen = paper_deltas(dataset, paper), chosen or {}
+    theirs = paper_deltas(dataset, paper)
     columns = [_pattern(frame, theirs, chosen.get(title, alphas([]))) for title, frame in frames.items()]
     names = list(dict.fromkeys(row for column in columns for row in column))
     table = {

@@ -6,7 +6,7 @@ from report.notebooks import ROOT
 from report.overview import TITLES, drawn_by
 from report.pages import UNLIKE
 from report.parameters import declared_parameters
-from report.records import drawable, load_records, results_table
+from report.records import drawable, load_records
 from report.tables import scores
 from simo.files import listed, read_json
 from simo.tasks import TASKS
@@ -57,27 +57,26 @@ def data_cell(page, given, source):
     """
     folders = [v for name, v in (declared_parameters(page) | given).items() if name.endswith("_folder") and v]
     studies = [study for folder in folders for study in listed(ROOT / folder, "*") if study.name in TITLES]
-    studies = [study for study in studies if listed(study, "**/*.json")]  # not one that was begun only
+    records = {study: drawable(load_records(study)) for study in studies if listed(study, "**/*.json")}
+    studies = [study for study in studies if records.get(study)]  # not one that was begun only
     if page.split("_")[0] in TASKS:  # of a data set: its own; every other page has all
         studies = [study for study in studies if drawn_by(study.parent.name, study.name) == page]
     text = "## The data of this page\n\n"
-    if links := [_links(study, source / "data") for study in studies]:
+    if links := [_links(study, records[study], source / "data") for study in studies]:
         text += "Scores of every model and seed, and the records that figures are drawn from:\n\n"
         text += "".join(f"- {link}\n" for link in links) + "\n"
     here = f"../../_sources/notebooks/pages/{page}.ipynb"
     return markdown_cell("data", f'{text}<a href="{here}" download>This page as an executed notebook</a>\n')
 
 
-def _links(study, folder):
-    """Markdown links to a study's scores and records, which are written if they are not there yet."""
+def _links(study, drawn, folder):
+    """Markdown links to a study's scores and drawn records, which are written if they are not there yet."""
     name = f"{study.parent.name}-{study.name}"
     table, archive = folder / f"{name}.csv", folder / f"{name}.zip"
     if not table.exists():
         folder.mkdir(exist_ok=True)
         dataset = study.name.split("_")[0]
-        records = load_records(study)
-        drawn = drawable(records)
-        scores(results_table(drawn), dataset).to_csv(table)
+        scores(drawn, dataset).to_csv(table)
         names = {f"seed{each['seed']}/{each['experiment']}.json" for each in drawn}
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
             for path in listed(study, "**/*.json"):  # no pictures: those of data sets are not passed on

@@ -1,38 +1,26 @@
 """Results made by hand, which the tests of tables and claims share."""
 
-import pandas as pd
-
 from report.tables import scores
 
 TASKS = ("segmentation", "depth", "normals")
 EXPERT, HALF = (60.0, 0.2, 20.0), (30.0, 0.4, 40.0)
 
 
-def rows(model, seed, values, split="test", dataset="nyuv2"):
-    """Rows of a results table: a value for each task."""
-    return [
-        {
-            "dataset": dataset,
-            "seed": seed,
-            "experiment": model,
-            "model": model,
-            "split": split,
-            "task": task,
-            "value": value,
-        }
-        for task, value in zip(TASKS, values, strict=True)
-    ]
+def records_of(model, seed, values, split="test"):
+    """A record of one result, with a value for each task of `TASKS` that has one, in a list."""
+    metrics = dict(zip(TASKS, values, strict=False))
+    return [{"seed": seed, "results": [{"model": model, "split": split, "metrics": metrics}]}]
 
 
 def frame_of(**models):
     """Scores of models whose performance is given relative to the experts, one factor a seed."""
-    table = []
+    records = []
     for seed in range(len(next(iter(models.values())))):
-        table += rows("expert", seed, EXPERT)
+        records += records_of("expert", seed, EXPERT)
         for name, factors in models.items():
             r = factors[seed]
-            table += rows(name, seed, (60 * r, 0.2 / r, 20 / r))
-    return scores(pd.DataFrame(table), "nyuv2")
+            records += records_of(name, seed, (60 * r, 0.2 / r, 20 / r))
+    return scores(records, "nyuv2")
 
 
 def all_models(**changes):

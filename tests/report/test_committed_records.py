@@ -7,7 +7,7 @@ from report.experiments import records_of
 from report.overview import one_commit
 from report.paper import read_paper
 from report.parameters import PLACES, ROOT, declared_parameters, read_parameters
-from report.records import load_pictures, load_records, outdated, results_table
+from report.records import load_pictures, load_records, outdated
 from report.tables import MODELS, scores
 from simo.files import read_json
 from simo.tasks import TASKS, tasks_of
@@ -57,7 +57,7 @@ def rendered(study):
 @pytest.fixture(scope="module")
 def frame(study, records):
     """Its scores."""
-    return scores(results_table(records), PARAMETERS[study]["dataset"])
+    return scores(records, PARAMETERS[study]["dataset"])
 
 
 def test_every_data_set_has_records():

@@ -11,7 +11,7 @@ import report.display
 from report import pages
 from report.notebooks import ROOT
 from report.overview import overview
-from report.pages import FIXTURE, Page
+from report.pages import FIXTURE, Page, mark
 from report.records import load_records
 from simo.files import write_json
 
@@ -56,10 +56,11 @@ def test_every_row_of_a_fixture_is_marked(fixture_records, shown):
     assert f"[{FIXTURE}]" in shown.pop().split("<tbody>")[0]
     numbers = page.numbers()
     assert all(FIXTURE in numbers[f"delta {model}"] for model in page.models)
-    figures = plt.figure(), plt.figure()
-    page.mark(figures[0])
-    Page("nyuv2", COMMITTED).mark(figures[1])
-    assert [[text.get_text() for text in figure.texts] for figure in figures] == [["FIXTURE: no result"], []]
+    figures, real = [plt.figure() for _ in range(3)], Page("nyuv2", COMMITTED)
+    for figure, shown_by in zip(figures, ([page], [real], [real, page]), strict=True):
+        mark(figure, *shown_by)
+    marks = [[text.get_text() for text in figure.texts] for figure in figures]
+    assert marks == [["FIXTURE: no result"], [], ["FIXTURE: no result"]]
     plt.close("all")
 
 

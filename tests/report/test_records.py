@@ -7,16 +7,16 @@ import subprocess
 import time
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from report import records
 from report.parameters import declared_parameters
-from report.records import Run, load_pictures, load_records, provenance_table, result, results_table
+from report.records import Run, load_pictures, load_records, provenance_table, result
 from simo.checkpoints import save_checkpoint
 from simo.errors import SimoError
 from simo.files import read_json, write_json
+from simo.tasks import tasks_of
 from simo.training import Optimisation
 
 PLACES = {"data", "checkpoints", "records", "device", "threads", "workers", "compile_model"}
@@ -169,16 +169,16 @@ def test_nan_is_not_recorded(namespace, tmp_path):
     assert read_json(tmp_path / "records" / "expert_depth.json")["results"] == []
 
 
-def test_metrics_of_an_earlier_experiment(namespace):
+def test_baselines_are_the_experts_own(namespace):
     """α is chosen relative to the experts' validation scores, not their test scores."""
     run = Run("expert", namespace)
     run.finish(
         "expert_depth", [result("expert", split, {"depth": x}) for split, x in (("val", 1), ("test", 2))]
     )
-    assert run.metrics("expert_depth", "val") == {"depth": 1}
-    assert run.metrics("expert_depth", "test") == {"depth": 2}
-    with pytest.raises(SimoError, match=r"joint.json \(JSON\) is missing"):
-        run.metrics("joint", "test")
+    assert run.baselines(tasks_of("nyuv2", ["depth"])) == {"depth": 1}
+    assert run.baselines(tasks_of("nyuv2", ["depth"]), "test") == {"depth": 2}
+    with pytest.raises(SimoError, match=r"expert_normals.json \(JSON\) is missing"):
+        run.baselines(tasks_of("nyuv2", ["normals"]))
 
 
 @pytest.fixture
@@ -187,16 +187,6 @@ def record(namespace):
     run = Run("expert", namespace)
     results = [result("expert", split, {"depth": 0.5, "normals": 20.0}) for split in ("val", "test")]
     return read_json(run.finish("expert", results))
-
-
-def test_records_become_a_long_table(record):
-    """One row a task, split and result, with what identifies it."""
-    second = {**copy.deepcopy(record), "seed": 1, "experiment": "again"}
-    table = results_table([record, second])
-    assert len(table) == 8
-    row = {"dataset": "nyuv2", "experiment": "again", "model": "expert", "split": "test", "task": "depth"}
-    (found,) = table[(table[list(row)] == pd.Series(row)).all(axis=1)].to_dict("records")
-    assert found == {**row, "seed": 1, "value": 0.5}
 
 
 def git(folder, *arguments):

@@ -106,7 +106,7 @@ def test_the_data_of_a_page_are_one_click_away(tmp_path, pages):
 
 
 def test_data_of_a_page_hold_what_it_draws(tmp_path):
-    """Controls of before their expert was trained anew are neither in the table nor among the records."""
+    """No controls of before their expert was trained anew, and no study that was only begun."""
     study = tmp_path / "records" / "miniature" / "nyuv2"
     shutil.copytree(ROOT / "records" / "miniature" / "nyuv2" / "seed0", study / "seed0")
     outdated = ["control", "control_train"]
@@ -115,7 +115,11 @@ def test_data_of_a_page_hold_what_it_draws(tmp_path):
         record = json.loads(path.read_text())
         record["provenance"]["started"] = "2000-01-01T00:00:00+00:00"
         path.write_text(json.dumps(record))
-    supplements._links(study, tmp_path / "data")
+    begun = study.with_name("cityscapes") / "seed0"  # the first step of a build of Cityscapes alone
+    begun.mkdir(parents=True)
+    shutil.copy(ROOT / "records/miniature/cityscapes/seed0/expert_segmentation.json", begun)
+    cell = supplements.data_cell("results", {"records_folder": str(study.parent)}, tmp_path)
+    assert "cityscapes" not in "".join(cell["source"])
     table = pd.read_csv(tmp_path / "data" / "miniature-nyuv2.csv")
     assert not table.model.str.startswith("expert+").any()
     with zipfile.ZipFile(tmp_path / "data" / "miniature-nyuv2.zip") as archive:
