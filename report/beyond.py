@@ -5,15 +5,15 @@ import seaborn as sns
 
 from report.display import seconds
 from report.overview import TITLES
-from report.plotting import METHODS
+from report.plotting import METHOD_STYLES
 from report.tables import MODELS, costs_of, experts_together, on_validation, spread
 from simo.evaluation import mean_score
 from simo.performance import delta_printed, normalised_performance
 from simo.tasks import tasks_of
 
-KINDS = ("heads", "representation")
+REALIGNMENTS = ("heads", "representation")
 BESIDE_JOINT = ["joint"]
-BESIDE_JOINT += [f"{start}+{kind}" for start in ("task_arithmetic", "pretrained") for kind in KINDS]
+BESIDE_JOINT += [f"{start}+{kind}" for start in ("task_arithmetic", "pretrained") for kind in REALIGNMENTS]
 COSTS = {"steps": "steps", "samples": "images", "seconds": "seconds"}
 COSTS |= {f"all {name}": f"{column} with the experts'" for name, column in COSTS.items()}
 BALANCES = {"uncertainty": "uncertainty weighting", "dwa": "DWA", "pcgrad": "PCGrad", "cagrad": "CAGrad"}
@@ -72,7 +72,7 @@ def curves_table(records, frame, dataset):
 
 
 REPAIRS = {"task_arithmetic": "merged", "tall_mask": "TALL-masks", "joint": "joint training"}
-REPAIRS |= {name: name for name in ("shift", "scales", "rotation", "closed form", *KINDS)}
+REPAIRS |= {name: name for name in ("shift", "scales", "rotation", "closed form", *REALIGNMENTS)}
 
 
 def repairs_table(records, frame, dataset):
@@ -460,7 +460,7 @@ def joint_figure(scores):
     """
     rows = pd.concat([own.assign(dataset=TITLES[dataset]) for dataset, own in scores.items()])
     rows["kind"] = rows.name.str.extract("(heads|representation)$")[0].fillna("joint")
-    palette = {kind: METHODS[kind][0] for kind in ("joint", *KINDS)}
+    palette = {kind: METHOD_STYLES[kind][0] for kind in ("joint", *REALIGNMENTS)}
     means = rows.groupby(["dataset", "name"]).delta.mean().groupby("name").mean()
     grid = sns.catplot(
         rows, kind="point", x="delta", y="name", col="dataset", order=means.sort_values().index[::-1],

@@ -18,11 +18,6 @@ from report.evidence import EFFECT, Claim, gather, gather_paper
 from report.figure_claims import FIGURE_CLAIMS
 from report.tables import FINISHED, LOSS
 
-# A seed recomputed on another machine may differ from the committed one by this many points of the printed Δ,
-# or by three standard deviations of the committed seeds where that is more: sums of floating-point numbers in
-# another order are amplified by hundreds of steps until they act like another seed.
-TOLERANCE = 2.0
-
 
 def repairable(method, kind):
     """The premise of claims about a repair: whether a realignment has something to repair, and only that.
@@ -70,10 +65,10 @@ def claims_of_repair(method, label):
         ),
         Claim(
             f"{method}-representation-at-least-heads",
-            f"On {label}, representation realignment recovers at least as much as head realignment, up to 1 "
-            "point.",
+            f"On {label}, representation realignment recovers at least as much as head realignment, up to "
+            f"{EFFECT} point.",
             lambda seed: seed.delta[f"{method}+representation"] - seed.delta[f"{method}+heads"],
-            lambda value: value >= -1,
+            lambda value: value >= -EFFECT,
             premise=lambda seed: seed.merged(method),
         ),
         Claim(
@@ -95,17 +90,17 @@ def claims_beside_others(method, label):
         Claim(
             f"{method}-heads-reach-joint",
             f"Where {label} loses clearly, head realignment brings it to the level of joint training: "
-            "at most 1 point below.",
+            f"at most {EFFECT} point below.",
             lambda seed: seed.delta[f"{method}+heads"] - seed.delta["joint"],
-            lambda value: value >= -1,
+            lambda value: value >= -EFFECT,
             premise=repairable(method, "heads"),
         ),
         Claim(
             f"{method}-representation-reaches-joint",
             f"Where {label} loses clearly, representation realignment brings it to the level of joint "
-            "training: at most 1 point below.",
+            f"training: at most {EFFECT} point below.",
             lambda seed: seed.delta[f"{method}+representation"] - seed.delta["joint"],
-            lambda value: value >= -1,
+            lambda value: value >= -EFFECT,
             premise=repairable(method, "representation"),
         ),
         Claim(
@@ -129,7 +124,7 @@ def claims_beside_others(method, label):
     ]
 
 
-KINDS = {"heads": "Head", "representation": "Representation"}
+WORDS = {"heads": "Head", "representation": "Representation"}
 
 
 def cheaper(kind):
@@ -141,7 +136,7 @@ def cheaper(kind):
 
     return Claim(
         f"{kind}-cheaper-than-joint",
-        f"{KINDS[kind]} realignment takes fewer steps and fewer images than joint training, the experts "
+        f"{WORDS[kind]} realignment takes fewer steps and fewer images than joint training, the experts "
         "being given: the larger of both shares. (Our parameter files set both; our steps of heads are "
         "summed, whether the paper's are is not known.)",
         measure,
@@ -156,7 +151,7 @@ def faster(kind):
     """The claim that a realignment of task arithmetic takes less wall time than joint training."""
     return Claim(
         f"{kind}-faster-than-joint",
-        f"{KINDS[kind]} realignment takes less than half of joint training's time, the experts being given. "
+        f"{WORDS[kind]} realignment takes less than half of joint training's time, the experts being given. "
         "(A run that was interrupted has no time.)",
         lambda seed: 100 * seed.costs[f"task_arithmetic+{kind}"]["seconds"] / seed.costs["joint"]["seconds"],
         lambda value: value < 50,
@@ -178,9 +173,10 @@ CLAIMS = [
     *(
         Claim(
             f"experts-converged-{kind}",
-            f"The experts themselves gain at most 1 point from {label} realignment's extra images and steps.",
+            f"The experts themselves gain at most {EFFECT} point from {label} realignment's extra images "
+            "and steps.",
             lambda seed, kind=kind: seed.delta[f"expert+{kind}"],
-            lambda value: value <= 1,
+            lambda value: value <= EFFECT,
             source="ours: the paper lacks this control",
         )
         for kind, label in (("heads", "head"), ("representation", "representation"))

@@ -7,7 +7,7 @@ of each row; the wildcard of a rule, where one notebook has several runs, is a p
 from dataclasses import dataclass, field
 
 GROUPS = ("main", "paper", "all")  # what FURTHER=no computes, and what FURTHER=paper and FURTHER=all add
-TASKS = "tasks"  # runs: one for each task of the study
+EACH_TASK = "tasks"  # runs: one for each task of the study
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Experiment:
     wildcard : str
         The parameter in which its runs differ; the record is `<notebook>_<value>`. Empty: one run.
     runs : dict of str to tuple or str
-        By group, the wildcard's values, or `TASKS`; `("",)` for the one run of what has no wildcard.
+        By group, the wildcard's values, or `EACH_TASK`; `("",)` for the one run of what has no wildcard.
     dataset : str
         The only data set that has it; all if empty.
     pictures : bool
@@ -53,12 +53,12 @@ class Experiment:
         """Names of the records that a group of a study with these task names has of it."""
         values = self.runs.get(group, ())
         return [
-            self.name.format(**{self.wildcard: value}) for value in (tasks if values == TASKS else values)
+            self.name.format(**{self.wildcard: value}) for value in (tasks if values == EACH_TASK else values)
         ]
 
 
 MAIN, PAPER = ({group: ("",)} for group in GROUPS[:2])
-METHODS = {"main": ("task_arithmetic", "ties"), "paper": ("pretrained", "average", "ties_untrimmed")}
+BY_METHOD = {"main": ("task_arithmetic", "ties"), "paper": ("pretrained", "average", "ties_untrimmed")}
 REALIGNED = {"main": ("task_arithmetic", "ties"), "paper": ("pretrained",)}
 MERGED = "merged_task_arithmetic"
 ALSO_MERGED = ("expert", MERGED)
@@ -66,10 +66,10 @@ BOTH_REALIGNED = ("realigned_task_arithmetic_heads", "realigned_task_arithmetic_
 
 EXPERIMENTS = (
     Experiment(
-        "expert", "expert for {task}", (), ("expert_{task}",), 120, wildcard="task", runs={"main": TASKS}
+        "expert", "expert for {task}", (), ("expert_{task}",), 120, wildcard="task", runs={"main": EACH_TASK}
     ),
     Experiment("joint", "joint training", (), ("joint",), 150, runs=MAIN),
-    Experiment("merge", "merge by {method}", ("expert",), ("merged_{method}",), 20, "method", METHODS),
+    Experiment("merge", "merge by {method}", ("expert",), ("merged_{method}",), 20, "method", BY_METHOD),
     Experiment(
         "realign",
         "realign {method}",

@@ -147,11 +147,11 @@ MAIN_CLAIMS = [
 # of captions, with a place below the pages
 VARIED = '<a href="../../book/reproduce.html#what-a-seed-varies">what a seed varies</a>'
 CLOSE = f"Close: Student's 95 % interval of the seeds' mean, where it crosses the criterion ({VARIED})."
-KINDS = ("holds", "fails", "mixed", "not applicable", "set by us", "not run")
+VERDICTS = ("holds", "fails", "mixed", "not applicable", "set by us", "not run")
 
 
 def kind_of(verdict):
-    """Which of `KINDS` a verdict is; *mixed* is what not all seeds that it applies to agree on."""
+    """Which of `VERDICTS` a verdict is; *mixed* is what not all seeds that it applies to agree on."""
     word = verdict.split(",")[0]
     return "mixed" if word.startswith("holds on") else word
 
@@ -172,13 +172,13 @@ def verdict_counts(pages):
     Returns
     -------
     DataFrame
-        Columns `KINDS`, see `kind_of`.
+        Columns `VERDICTS`, see `kind_of`.
     """
     rows, titles = {}, [TITLES[page.study] for page in pages]
     for page in (page for page in pages if page.records):
         words = page.judge().verdict.map(kind_of)
         title = _title(page, titles) + " [fixture]" * page.fixture
-        rows[title] = {kind: int((words == kind).sum()) for kind in KINDS}
+        rows[title] = {kind: int((words == kind).sum()) for kind in VERDICTS}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

@@ -53,7 +53,7 @@ UNITS = {
 }
 RECOMPUTED = (
     "A recomputed seed is not one more seed: it repeats a committed one on this machine, and must agree with "
-    f"it. It may differ by {claims.TOLERANCE:.0f} points, or by three standard deviations of the committed "
+    f"it. It may differ by {tables.TOLERANCE:.0f} points, or by three standard deviations of the committed "
     "seeds where that is more: processors add floating-point numbers in different orders, and hundreds of "
     "steps amplify the last bit until it acts like another seed."
 )
@@ -322,7 +322,7 @@ class Page:
         if not self.has_records():
             return
         alone = sorted(set(self.fresh.index.unique("seed")) - set(self.frame.index.unique("seed")))
-        table = tables.recomputed_beside_committed(self.frame, self.fresh, claims.TOLERANCE)
+        table = tables.recomputed_beside_committed(self.frame, self.fresh)
         if len(table):
             self._show(table, "Δ printed, as committed and as recomputed here.", "recomputed")
         for seed in alone:

@@ -25,7 +25,7 @@ TEAL, PURPLE, BROWN, GREY = "#1b8a9e", "#8560cc", "#99543a", "#7d7d7d"
 INK, DARK_INK = "#24292f", "#ced6dd"  # of the light theme, and of the dark one
 RED = "#c73e3e"
 PAPER = PURPLE  # what the paper prints, beside ours in ink
-TASKS = {
+TASK_STYLES = {
     "segmentation": (BLUE, "-", "o"),
     "depth": (ORANGE, "--", "s"),
     "normals": (GREEN, ":", "^"),
@@ -35,7 +35,7 @@ TASKS = {
     "edges": (TEAL, "-.", "D"),
     "keypoints": (GREY, (0, (5, 1, 1, 1, 1, 1)), "v"),
 }
-METHODS = {
+METHOD_STYLES = {
     "merged": (ORANGE, "--", "s"),
     "task_arithmetic": (ORANGE, "--", "s"),
     "own heads": (ORANGE, "--", "s"),
@@ -119,7 +119,7 @@ def idea_figure():
     axes.text(7.6, 8.2, "2  merged: features no longer fit", ha="center", fontsize=10, weight="bold")
     axes.text(13.6, 8.2, "3  realigned", ha="center", fontsize=10, weight="bold")
     for row, name in enumerate(("segmentation", "depth", "normals")):
-        colour, y = TASKS[name][0], 6.4 - 2.3 * row
+        colour, y = TASK_STYLES[name][0], 6.4 - 2.3 * row
         box(0.2, y, f"encoder $θ_{row + 1}$", colour)
         box(3.0, y, f"head $φ_{row + 1}$", colour, 1.6)
         arrow((2.2, y + 0.45), (2.95, y + 0.45))
@@ -285,7 +285,7 @@ def alpha_figure(scans):
     """
     figure, axes = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
     for method, seeds in scans.items():
-        colour, line, marker = METHODS.get(method, OTHER)
+        colour, line, marker = METHOD_STYLES.get(method, OTHER)
         for number, (rows, alpha) in enumerate(seeds):
             x, y = [row["alpha"] for row in rows], [100 * row["score"] for row in rows]
             axes.plot(x, y, color=colour, ls=line, label=MODELS[method] if number == 0 else None)
@@ -324,7 +324,7 @@ def relationship_figure(curves, paper, tasks):
         axes.set_visible(False)
     for axes, primary in zip(panels, tasks, strict=True):
         for task in tasks:
-            colour, _, marker = TASKS.get(task.name, OTHER)
+            colour, _, marker = TASK_STYLES.get(task.name, OTHER)
             for (title, seeds), line in zip(curves.items(), LINES[: len(curves)], strict=True):
                 x = list(seeds[0][primary.name][task.name])
                 ratios = np.array(
@@ -357,7 +357,7 @@ def draw_bands(axes, frame, x, y, by, style, label):
     x, y, by : str
         Columns; a point is the mean of the rows that agree in `by`.
     style : (str, line style, str)
-        One of `METHODS`.
+        One of `METHOD_STYLES`.
     label : str
     """
     colour, dashes, marker = style
@@ -405,7 +405,7 @@ def panels(frames, x, y, names, by=None, methods=None, marks=None, logarithmic=F
         for axes, (title, frame) in zip(line, frames.items(), strict=True):
             shown = methods or list(frame.method.unique())
             for method in shown:
-                own, style = frame[frame.method == method], (METHODS | TASKS).get(method, OTHER)
+                own, style = frame[frame.method == method], (METHOD_STYLES | TASK_STYLES).get(method, OTHER)
                 draw_bands(axes, own, quantity, y, by or quantity, style, method)
             for mark, dashes in zip(marks[title], ((0, (6, 3)), ":"), strict=True) if marks else ():
                 axes.axhline(mark, color=INK, lw=0.8, ls=dashes)

@@ -109,12 +109,12 @@ def adapters(adapted, whole):
     str
         Markdown; empty where no seed has both.
     """
-    frames = [page.frame for page in (adapted, whole) if page.records]
-    found = [frame.loc["expert"] for frame in frames if "expert" in frame.index.unique(0)]
-    seeds = found[0].index.intersection(found[1].index) if len(found) == 2 else []
+    if not (adapted.records and whole.records):
+        return ""
+    tasks, own, other = tasks_of(whole.dataset), adapted.frame.loc["expert"], whole.frame.loc["expert"]
+    seeds = own.index.intersection(other.index)
     if not len(seeds):
         return ""
-    tasks, (own, other) = tasks_of(whole.dataset), found
     deltas = pd.Series([delta_printed(tasks, own.loc[seed], other.loc[seed]) for seed in seeds])
     trained, all_of_it = (
         costs.loc[costs.model == "expert", "parameters"].mean()
@@ -159,9 +159,9 @@ def _coefficients(page, learned):
 def unmerged(page):
     """Say on how many seeds the validation split chose to merge nothing; empty if on none."""
     parts = []
-    for method, (zero, count) in tables.unmerged(page.records).items():
-        if zero and method in ("task_arithmetic", "ties"):
-            parts.append(f"{tables.MODELS[method]} ({of_seeds(zero, count)})")
+    for method, chosen in tables.alphas(page.records).items():
+        if (zero := int((chosen == 0).sum())) and method in ("task_arithmetic", "ties"):
+            parts.append(f"{tables.MODELS[method]} ({of_seeds(zero, int(chosen.count()))})")
     if not parts:
         return ""
     return (

@@ -407,9 +407,6 @@ def provenance_table(records):
                 "peak MB": provenance["peak_memory_mb"],
                 "device": provenance["device"],
                 "data": "FIXTURE" if provenance["fixture"] else provenance["source"],
-                "versions": ", ".join(
-                    f"{name} {version}" for name, version in provenance["versions"].items()
-                ),
                 "started (UTC)": provenance["started"][:16].replace("T", " "),
                 "commit": commit_of(provenance),
                 "code": provenance["hashes"]["code"][:8],

@@ -263,12 +263,6 @@ def where_merged(values, chosen, method):
     return values.drop(nothing, errors="ignore")
 
 
-def unmerged(records):
-    """On how many seeds the validation split chose to merge nothing, α = 0, and of how many: by method."""
-    chosen = alphas(records)
-    return {method: (int((own == 0).sum()), int(own.count())) for method, own in chosen.items()}
-
-
 def on_validation(records, model):
     """Metrics of a model on the validation split, of all tasks together, by seed."""
     return {seed: own for (name, seed), own in metrics_of(records, "val").items() if name == model}
@@ -490,16 +484,19 @@ def subset_scores(records, frame, dataset):
     return pd.DataFrame(rows)
 
 
-def recomputed_beside_committed(frame, recomputed, tolerance):
+# A seed recomputed on another machine may differ from the committed one by this many points of the printed Δ,
+# or by three standard deviations of the committed seeds where that is more: sums of floating-point numbers in
+# another order are amplified by hundreds of steps until they act like another seed.
+TOLERANCE = 2.0
+
+
+def recomputed_beside_committed(frame, recomputed):
     """Δ of the seeds recomputed here beside the committed ones of the same seed.
 
     Parameters
     ----------
     frame, recomputed : DataFrame
         See `scores`: committed and recomputed.
-    tolerance : float
-        Difference of the printed Δ that always counts as agreement, in percentage points. Where the
-        committed seeds themselves spread more, three of their standard deviations count.
 
     Returns
     -------
@@ -512,7 +509,7 @@ def recomputed_beside_committed(frame, recomputed, tolerance):
             continue
         ours, theirs = recomputed.loc[(model, seed), "printed"], frame.loc[(model, seed), "printed"]
         committed = frame.loc[model].printed
-        limit = max(tolerance, 3 * committed.std(ddof=1)) if len(committed) > 1 else tolerance
+        limit = max(TOLERANCE, 3 * committed.std(ddof=1)) if len(committed) > 1 else TOLERANCE
         rows[MODELS[model], seed] = {
             "committed, all seeds": spread(committed),
             "committed, this seed": f"{theirs:+.1f}",

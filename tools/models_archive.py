@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from report.experiments import EXPERIMENTS, TASKS
+from report.experiments import EACH_TASK, EXPERIMENTS
 from report.overview import TITLES
 from report.records import commit_of
 from report.tables import MODELS
@@ -55,7 +55,7 @@ def names_of(study):
     tasks = [task.name for task in tasks_of(study)]
     for each in EXPERIMENTS:
         values = each.runs["main"] if each.notebook in NOTEBOOKS else ()
-        for value in tasks if values == TASKS else values:
+        for value in tasks if values == EACH_TASK else values:
             for checkpoint in each.writes:
                 yield tuple(name.format(**{each.wildcard: value}) for name in (checkpoint, each.name))
 

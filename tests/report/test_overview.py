@@ -8,10 +8,10 @@ import pytest
 from report.claims import CLAIMS
 from report.notebooks import ROOT, read_parameters
 from report.overview import (
-    KINDS,
     MAIN_CLAIMS,
     RESULTS,
     TITLES,
+    VERDICTS,
     _minutes,
     drawn_by,
     effort,
@@ -85,8 +85,8 @@ def test_every_kind_of_verdict_has_its_own_sign():
     """Without colour, verdicts differ; of the kinds, one has the default sign."""
     style = (ROOT / "book" / "_static" / "simo.css").read_text(encoding="utf-8")
     signs = dict(re.findall(r'\.verdict(?:\.([a-z-]+))?::before \{ content: "(.)\\00a0"', style))
-    assert set(signs) - {""} == {kind.replace(" ", "-") for kind in KINDS} - {"not-applicable"}
-    assert len(set(signs.values())) == len(KINDS)
+    assert set(signs) - {""} == {kind.replace(" ", "-") for kind in VERDICTS} - {"not-applicable"}
+    assert len(set(signs.values())) == len(VERDICTS)
 
 
 def test_effort_is_what_parameters_say(pages):
@@ -111,7 +111,7 @@ def test_ledger_tells_two_sizes_of_a_study_apart(pages, tmp_path):
 def test_counts_are_those_of_the_ledger(pages):
     """The summary counts every claim about a data set once, each under its own verdict."""
     counts = verdict_counts(pages)
-    assert list(counts) == list(KINDS)
+    assert list(counts) == list(VERDICTS)
     for page in pages:
         verdicts = page.judge().verdict
         own = counts.loc[TITLES[page.study]]

@@ -112,7 +112,9 @@ def contrast(one, other):
 
 def test_colours_are_seen_in_both_themes():
     """Lines reach a contrast of 3 on white and on the dark theme's background, text in ink 7 in its own."""
-    lines = {style[0] for style in (*plotting.TASKS.values(), *plotting.METHODS.values())} - {plotting.INK}
+    lines = {style[0] for style in (*plotting.TASK_STYLES.values(), *plotting.METHOD_STYLES.values())} - {
+        plotting.INK
+    }
     for colour in lines | {plotting.PAPER, plotting.RED}:
         assert min(contrast(colour, "#ffffff"), contrast(colour, "#14181e")) >= 3, colour
     assert contrast(plotting.INK, "#ffffff") > 7
@@ -122,8 +124,8 @@ def test_colours_are_seen_in_both_themes():
 def test_every_task_has_its_own_colour():
     """One colour a task on all pages, none shared by two tasks, none that belongs to the paper's results."""
     names = {task.name for dataset in TASKS for task in tasks_of(dataset)}
-    assert names == plotting.TASKS.keys()
-    colours = [colour for colour, _, _ in plotting.TASKS.values()]
+    assert names == plotting.TASK_STYLES.keys()
+    colours = [colour for colour, _, _ in plotting.TASK_STYLES.values()]
     assert len({*colours, plotting.PAPER, plotting.INK}) == len(names) + 2
 
 
@@ -135,13 +137,13 @@ def test_one_method_has_one_colour_in_every_figure():
     for shown in (["heads", "closed form"], ["closed form"], ["merged", "closed form", "heads"]):
         (axes,) = plotting.panels({"a": data}, "images", "delta", names, methods=shown).axes
         colours = {line.get_label(): line.get_color() for line in axes.lines}
-        assert colours == {method: plotting.METHODS[method][0] for method in shown}
+        assert colours == {method: plotting.METHOD_STYLES[method][0] for method in shown}
     scores = pd.DataFrame(
         {"seed": 0, "name": name, "delta": -1.0} for name in ("Joint training", "TA + heads")
     )
     lines = beyond.joint_figure({"nyuv2": scores}).axes[0].lines
     drawn = {matplotlib.colors.to_hex(line.get_color()) for line in lines}
-    assert drawn == {plotting.METHODS[kind][0].lower() for kind in ("joint", "heads")}
+    assert drawn == {plotting.METHOD_STYLES[kind][0].lower() for kind in ("joint", "heads")}
 
 
 def test_ink_follows_the_theme():

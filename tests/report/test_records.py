@@ -241,7 +241,6 @@ def test_provenance_table(record):
         "provenance": record["provenance"] | {"resumed": True, "seconds": 9.6},
     }
     assert provenance_table([resumed]).seconds.tolist() == ["over 10"]
-    assert f"torch {torch.__version__}" in row["versions"]
     assert record["provenance"]["hashes"]["code"].startswith(row["code"])
 
 

@@ -124,7 +124,7 @@ def test_recomputed_beside_committed():
     committed = frame_of(**{"ties": [0.5, 0.6], "joint": [0.9, 0.95]})
     fresh = frame_of(**{"ties": [0.5, 0.9], "joint": [0.9, 0.969], "average": [0.8, 0.8]})
     fresh = fresh[fresh.index.get_level_values("seed") == 1]
-    table = recomputed_beside_committed(committed, fresh, tolerance=2.0)
+    table = recomputed_beside_committed(committed, fresh)
     assert table.index.tolist() == [("Joint training", 1), ("TIES", 1)]
     assert table.loc[("TIES", 1)].tolist() == ["-45.0\u00a0±\u00a07.1", "-40.0", "-10.0", "21.2", "NO"]
     assert table.loc[("Joint training", 1)].tolist() == [
@@ -140,7 +140,7 @@ def test_a_seed_that_is_not_committed_has_nothing_beside_it():
     """Its table is empty, and no error after hours of computing."""
     committed, fresh = frame_of(ties=[0.7]), frame_of(ties=[0.7])
     fresh.index = fresh.index.set_levels([5], level="seed")
-    assert recomputed_beside_committed(committed, fresh, tolerance=2.0).empty
+    assert recomputed_beside_committed(committed, fresh).empty
 
 
 def test_recomputed_seed_of_steady_results_has_the_fixed_tolerance():
@@ -148,7 +148,7 @@ def test_recomputed_seed_of_steady_results_has_the_fixed_tolerance():
     committed = frame_of(**{"joint": [0.95, 0.95]})
     for value, verdict in ((0.969, "yes"), (0.971, "NO")):
         fresh = frame_of(**{"joint": [0.95, value]})
-        table = recomputed_beside_committed(committed, fresh, tolerance=2.0)
+        table = recomputed_beside_committed(committed, fresh)
         assert table.loc[("Joint training", 1)].tolist()[-2:] == ["2.0", verdict]
 
 
