@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.pairs import measure
 from report.notebooks import ROOT
-from report.records import repository
+from report.run import repository
 from simo.checkpoints import versions
 from simo.files import write_json
 from simo.training import device_name

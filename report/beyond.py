@@ -7,8 +7,7 @@ from report.display import seconds
 from report.overview import TITLES
 from report.plotting import METHOD_STYLES
 from report.tables import MODELS, costs_of, experts_together, on_validation, spread
-from simo.evaluation import mean_score
-from simo.performance import delta_printed, normalised_performance
+from simo.performance import delta_printed, mean_score, normalised_performance
 from simo.tasks import tasks_of
 
 REALIGNMENTS = ("heads", "representation")

@@ -25,7 +25,7 @@ from report.parameters import (
     read_study,
     read_yaml,
 )
-from report.records import Run, check_shared_memory
+from report.run import Run, check_shared_memory
 from simo.errors import SimoError
 
 OWN = {"data", "checkpoints", "records", "backbone_weights", "seed", "profile", "dataset", "task", "method"}

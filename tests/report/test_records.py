@@ -1,4 +1,4 @@
-"""report.records: what identifies a run, what a record holds, and records and pictures read back."""
+"""report.run and report.records: what identifies a run, what a record holds, and records read back."""
 
 import copy
 import json
@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+import report.run
 from report import records
 from report.parameters import declared_parameters
-from report.records import Run, load_pictures, load_records, provenance_table, result
+from report.records import load_pictures, load_records, provenance_table
+from report.run import Run, result
 from simo.checkpoints import save_checkpoint
 from simo.errors import SimoError
 from simo.files import read_json, write_json
@@ -95,7 +97,7 @@ def test_identity_changes_with_code_data_and_inputs(namespace, monkeypatch, tmp_
     seen.append(identity(namespace))
     save_checkpoint(tmp_path / "backbone.safetensors", {"x": torch.ones(1)}, {})
     seen.append(identity(namespace))
-    monkeypatch.setattr(records, "code_hash", lambda notebook: "other code")
+    monkeypatch.setattr(report.run, "code_hash", lambda notebook: "other code")
     seen.append(identity(namespace))
     assert len(set(seen)) == 6
 
@@ -198,8 +200,8 @@ def git(folder, *arguments):
 
 def test_a_record_knows_its_commit(monkeypatch, tmp_path):
     """A reader can check out what made a number: the commit, and whether code was changed since."""
-    monkeypatch.setattr(records, "ROOT", tmp_path)
-    assert records.repository() == {"commit": None, "clean": None}
+    monkeypatch.setattr(report.run, "ROOT", tmp_path)
+    assert report.run.repository() == {"commit": None, "clean": None}
     for name in ("simo", "report", "data_scripts", "notebooks", "tools", "records"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text("1")
@@ -209,12 +211,12 @@ def test_a_record_knows_its_commit(monkeypatch, tmp_path):
     git(tmp_path, "commit", "-qm", "first")
     commit = git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "records" / "a").write_text("2")  # what a run itself brings about
-    assert records.repository() == {"commit": commit, "clean": True}
+    assert report.run.repository() == {"commit": commit, "clean": True}
     (tmp_path / "simo" / "a").write_text("2")
-    assert records.repository() == {"commit": commit, "clean": False}
+    assert report.run.repository() == {"commit": commit, "clean": False}
     git(tmp_path, "commit", "-qam", "second")
     (tmp_path / "simo" / "new").write_text("1")
-    assert records.repository()["clean"] is False
+    assert report.run.repository()["clean"] is False
 
 
 @pytest.mark.parametrize(
@@ -319,7 +321,7 @@ def test_pictures_roundtrip(val, tasks, model, tmp_path):
     batch = {name: x[None] for name, x in val[0].items()}
     with torch.no_grad():
         rows = {"truth": batch, "merged": model(batch["image"])}
-    records.save_pictures(tmp_path / "p.npz", batch["image"], rows, tasks)
+    report.run.save_pictures(tmp_path / "p.npz", batch["image"], rows, tasks)
     pictures = load_pictures(tmp_path / "p.npz")
     assert len(pictures) == 1 + 2 * 3
     image = np.moveaxis(batch["image"].numpy(), 1, -1)
@@ -338,5 +340,5 @@ def test_pictures_roundtrip(val, tasks, model, tmp_path):
 def test_pictures_keep_what_is_far_off(tasks, tmp_path):
     """A wildly wrong depth is drawn as far, not wrapped around to negative."""
     depth = {"depth": torch.tensor([1e9, 40.0, 0.0]).view(1, 1, 1, 3)}
-    records.save_pictures(tmp_path / "p.npz", torch.zeros(1, 3, 1, 3), {"merged": depth}, tasks[1:2])
+    report.run.save_pictures(tmp_path / "p.npz", torch.zeros(1, 3, 1, 3), {"merged": depth}, tasks[1:2])
     assert load_pictures(tmp_path / "p.npz")["merged/depth"].ravel().tolist() == [np.inf, 40, 0]
