@@ -169,5 +169,6 @@ def equal_norms(task_vectors):
 
 
 DATA_FREE = (dare, breadcrumbs, lines, iso_c, iso_cts, tsv_m, equal_norms, wudi, ace, svc, knots, core_space)
-METHODS = ChainMap({each.__name__: each for each in (*DATA_FREE, regmean, lot, esm)}, methods.METHODS)
+_OWN: dict = {each.__name__: each for each in (*DATA_FREE, regmean, lot, esm)}
+METHODS = ChainMap(_OWN, methods.METHODS)  # what is added to the paper's is here, too
 FROM_IMAGES = ("regmean", "lot", "esm")  # they need `input_moments` of every expert
