@@ -20,16 +20,12 @@ CHOSEN = "Joint, balance chosen on val"
 FACTOR = 10  # what counts as much fewer images, or much less time
 
 
-def with_deltas(records, frame, dataset, rows_of):
+def with_deltas(findings, rows_of):
     """Rows of the details of records, each with its seed, and with Δ in the place of its metrics.
 
     Parameters
     ----------
-    records : list of dict
-        Of one experiment, one a seed.
-    frame : DataFrame
-        See `report.tables.scores`; its experts are what Δ is relative to.
-    dataset : str
+    findings : Findings
     rows_of : callable
         From a record's details to dicts with an entry `metrics`.
 
@@ -39,10 +35,10 @@ def with_deltas(records, frame, dataset, rows_of):
         Columns `seed`, by task name the normalised performance, `delta` (printed), all in per cent, and the
         rows' other entries.
     """
-    tasks = tasks_of(dataset)
+    tasks = tasks_of(findings.dataset)
     rows = []
-    for record in records:
-        experts, resumed = frame.loc["expert", record["seed"]], record["provenance"].get("resumed")
+    for record in findings.records:
+        experts, resumed = findings.frame.loc["expert", record["seed"]], record["provenance"].get("resumed")
         for row in rows_of(record["details"]):
             own = {name: value for name, value in row.items() if name != "metrics"}
             if resumed and "seconds" in own:
@@ -55,17 +51,17 @@ def with_deltas(records, frame, dataset, rows_of):
     return pd.DataFrame(rows)
 
 
-def realignment_curves(records, frame, dataset):
+def realignment_curves(findings):
     """Every way to realign: columns `method`, `images`, `seconds`, and those of `with_deltas`."""
-    return with_deltas(records, frame, dataset, lambda details: details["curves"])
+    return with_deltas(findings, lambda details: details["curves"])
 
 
-def curves_table(records, frame, dataset):
+def curves_table(findings):
     """Mean ± standard deviation over seeds of Δ, as text: one row a method, one column a number of images.
 
-    Numbers that not all methods were given are left out. Parameters are those of `realignment_curves`.
+    Numbers that not all methods were given are left out.
     """
-    curves = realignment_curves(records, frame, dataset)
+    curves = realignment_curves(findings)
     cells = curves.groupby(["method", "images"], sort=False).delta.agg(spread)
     return cells.unstack("images").dropna(axis="columns").rename("{} images".format, axis="columns")
 
@@ -74,19 +70,16 @@ REPAIRS = {"task_arithmetic": "merged", "tall_mask": "TALL-masks", "joint": "joi
 REPAIRS |= {name: name for name in ("shift", "scales", "rotation", "closed form", *REALIGNMENTS)}
 
 
-def repairs_table(records, frame, dataset):
+def repairs_table(findings):
     """What is left of each expert's performance, and Δ: mean ± standard deviation over seeds, as text.
 
     Rows: the merged model bare, masked by task, after each map of its features, realigned; joint training.
 
-    Parameters
-    ----------
-    records, frame, dataset
-        See `realignment_curves`; of every method the largest number of images.
+    Of every method the largest number of images counts.
     """
-    curves = realignment_curves(records, frame, dataset)
-    names = {task.name: f"{task.name} %" for task in tasks_of(dataset)}
-    main = frame[[*names.values(), "printed"]].rename(columns={"printed": "delta"})
+    curves = realignment_curves(findings)
+    names = {task.name: f"{task.name} %" for task in tasks_of(findings.dataset)}
+    main = findings.frame[[*names.values(), "printed"]].rename(columns={"printed": "delta"})
     own = curves[curves.images == curves.images.max()].set_index("method").rename(columns=names)
     rows = pd.concat([main.droplevel("seed"), own])[main.columns].loc[list(REPAIRS)]
     groups = rows.groupby(level=0, sort=False)
@@ -94,20 +87,13 @@ def repairs_table(records, frame, dataset):
     return pd.DataFrame(table | {"Δ printed, %": groups.delta.agg(spread)}).rename(index=REPAIRS)
 
 
-def controls_table(records, frame, dataset):
+def controls_table(findings):
     """Δ of closed form, of heads trained for longer, and of what needs no merging: a Series of text.
 
-    The first ones with the seconds that they took, in the mean.
-
-    Parameters
-    ----------
-    records, frame, dataset
-        Of the experiment `closed_form_control`, see `with_deltas`.
+    The first ones with the seconds that they took, in the mean. Of the experiment `closed_form_control`.
     """
-    own = with_deltas(records, frame, dataset, lambda details: details["controls"]).groupby(
-        "name", sort=False
-    )
-    beside = frame.printed.loc[["task_arithmetic", *BESIDE_JOINT]].groupby("model", sort=False)
+    own = with_deltas(findings, lambda details: details["controls"]).groupby("name", sort=False)
+    beside = findings.frame.printed.loc[["task_arithmetic", *BESIDE_JOINT]].groupby("model", sort=False)
     timed = own.delta.agg(spread) + own.seconds.mean().map(lambda each: f", {_roughly(each)}")
     rows = pd.concat([timed, beside.agg(spread).rename(index=MODELS)])
     return rows.rename_axis(None)
@@ -161,26 +147,26 @@ def _roughly(value):
 NEIGHBOURS = {"passes": "encoder passes", "added": "values added"}
 
 
-def neighbour_scores(records, frame, dataset):
+def neighbour_scores(findings):
     """Every way to repair a merged model without labels: the rows of `neighbours`, see `with_deltas`."""
-    return with_deltas(records, frame, dataset, lambda details: details["rows"])
+    return with_deltas(findings, lambda details: details["rows"])
 
 
-def neighbours_table(records, frame, dataset):
+def neighbours_table(findings):
     """Closed form and its neighbours: what is left of each expert, Δ, and what it takes, best first.
 
     Parameters
     ----------
-    records, frame, dataset
-        Of the experiment `neighbours`, see `with_deltas`.
+    findings : Findings
+        Of the experiment `neighbours`.
 
     Returns
     -------
     DataFrame
         Of text: mean ± standard deviation over seeds; seconds from the merged encoder on, in the mean.
     """
-    groups = neighbour_scores(records, frame, dataset).groupby("name", sort=False)
-    table = {f"{task.name} %": groups[task.name].agg(spread, ".0f") for task in tasks_of(dataset)}
+    groups = neighbour_scores(findings).groupby("name", sort=False)
+    table = {f"{task.name} %": groups[task.name].agg(spread, ".0f") for task in tasks_of(findings.dataset)}
     table |= {"Δ printed, %": groups.delta.agg(spread)}
     table |= {"seconds": groups.seconds.mean().map(seconds)}
     table |= {title: groups[name].first().map("{:,}".format) for name, title in NEIGHBOURS.items()}
@@ -200,15 +186,14 @@ RULES = {
 }
 
 
-def chosen_alphas(records, frame, dataset, main):
+def chosen_alphas(findings):
     """The α that each rule chooses for closed form, and what closed form reaches with it.
 
     Parameters
     ----------
-    records, frame, dataset
-        Of the experiment `unlabelled_alpha`, see `with_deltas`.
-    main : list of dict
-        All records of the study, for what the merge chose and how good experts are on the validation split.
+    findings : Findings
+        Of the experiment `unlabelled_alpha`; others say what the merge chose, and how good experts are on the
+        validation split.
 
     Returns
     -------
@@ -217,15 +202,15 @@ def chosen_alphas(records, frame, dataset, main):
         `RULES`), `choice` (α, perhaps with the method), `delta`, and `order`, the rank correlation of the
         residual with Δ over the grid, of which -1 is best.
     """
-    tasks = tasks_of(dataset)
+    tasks = tasks_of(findings.dataset)
     scans = {
         (record["seed"], record["experiment"], row["alpha"]): row["score"]
-        for record in main
+        for record in findings.all_records
         if record["experiment"].startswith("merge_")
         for row in record["details"]["scan"]
     }
-    experts = on_validation(main, "expert")
-    rows = with_deltas(records, frame, dataset, lambda details: details["alphas"])
+    experts = on_validation(findings.all_records, "expert")
+    rows = with_deltas(findings, lambda details: details["alphas"])
     rows["capped"] = [{task: min(left, 1.0) for task, left in own.items()} for own in rows.residual]
     for kind in ("residual", "capped", "distance"):
         rows[kind] = rows[kind].map(_mean_of)
@@ -260,13 +245,13 @@ def chosen_alphas(records, frame, dataset, main):
     return pd.DataFrame(found)
 
 
-def residual_by_task(records, frame, dataset):
+def residual_by_task(findings):
     """Whether closed form's residual tells which task loses most, at the α of each method's least residual.
 
     Parameters
     ----------
-    records, frame, dataset
-        Of the experiment `unlabelled_alpha`, see `with_deltas`.
+    findings : Findings
+        Of the experiment `unlabelled_alpha`.
 
     Returns
     -------
@@ -275,7 +260,7 @@ def residual_by_task(records, frame, dataset):
         closed form) and `order`, the rank correlation over tasks of the residual with the performance that is
         kept, of which -1 is best.
     """
-    rows = with_deltas(records, frame, dataset, lambda details: details["alphas"])
+    rows = with_deltas(findings, lambda details: details["alphas"])
     if "options" in rows:
         rows = rows[rows.options.isna()]
     best = rows.loc[rows.residual.map(_mean_of).groupby([rows.seed, rows.method], sort=False).idxmin()]
@@ -288,9 +273,9 @@ def residual_by_task(records, frame, dataset):
     return pd.DataFrame(found)
 
 
-def alphas_table(records, frame, dataset, main):
+def alphas_table(findings):
     """Δ after closed form by the rule that chose α, and each seed's choice, as text; see `chosen_alphas`."""
-    chosen = chosen_alphas(records, frame, dataset, main)
+    chosen = chosen_alphas(findings)
     groups = chosen.groupby(["method", "rule"], sort=False)
     choices = groups.choice.agg(lambda own: ", ".join(map(str, own)))
     choices = choices.where(choices.str.contains("α"), "α " + choices)
@@ -326,13 +311,13 @@ FIELD_NAMES = {
 FOR_ADAPTERS = {"knots", "core_space"}  # of which experts of their own have a table
 
 
-def field_table(records, frame, dataset):
+def field_table(findings):
     """Δ of every merging method bare and with each realignment, and what merging took.
 
     Parameters
     ----------
-    records, frame, dataset
-        Of the experiment `field`, see `with_deltas`.
+    findings : Findings
+        Of the experiment `field`.
 
     Returns
     -------
@@ -351,7 +336,7 @@ def field_table(records, frame, dataset):
             for score in row["scores"]:
                 yield score | own | {"way": score["realignment"] or "merged"}
 
-    scores = with_deltas(records, frame, dataset, rows_of)
+    scores = with_deltas(findings, rows_of)
     ways = scores.groupby(["method", "way"], sort=False).delta
     table = ways.agg(spread).unstack("way")
     merged = scores[scores.way == "merged"].groupby("method")
@@ -374,22 +359,20 @@ def _mean_of(values):
     return sum(values.values()) / len(values)
 
 
-def not_run(records, frame, dataset):
+def not_run(findings):
     """Say which methods of the wider field the records of `field` lack: Markdown, empty if none."""
-    found = {row["method"] for record in records for row in record["details"]["methods"]}
+    found = {row["method"] for record in findings.records for row in record["details"]["methods"]}
     missing = [title for name, title in FIELD_NAMES.items() if name not in found | FOR_ADAPTERS]
-    return f"*Not run on {TITLES[dataset]}: {'; '.join(missing)}.*" if found and missing else ""
+    return f"*Not run on {TITLES[findings.dataset]}: {'; '.join(missing)}.*" if found and missing else ""
 
 
-def joint_scores(records, frame, dataset, main):
+def joint_scores(findings):
     """Δ and cost of joint training's variants, beside plain joint training and the paper's realignments.
 
     Parameters
     ----------
-    records, frame, dataset
-        Of the experiment `joint_variants`, see `with_deltas`.
-    main : list of dict
-        All records of the study, for what the main experiments cost.
+    findings : Findings
+        Of the experiment `joint_variants`; others say what the main experiments cost.
 
     Returns
     -------
@@ -403,41 +386,43 @@ def joint_scores(records, frame, dataset, main):
             name = f"Joint, {BALANCES.get(row['name'], row['name'])}"
             yield row["cost"] | {"name": name, "metrics": row["metrics"]}
 
-    costs = costs_of(main).drop(columns="parameters")
-    experts = experts_together(costs_of(main)).drop(columns="parameters")
+    costs = costs_of(findings.all_records).drop(columns="parameters")
+    experts = experts_together(costs_of(findings.all_records)).drop(columns="parameters")
     beside = []
     for row in costs[costs.model.isin(BESIDE_JOINT)].to_dict("records"):
-        row |= {"name": MODELS[row["model"]], "delta": frame.loc[(row["model"], row["seed"]), "printed"]}
+        delta = findings.frame.loc[(row["model"], row["seed"]), "printed"]
+        row |= {"name": MODELS[row["model"]], "delta": delta}
         if row["model"].startswith("task_arithmetic"):
             own = experts.loc[row["seed"]]
             row |= {f"all {quantity}": row[quantity] + own[quantity] for quantity in own.index}
         beside.append(row)
-    chosen = chosen_balance(records, frame, dataset, main)
-    found = [with_deltas(records, frame, dataset, rows_of), pd.DataFrame(beside), chosen]
+    chosen = chosen_balance(findings)
+    found = [with_deltas(findings, rows_of), pd.DataFrame(beside), chosen]
     return pd.concat([rows for rows in found if len(rows)])
 
 
-def chosen_balance(records, frame, dataset, main):
+def chosen_balance(findings):
     """Δ of the way to balance the tasks, equal weights among them, that is best on the validation split.
 
-    It is what one would report without looking at the test split. Parameters are those of `joint_scores`.
-    Columns `seed`, `name`, `delta`; empty unless all records have validation scores.
+    It is what one would report without looking at the test split. Columns `seed`, `name`, `delta`; empty
+    unless all records have validation scores.
     """
-    tasks, experts, equal = tasks_of(dataset), on_validation(main, "expert"), on_validation(main, "joint")
-    rows = []
-    for record in records:
+    tasks, rows = tasks_of(findings.dataset), []
+    experts, equal = (on_validation(findings.all_records, model) for model in ("expert", "joint"))
+    for record in findings.records:
         seed, ways = record["seed"], [row for row in record["details"]["variants"] if row["name"] in BALANCES]
         if seed in equal and all("val" in row for row in ways):
-            tried = [(equal[seed], frame.loc["joint", seed]), *((row["val"], row["metrics"]) for row in ways)]
+            tried = [(equal[seed], findings.frame.loc["joint", seed])]
+            tried += [(row["val"], row["metrics"]) for row in ways]
             best = max(tried, key=lambda own, seed=seed: mean_score(tasks, own[0], experts[seed]))
-            delta = delta_printed(tasks, best[1], frame.loc["expert", seed])
+            delta = delta_printed(tasks, best[1], findings.frame.loc["expert", seed])
             rows.append({"seed": seed, "name": CHOSEN, "delta": delta})
-    return pd.DataFrame(rows if len(rows) == len(records) else [])
+    return pd.DataFrame(rows if len(rows) == len(findings.records) else [])
 
 
-def joint_table(records, frame, dataset, main):
+def joint_table(findings):
     """Mean ± standard deviation over seeds of Δ, and mean costs, as text, best first; see `joint_scores`."""
-    groups = joint_scores(records, frame, dataset, main).groupby("name")
+    groups = joint_scores(findings).groupby("name")
     table = pd.DataFrame({"Δ printed, %": groups.delta.agg(spread)})
     for column, name in COSTS.items():
         table[name] = groups[column].mean().map(lambda mean: "" if pd.isna(mean) else f"{mean:,.0f}")

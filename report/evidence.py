@@ -116,7 +116,7 @@ def gather(frame, dataset, records, paper):
         if "relationships" in own:
             curves = tables.relative_curves(own["relationships"]["details"]["curves"], dataset)
         if "subsets" in own:
-            points = tables.subset_scores([own["subsets"]], frame, dataset)
+            points = tables.subset_scores(tables.Findings([own["subsets"]], frame, dataset, []))
             sizes = {1: 1.0, **points.groupby("size").performance.mean()}
         if "adamerging" in own:
             coefficients = block_coefficients(own["adamerging"]["details"]["coefficients"])

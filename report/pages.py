@@ -378,7 +378,7 @@ class Page:
     def subsets(self):
         """Draw Figure 1: performance against the number of merged tasks."""
         if self.has("subsets"):
-            points = tables.subset_scores(self._all("subsets"), self.frame, self.dataset)
+            points = self.derive("subsets", tables.subset_scores)
             mark(plotting.subset_figure(points, self.paper["fig1"]), self)
 
     def coefficients(self):
@@ -402,21 +402,18 @@ class Page:
         seeds = self._seeds_of(experiment)
         return None if self.frame is None else self.frame[self.frame.index.isin(seeds, level="seed")]
 
-    def derive(self, experiment, function, main=False, **options):
-        """What a function of `report.beyond` or `report.variations` makes of an experiment's records.
-
-        With `main`, the function also gets all records of the seeds that have the experiment.
-        """
+    def derive(self, experiment, function, *more):
+        """What a function of `report.beyond` or `report.variations` makes of an experiment's findings."""
         seeds = self._seeds_of(experiment)
-        if main:
-            options["main"] = [record for record in self.records if record["seed"] in seeds]
-        return function(self._all(experiment), self.beside(experiment), self.dataset, **options)
+        beside = [record for record in self.records if record["seed"] in seeds]
+        findings = tables.Findings(self._all(experiment), self.beside(experiment), self.dataset, beside)
+        return function(findings, *more)
 
-    def further(self, experiment, function, caption, corner, main=False):
+    def further(self, experiment, function, caption, corner):
         """Display the table that such a function makes, see `derive`."""
         if self.has(experiment):
             caption += self.share(experiment)
-            self._show(self.derive(experiment, function, main), caption, function.__name__, corner)
+            self._show(self.derive(experiment, function), caption, function.__name__, corner)
 
     def share(self, experiment):
         """Of how many of the study's seeds an experiment is, for a caption; empty if it is of all."""

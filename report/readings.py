@@ -140,8 +140,8 @@ def coefficients(*pages):
     return "\n\n".join(_coefficients(page, found) for page, found in learned if found)
 
 
-def _learned(records, *_):
-    return [block_coefficients(record["details"]["coefficients"]) for record in records]
+def _learned(findings):
+    return [block_coefficients(record["details"]["coefficients"]) for record in findings.records]
 
 
 def _coefficients(page, learned):
@@ -241,7 +241,7 @@ def unlabelled_alpha(*pages):
     parts = []
     for page in pages:
         if page.ran("unlabelled_alpha"):
-            chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas, main=True)
+            chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas)
             own = chosen[chosen.method == "task_arithmetic"].groupby("rule").delta.mean()
             parts.append(f"{_title(page)} {own.residual:+z.1f} ({own.after:+z.1f}; {own.before:+z.1f})")
     if not parts:
@@ -255,7 +255,7 @@ def unlabelled_regret(*pages):
     ran = [page for page in pages if page.ran("unlabelled_alpha")]
     if not ran:
         return ""
-    found = {page.study: page.derive("unlabelled_alpha", beyond.chosen_alphas, main=True) for page in ran}
+    found = {page.study: page.derive("unlabelled_alpha", beyond.chosen_alphas) for page in ran}
     rows = pd.concat(found, names=["study"]).reset_index("study")
     names = ", ".join(map(_title, ran))
 

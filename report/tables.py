@@ -1,5 +1,6 @@
 """From results to tables: normalised performance, both definitions of Δ_MTL, mean and spread over seeds."""
 
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -45,6 +46,27 @@ MODELS = {
     "expert+representation, seen": "Experts + repr.'s steps, seen images",
 }
 CONTROLS = [name for name in MODELS if name.split("+")[0] == "pretrained" or name.startswith("expert+")]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one experiment of a study found, and what that is measured by.
+
+    Attributes
+    ----------
+    records : list of dict
+        Of the experiment, one a seed, see `report.records.load_records`.
+    frame : DataFrame
+        Scores of these seeds, see `scores`: Δ is relative to their experts.
+    dataset : str
+    all_records : list of dict
+        Of these seeds, of other experiments, too.
+    """
+
+    records: list
+    frame: pd.DataFrame
+    dataset: str
+    all_records: list
 
 
 def spread(values, form="+.1f"):
@@ -448,26 +470,23 @@ def efficiency(records, paper=None):
     return frame[[column for column in order if column in frame]]
 
 
-def subset_scores(records, frame, dataset):
+def subset_scores(findings):
     """Figure 1: mean performance relative to the experts of every merged subset of the tasks.
 
     Parameters
     ----------
-    records : list of dict
-        Of the experiment `subsets`, one a seed.
-    frame : DataFrame
-        See `scores`.
-    dataset : str
+    findings : Findings
+        Of the experiment `subsets`.
 
     Returns
     -------
     DataFrame
         Columns `seed`, `tasks` (names joined by +), `size`, `performance` (1 is the experts').
     """
-    by_name = {task.name: task for task in tasks_of(dataset)}
+    by_name = {task.name: task for task in tasks_of(findings.dataset)}
     rows = []
-    for record in records:
-        experts = frame.loc[("expert", record["seed"])]
+    for record in findings.records:
+        experts = findings.frame.loc[("expert", record["seed"])]
         for subset in record["details"]["subsets"]:
             values = [
                 normalised_performance(by_name[name], value, experts[name])

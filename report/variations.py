@@ -1,7 +1,6 @@
 """What the paper did not vary, and why merging breaks heads: tables and figures from records.
 
-Each function takes the records of one experiment, one a seed; the study's scores (`report.tables.scores`), to
-whose experts Δ is relative; and the data set's name. Δ is as printed, in per cent.
+Each function takes the `report.tables.Findings` of one experiment. Δ is as printed, in per cent.
 """
 
 import numpy as np
@@ -20,21 +19,21 @@ MAPS = {"nothing": "as they are", "shift": "shifted", "diagonal": "scaled", "pro
 MAPS |= {"ridge": "mapped linearly"}
 
 
-def alpha_scores(records, frame, dataset):
+def alpha_scores(findings):
     """By α, bare and realigned: columns `seed`, `alpha`, `method`, `delta`, and the `score` to choose by."""
-    scores = with_deltas(records, frame, dataset, lambda details: details["alphas"])
+    scores = with_deltas(findings, lambda details: details["alphas"])
     return scores.rename(columns={"way": "method"})
 
 
-def alpha_table(records, frame, dataset):
+def alpha_table(findings):
     """What choosing α after realignment changes: Δ and α by way, as text.
 
     Before: the α of the best bare model on all validation images; after: that of the best realigned model on
     those it was not realigned on.
     """
-    scores = alpha_scores(records, frame, dataset).set_index(["seed", "alpha"])
-    before = [(record["seed"], record["details"]["parts"]["everything"]["alpha"]) for record in records]
-    rows = {}
+    scores = alpha_scores(findings).set_index(["seed", "alpha"])
+    whole = {record["seed"]: record["details"]["parts"]["everything"] for record in findings.records}
+    rows, before = {}, [(seed, merged["alpha"]) for seed, merged in whole.items()]
     for method, own in scores[scores.method != "merged"].groupby("method", sort=False):
         row = {}
         for when, places in {"before": before, "after": list(own.groupby("seed").score.idxmax())}.items():
@@ -44,13 +43,13 @@ def alpha_table(records, frame, dataset):
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def adapter_scores(records, frame, dataset):
+def adapter_scores(findings):
     """By adapter and rank: columns `seed`, `method`, `rank`, `delta`."""
-    scores = with_deltas(records, frame, dataset, lambda details: details["adapters"])
+    scores = with_deltas(findings, lambda details: details["adapters"])
     return scores.assign(method=scores.adapter.map({"paper": "the paper's adapter", "lora": "LoRA"}))
 
 
-def parts_table(records, frame, dataset):
+def parts_table(findings):
     """Δ by which tensors are merged, bare and realigned, with α and the share of merged values, as text."""
 
     def rows_of(details):
@@ -59,13 +58,13 @@ def parts_table(records, frame, dataset):
             for score in part["scores"]:
                 yield score | {"part": name, "alpha": part["alpha"], "share": 100 * part["values"] / whole}
 
-    scores = with_deltas(records, frame, dataset, rows_of).rename(columns={"way": "method"})
+    scores = with_deltas(findings, rows_of).rename(columns={"way": "method"})
     table = _alphas(scores, "part")
     table.insert(0, "values, %", scores.groupby("part").share.mean().map("{:.0f}".format))
     return table.join(_by_method(scores, "part")).rename_axis(index=None)
 
 
-def rate_scores(records, frame, dataset):
+def rate_scores(findings):
     """By the experts' learning rate: columns `seed`, `rate`, `moved` (per cent), `alpha`, `method`, `delta`.
 
     Everything is relative to the main experiments' experts, so that gentler but worse experts show.
@@ -80,29 +79,30 @@ def rate_scores(records, frame, dataset):
             for score in entry["scores"] + experts:
                 yield own | score
 
-    scores = with_deltas(records, frame, dataset, rows_of).rename(columns={"way": "method"})
+    scores = with_deltas(findings, rows_of).rename(columns={"way": "method"})
     main = {"rate": 1.0, "method": "experts", "delta": 0.0}  # what Δ is relative to
-    return pd.concat([scores, pd.DataFrame([{"seed": record["seed"], **main} for record in records])])
+    own = pd.DataFrame([{"seed": record["seed"], **main} for record in findings.records])
+    return pd.concat([scores, own])
 
 
-def rates_table(records, frame, dataset):
+def rates_table(findings):
     """How far the experts moved, by their learning rate, and the α of each seed, as text."""
-    scores = rate_scores(records, frame, dataset)
+    scores = rate_scores(findings)
     table = _alphas(scores, "rate")
     table.insert(0, MOVED, scores.groupby("rate").moved.mean().map("{:.1f}".format))
     return table.rename(index=lambda rate: f"{rate:g} × learning rate").rename_axis(index=None)
 
 
-def depth_scores(records, frame, dataset):
+def depth_scores(findings):
     """By depth of the encoder: columns `seed`, `depth`, `method`, `delta`.
 
     Everything is relative to the experts of the same depth, but these to the main experiments'.
     """
-    tasks, rows = tasks_of(dataset), []
-    for record in records:
+    tasks, rows = tasks_of(findings.dataset), []
+    for record in findings.records:
         seed, details = record["seed"], record["details"]
-        main = frame.loc["expert", seed]
-        whole = {"depth": details["whole"], "experts": main, "joint": frame.loc["joint", seed]}
+        main = findings.frame.loc["expert", seed]
+        whole = {"depth": details["whole"], "experts": main, "joint": findings.frame.loc["joint", seed]}
         for entry in [*details["depths"], whole | details["parts"]["everything"]]:
             found = {score["way"]: (score["metrics"], entry["experts"]) for score in entry["scores"]}
             found |= {"experts": (entry["experts"], main), "joint": (entry["joint"], entry["experts"])}
@@ -138,7 +138,7 @@ def studies_table(frames, models):
     return table.rename(index=MODELS).rename_axis(index=None)
 
 
-def feature_shares(records, frame, dataset):
+def feature_shares(findings):
     """What merged features explain of each expert's.
 
     Columns `seed`, `encoder`, `task`, `block`, `method` (a value of `MAPS`, or CKA), `share`.
@@ -146,52 +146,52 @@ def feature_shares(records, frame, dataset):
     names = MAPS | {"cka": "CKA"}
     rows = [
         pd.DataFrame(found).rename(columns=names).assign(seed=record["seed"], encoder=encoder)
-        for record in records
+        for record in findings.records
         for encoder, found in record["details"]["features"].items()
     ]
     return pd.concat(rows).melt(["seed", "encoder", "task", "block"], list(names.values()), "method", "share")
 
 
-def shares_table(records, frame, dataset):
+def shares_table(findings):
     """What merged features explain of each expert's after the last block, as text: one row a task."""
-    rows = feature_shares(records, frame, dataset)
+    rows = feature_shares(findings)
     rows = rows[(rows.encoder == "merged") & (rows.block == rows.block.max())]
     cells = rows.groupby(["task", "method"], sort=False).share.agg(spread, ".2f")
     return cells.unstack("method").rename_axis(index=None)
 
 
-def moment_distances(records, frame, dataset):
+def moment_distances(findings):
     """How far each expert's second moments are from the experts' mean, in the mean over a block's layers.
 
     Columns `seed`, `block`, `method` (the task), `distance`; empty if no record has them.
     """
     rows = [
         {"seed": record["seed"], "block": row["block"], "method": task, "distance": distance}
-        for record in records
+        for record in findings.records
         for row in record["details"].get("moments", [])
         for task, distance in row["distances"].items()
     ]
-    frame = pd.DataFrame(rows, columns=["seed", "block", "method", "distance"])
-    return frame.groupby(["seed", "block", "method"], sort=False).distance.mean().reset_index()
+    table = pd.DataFrame(rows, columns=["seed", "block", "method", "distance"])
+    return table.groupby(["seed", "block", "method"], sort=False).distance.mean().reset_index()
 
 
-def regmean_changes(records, frame, dataset):
+def regmean_changes(findings):
     """Say how far RegMean's matrices are from the average's, in norms of the latter: Markdown, or nothing."""
-    rows = [row["change"] for record in records for row in record["details"].get("moments", [])]
+    rows = [row["change"] for record in findings.records for row in record["details"].get("moments", [])]
     if not rows:
         return ""
     low, middle, high = np.quantile(rows, [0.1, 0.5, 0.9])
     return (
-        f"*{TITLES[dataset]}: RegMean's task vector of a layer differs from the plain average by "
+        f"*{TITLES[findings.dataset]}: RegMean's task vector of a layer differs from the plain average by "
         f"{middle:.2g} times the latter's norm (median over layers and seeds; {low:.2g} to {high:.2g} "
         "in the middle four fifths).*"
     )
 
 
-def vectors_table(records, frame, dataset):
+def vectors_table(findings):
     """Length of each expert's task vector, its cosine to the others', and how concentrated it is, as text."""
     rows = []
-    for record in records:
+    for record in findings.records:
         details = record["details"]
         for task, length in details["lengths"].items():
             others = [value for other, value in details["cosines"][task].items() if other != task]
@@ -209,32 +209,32 @@ def vectors_table(records, frame, dataset):
     return pd.DataFrame(cells).rename_axis(index=None)
 
 
-def contrast_scores(records, frame, dataset, main):
+def contrast_scores(findings):
     """Validation score by α under each kind of decoder, relative to its own experts.
 
-    Columns `seed`, `alpha`, `method`, `score` in per cent; `main` are all records of the study.
+    Columns `seed`, `alpha`, `method`, `score` in per cent.
     """
-    own = [record for record in main if record["experiment"] == "merge_task_arithmetic"]
+    own = [record for record in findings.all_records if record["experiment"] == "merge_task_arithmetic"]
     return pd.DataFrame(
         {"seed": record["seed"], "alpha": row["alpha"], "method": name, "score": 100 * row["score"]}
-        for name, found in {"own heads": own, "one frozen decoder": records}.items()
+        for name, found in {"own heads": own, "one frozen decoder": findings.records}.items()
         for record in found
         for row in record["details"]["scan"]
     )
 
 
-def contrast_table(records, frame, dataset):
+def contrast_table(findings):
     """The loss by merging under a frozen shared decoder and under each expert's own head, as text.
 
     `experts` are relative to the main experiments', `merged` and `heads` to the experts of the same row, so
     that what merging costs is comparable; in the last column, `heads` to the main experiments', too. Records
     that have heads realigned at the first row's α get a column for these.
     """
-    tasks, rows = tasks_of(dataset), []
-    for record in records:
+    tasks, rows = tasks_of(findings.dataset), []
+    for record in findings.records:
         details, seed = record["details"], record["seed"]
-        main, found = frame.loc["expert", seed], details["scores"]
-        merged, heads = (frame.loc[name, seed] for name in ("task_arithmetic", "task_arithmetic+heads"))
+        names, found = ("expert", "task_arithmetic", "task_arithmetic+heads"), details["scores"]
+        main, merged, heads = (findings.frame.loc[name, seed] for name in names)
         own = {"merged": merged, "heads": heads, SAME_ALPHA: heads}
         for decoder, entry, experts, scores in (
             ("each expert's own head, trained with it", details["own_heads"], main, own),

@@ -7,6 +7,7 @@ import pytest
 from stories import cost_record
 
 from report import beyond
+from report.tables import Findings
 from simo.tasks import tasks_of
 
 TASKS = [task.name for task in tasks_of("nyuv2")]
@@ -30,7 +31,7 @@ def test_curves_are_relative_to_the_experts_of_the_seed():
     metrics = dict(zip(TASKS, (20.0, 0.5, 40.0), strict=True))
     row = {"method": "heads", "images": 4, "seconds": 1.5, "metrics": metrics}
     records = [{"seed": 2, "details": {"curves": [row]}, "provenance": {}}]
-    curves = beyond.realignment_curves(records, experts, "nyuv2")
+    curves = beyond.realignment_curves(Findings(records, experts, "nyuv2", []))
     row = curves.drop(columns="delta").to_dict("records")[0]
     assert row == {"seed": 2, "method": "heads", "images": 4, "seconds": 1.5} | dict(
         zip(TASKS, (50.0, 100.0, 50.0), strict=True)
@@ -103,7 +104,7 @@ def test_worse_than_not_realigning_sets_no_mark():
 def curves_table(monkeypatch, rows):
     """The table of some curves, whatever records they come from."""
     monkeypatch.setattr(beyond, "realignment_curves", lambda *_: curves_of(rows))
-    return beyond.curves_table([], None, "nyuv2")
+    return beyond.curves_table(Findings([], None, "nyuv2", []))
 
 
 def test_table_leaves_out_what_not_all_were_given(monkeypatch):
@@ -137,7 +138,7 @@ def test_repairs_are_those_of_most_images():
         for n, miou in ((4, 0.0), (16, 40.0 - 3 * names.index(name)))
     ]
     records = [{"seed": 0, "details": {"curves": rows}, "provenance": {}}]
-    table = beyond.repairs_table(records, frame, "nyuv2")
+    table = beyond.repairs_table(Findings(records, frame, "nyuv2", []))
     assert list(table.index) == list(beyond.REPAIRS.values())
     assert table.loc["merged"].tolist() == ["40", "100", "100", "-20.0"]
     expected = [-20, -9, -3, *(-2.5 * number for number in range(len(names)))]
@@ -151,7 +152,7 @@ def test_controls_stand_beside_the_main_models():
     row = {"name": "TA + closed form", "seconds": 2.4}
     row["metrics"] = dict(zip(TASKS, (34.0, 0.5, 20.0), strict=True))  # 15 % less in one of three
     records = [{"seed": 0, "details": {"controls": [row]}, "provenance": {}}]
-    table = beyond.controls_table(records, frame, "nyuv2")
+    table = beyond.controls_table(Findings(records, frame, "nyuv2", []))
     assert table["TA + closed form"] == "-5.0, about 2.4 s"
     assert table[["TA", "Joint training", "Pretrained + representation"]].tolist() == [
         "-10.0",
@@ -177,28 +178,26 @@ def test_field_table_by_hand():
         {"method": "lot", "scores": scores(10.0, 20.0), "scans": []},
         {"method": "ties", "scores": scores(20.0, 40.0), "scans": scans},
     ]
-    table = beyond.field_table(
-        [{"seed": 0, "details": {"methods": methods}, "provenance": {}}], experts, "nyuv2"
-    )
+    records = [{"seed": 0, "details": {"methods": methods}, "provenance": {}}]
+    table = beyond.field_table(Findings(records, experts, "nyuv2", []))
     assert list(table.index) == ["TIES (2023)", "LOT (2025), images"]
     # mIoU is a third of Δ: a half of it is -16.7, a quarter -25
     assert table.loc["TIES (2023)"].tolist() == ["-16.7", "+0.0", "+0.0", "+0.0", "0.7", "density 0.5", "7"]
     assert table.loc["LOT (2025), images", "merged"] == "-25.0"
     for number, row in enumerate(methods):
         row["scores"][-1]["residual"] = {"segmentation": 0.1, "depth": 0.2, "normals": 0.3 + 0.3 * number}
-    table = beyond.field_table(
-        [{"seed": 0, "details": {"methods": methods}, "provenance": {}}], experts, "nyuv2"
-    )
+    records = [{"seed": 0, "details": {"methods": methods}, "provenance": {}}]
+    table = beyond.field_table(Findings(records, experts, "nyuv2", []))
     assert table.residual.tolist() == ["0.30", "0.20"]
     slower = copy.deepcopy(methods)
     slower[1]["scores"][0]["seconds"] = 9.6  # other work ran beside: the least of both seeds is shown
     seeds = enumerate((methods, slower))
     records = [{"seed": seed, "details": {"methods": own}, "provenance": {}} for seed, own in seeds]
     both = pd.concat([experts, experts.rename({0: 1}, level="seed")])
-    assert beyond.field_table(records, both, "nyuv2")["seconds to merge"].tolist() == ["7", "7"]
+    assert beyond.field_table(Findings(records, both, "nyuv2", []))["seconds to merge"].tolist() == ["7", "7"]
     for record in records:
         record["provenance"] = {"resumed": True}  # nobody knows how long it took
-    assert "seconds to merge" not in beyond.field_table(records, both, "nyuv2")
+    assert "seconds to merge" not in beyond.field_table(Findings(records, both, "nyuv2", []))
 
 
 def test_methods_that_were_not_run_are_named():
@@ -206,10 +205,10 @@ def test_methods_that_were_not_run_are_named():
     rows = [{"method": name} for name in beyond.FIELD_NAMES if name not in ("wudi", "svc", "knots")]
     records = [{"details": {"methods": rows}}]
     said = "*Not run on NYUv2: WUDI (2025); SVC (2026).*"
-    assert beyond.not_run(records, None, "nyuv2") == said
+    assert beyond.not_run(Findings(records, None, "nyuv2", [])) == said
     rows += [{"method": "wudi"}, {"method": "svc"}]
-    assert beyond.not_run(records, None, "nyuv2") == ""
-    assert beyond.not_run([], None, "nyuv2") == ""  # the page says so already
+    assert beyond.not_run(Findings(records, None, "nyuv2", [])) == ""
+    assert beyond.not_run(Findings([], None, "nyuv2", [])) == ""  # the page says so already
 
 
 def test_neighbours_table_by_hand():
@@ -225,13 +224,13 @@ def test_neighbours_table_by_hand():
     records = [
         {"seed": seed, "details": {"rows": rows}, "provenance": {"resumed": seed == 1}} for seed in (0, 1)
     ]
-    table = beyond.neighbours_table(records, frame, "nyuv2")
+    table = beyond.neighbours_table(Findings(records, frame, "nyuv2", []))
     assert list(table.index) == ["SurgeryV2", "FeatCal"]
     # mIoU is a third of Δ: a half of it is -16.7, a quarter -25
     found = table.loc["SurgeryV2"].tolist()
     assert found == ["50", "100", "100", "-16.7", "40", "3", "73,728"]
     assert table.loc["FeatCal", "Δ printed, %"] == "-25.0"
-    continued = beyond.neighbours_table(records[1:], frame, "nyuv2")
+    continued = beyond.neighbours_table(Findings(records[1:], frame, "nyuv2", []))
     assert continued.loc["FeatCal", "seconds"] == "interrupted"
 
 
@@ -252,16 +251,16 @@ def test_joint_table_by_hand():
         cost_record(0, "realign", ("task_arithmetic+representation", 200, 256, 9, float("nan"))),
         cost_record(0, "merge", ("ties", 0, 256, 0, 1.0)),
     ]
-    table = beyond.joint_table(records, frame, "nyuv2", main)
+    table = beyond.joint_table(Findings(records, frame, "nyuv2", main))
     assert list(table.index) == ["Joint, DWA", "Joint training", "TA + representation", "TA + heads"]
     assert table.loc["Joint, DWA"].tolist() == ["-1.0", "600", "1,056", "10", "", "", ""]
     assert table.loc["TA + heads"].tolist() == ["-8.0", "600", "256", "2", "1,200", "1,312", "11"]
     assert table.loc["TA + representation"].tolist() == ["-7.0", "200", "256", "", "800", "1,312", ""]
-    scores = beyond.joint_scores(records, frame, "nyuv2", main)
+    scores = beyond.joint_scores(Findings(records, frame, "nyuv2", main))
     figure = beyond.joint_figure({"nyuv2": scores})
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(table.index)
     main[1] = cost_record(0, "expert_normals", ("expert", 300, 1056, 9, float("nan")))
-    assert beyond.joint_table(records, frame, "nyuv2", main).loc["TA + heads"].iloc[-1] == ""
+    assert beyond.joint_table(Findings(records, frame, "nyuv2", main)).loc["TA + heads"].iloc[-1] == ""
 
 
 def test_balance_is_chosen_on_the_validation_split():
@@ -281,9 +280,9 @@ def test_balance_is_chosen_on_the_validation_split():
         {"seed": 0, "results": [{"model": model, "split": "val", "metrics": metrics(iou)}]}
         for model, iou in (("expert", 40.0), ("joint", 33.0))
     ]
-    (row,) = beyond.chosen_balance(records, frame, "nyuv2", main).to_dict("records")
+    (row,) = beyond.chosen_balance(Findings(records, frame, "nyuv2", main)).to_dict("records")
     assert row == {"seed": 0, "name": beyond.CHOSEN, "delta": pytest.approx(-5.0)}  # 34 of 40 in one of three
-    assert beyond.chosen_balance(records, frame, "nyuv2", main[:1]).empty  # joint training's was not kept
+    assert beyond.chosen_balance(Findings(records, frame, "nyuv2", main[:1])).empty  # joint's are not kept
 
 
 def test_seconds_of_a_continued_run_do_not_count():
@@ -292,7 +291,7 @@ def test_seconds_of_a_continued_run_do_not_count():
     experts.index = pd.MultiIndex.from_tuples([("expert", 0)], names=["model", "seed"])
     row = {"seconds": 1.5, "metrics": dict(zip(TASKS, (40.0, 0.5, 20.0), strict=True))}
     records = [{"seed": 0, "details": {"curves": [row]}, "provenance": {"resumed": True}}]
-    found = beyond.realignment_curves(records, experts, "nyuv2").iloc[0]
+    found = beyond.realignment_curves(Findings(records, experts, "nyuv2", [])).iloc[0]
     assert found.delta == 0
     assert pd.isna(found.seconds)
 
@@ -326,7 +325,7 @@ def test_rules_that_choose_alpha_by_hand():
             "details": {},
         },
     ]
-    every = beyond.chosen_alphas(records, frame, "nyuv2", main)
+    every = beyond.chosen_alphas(Findings(records, frame, "nyuv2", main))
     chosen = every[every.method == "ties"].set_index("rule")
     assert chosen.choice.to_dict() == {
         "before": "0.2",
@@ -338,7 +337,7 @@ def test_rules_that_choose_alpha_by_hand():
     }
     assert chosen.delta.tolist() == pytest.approx([-40, -5, -40, -10, -10, -5])
     assert chosen.order["residual"] == pytest.approx(-0.5)
-    table = beyond.alphas_table(records, frame, "nyuv2", main)
+    table = beyond.alphas_table(Findings(records, frame, "nyuv2", main))
     assert table.loc["TIES", beyond.RULES["residual"]] == "-10.0 (α\u00a00.4)"
     either = table.loc[beyond.EITHER, beyond.RULES["residual"]]
     assert either == "-10.0 (TIES α\u00a00.4)"  # there is no other
@@ -347,7 +346,7 @@ def test_rules_that_choose_alpha_by_hand():
     turned = {"scan": [row | {"score": 1 - row["score"]} for row in scan]}
     main += [each | {"seed": 1} for each in main]
     main[2]["details"] = turned
-    every = beyond.chosen_alphas([*records, records[0] | {"seed": 1}], frame, "nyuv2", main)
+    every = beyond.chosen_alphas(Findings([*records, records[0] | {"seed": 1}], frame, "nyuv2", main))
     before = every[(every.method == "ties") & (every.rule == "before")]
     assert before.set_index("seed").choice.to_dict() == {0: "0.2", 1: "0.6"}
 
@@ -373,13 +372,13 @@ def test_rules_that_choose_the_method_by_hand():
     ]
     results = [{"model": "expert", "split": "val", "metrics": experts}]
     main.append({"experiment": "expert", "seed": 0, "results": results, "details": {}})
-    chosen = beyond.chosen_alphas(records, frame, "nyuv2", main)
+    chosen = beyond.chosen_alphas(Findings(records, frame, "nyuv2", main))
     own = chosen[chosen.method == beyond.EITHER].set_index("rule")
     assert own.choice.to_dict() == dict.fromkeys(beyond.RULES, "TA α 0.5") | {"before": "TIES α 0.5"}
     assert own.delta["before"] == pytest.approx(-20)
     # another density, which was scored by itself: best before and by its residual, not after
     grid.append(row("ties", 0.05, 0.7) | {"options": {"density": 0.5}, "bare": experts})
-    chosen = beyond.chosen_alphas(records, frame, "nyuv2", main)
+    chosen = beyond.chosen_alphas(Findings(records, frame, "nyuv2", main))
     own = chosen[chosen.method == beyond.EITHER].set_index("rule")
     other = dict.fromkeys(("before", "distance", "residual", "capped"), "TIES 0.5 α 0.5")
     assert own.choice.to_dict() == dict.fromkeys(beyond.RULES, "TA α 0.5") | other
@@ -389,10 +388,10 @@ def test_rules_that_choose_the_method_by_hand():
         row("knots", 0.3 - share / 10, share) | {"options": {"density": share}, "bare": experts}
         for share in (0.5, 0.6)
     ]
-    chosen = beyond.chosen_alphas(records, frame, "nyuv2", main)
+    chosen = beyond.chosen_alphas(Findings(records, frame, "nyuv2", main))
     own = chosen[chosen.method == "knots"].set_index("rule")
     assert own.choice["residual"] == "0.6 α 0.5"
-    table = beyond.alphas_table(records, frame, "nyuv2", main)
+    table = beyond.alphas_table(Findings(records, frame, "nyuv2", main))
     assert table.loc["KnOTS", beyond.RULES["residual"]] == "-40.0 (0.6 α\u00a00.5)"
 
 
@@ -418,7 +417,7 @@ def test_residual_by_task_by_hand():
         ],
     ]
     records = [{"seed": n, "details": {"alphas": grid}, "provenance": {}} for n, grid in enumerate(grids)]
-    found = beyond.residual_by_task(records, frame, "nyuv2")
+    found = beyond.residual_by_task(Findings(records, frame, "nyuv2", []))
     assert found[["seed", "method", "told"]].values.tolist() == [[0, "ties", True], [1, "ties", False]]
     assert found.order.tolist() == pytest.approx([-0.5, 1.0])
 
@@ -444,6 +443,6 @@ def test_a_task_that_hardly_varies_does_not_choose_alone():
             "details": {},
         },
     ]
-    chosen = beyond.chosen_alphas(records, frame, "nyuv2", main)
+    chosen = beyond.chosen_alphas(Findings(records, frame, "nyuv2", main))
     choices = chosen[chosen.method == "ties"].set_index("rule").choice
     assert (choices.residual, choices.capped) == ("0.9", "0.1")

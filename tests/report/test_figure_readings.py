@@ -9,6 +9,7 @@ import pytest
 from report import beyond, readings
 from report.pages import Page
 from report.paper import paper_curves, read_paper
+from report.tables import Findings
 
 PAPER = read_paper()
 
@@ -16,7 +17,8 @@ PAPER = read_paper()
 def stub(curves=None, coefficients=None, points=None):
     """A page of NYUv2 with the paper's curves unless changed, AdaMerging's coefficients, or subsets."""
     records = [{"details": {"coefficients": each}} for each in coefficients or []]
-    found = {"adamerging": lambda function: function(records), "subsets": lambda function: points}
+    learned = Findings(records, None, "nyuv2", [])
+    found = {"adamerging": lambda function: function(learned), "subsets": lambda function: points}
     return SimpleNamespace(
         dataset="nyuv2",
         paper=PAPER,
@@ -133,7 +135,7 @@ def test_alpha_without_labels_is_read_or_not_run():
     )
     page = stub()
     page.ran = lambda experiment: True
-    page.derive = lambda experiment, function, main: chosen
+    page.derive = lambda experiment, function: chosen
     assert "before: NYUv2 −6.0 (−4.5; −8.5)" in readings.unlabelled_alpha(page)
     page.fixture = True
     assert "before: NYUv2 [fixture] −6.0 (−4.5; −8.5)" in readings.unlabelled_alpha(page)
@@ -157,16 +159,14 @@ def test_what_alpha_without_labels_brings_is_the_least_and_the_most():
     ]
     page = stub()
     page.ran = lambda experiment: True
-    page.derive = lambda experiment, function, main: pd.DataFrame(rows)
+    page.derive = lambda experiment, function: pd.DataFrame(rows)
     text = readings.unlabelled_regret(page, Page("nyuv2", "records/none"))
     assert "Over 2 choices (NYUv2; two methods, each seed)" in text
     assert "ends +3.5 to +4.1 points of Δ above" in text
     assert "−0.5 to +0.1 above" in text
     assert "the method, too (2 choices), it ends +4.5 to +5.1 and −0.5 to +0.1 above theirs." in text
     assert "failed, it ends +3.5 to +5.0 and −0.5 to +1.0 above the labels' choices." in text
-    page.derive = lambda experiment, function, main: pd.DataFrame(rows).replace(
-        {"choice": r".*"}, "α", regex=True
-    )
+    page.derive = lambda experiment, function: pd.DataFrame(rows).replace({"choice": r".*"}, "α", regex=True)
     assert "had failed" not in readings.unlabelled_regret(page)  # where both rules choose the same
     assert readings.unlabelled_regret(Page("nyuv2", "records/none")) == ""
 

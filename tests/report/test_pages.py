@@ -190,13 +190,13 @@ def test_what_is_beside_an_experiment_is_of_its_seeds(tmp_path):
     page = Page("nyuv2", tmp_path)
     assert set(page.frame.index.unique("seed")) == {0, 1, 2}
 
-    def seeds(records, frame, _, main):
+    def seeds(findings):
+        parts = findings.records, findings.all_records
         return [
-            {each["seed"] for each in records},
-            set(frame.index.unique("seed")),
-            {r["seed"] for r in main},
+            *({each["seed"] for each in records} for records in parts),
+            set(findings.frame.index.unique("seed")),
         ]
 
-    assert page.derive("closed_form", seeds, main=True) == [{0, 1}] * 3
-    assert page.derive("joint", seeds, main=True) == [{0, 1, 2}] * 3
+    assert page.derive("closed_form", seeds) == [{0, 1}] * 3
+    assert page.derive("joint", seeds) == [{0, 1, 2}] * 3
     assert set(page.beside("closed_form").index.unique("seed")) == {0, 1}

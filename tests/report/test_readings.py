@@ -206,7 +206,7 @@ def test_five_tasks_on_photographs_collapse_as_in_the_paper():
 def test_five_tasks_need_no_label():
     """On photographs closed form, from an α that no label chose, is ahead of both fixes with all labels."""
     page = Page("taskonomy_photos", "records/photos")
-    chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas, main=True)
+    chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas)
     own = chosen[(chosen.rule == "residual") & (chosen.method == "task_arithmetic")].set_index("seed").delta
     delta = page.frame.printed.unstack("model")
     assert (own > delta["task_arithmetic+heads"] + 5).all()
@@ -271,7 +271,7 @@ def test_with_lite0_merging_has_its_part_under_ties():
 
 def test_frozen_decoder_keeps_more_but_nothing_is_merged(page):
     """At every α and seed it scores higher than under own heads; best where next to nothing is merged."""
-    scans = page.derive("frozen_decoder", variations.contrast_scores, main=True)
+    scans = page.derive("frozen_decoder", variations.contrast_scores)
     scores = scans.set_index(["seed", "alpha", "method"]).score.unstack()
     assert len(scores) == 33
     assert (scores["one frozen decoder"] > scores["own heads"]).all()
@@ -374,7 +374,7 @@ def test_merging_adapters_is_not_chosen_on_two_seeds(adapted):
             for score in row["scores"]:
                 yield score | {"method": row["method"], "α": best["alpha"]}
 
-    found = adapted.derive("field", lambda *given: beyond.with_deltas(*given, rows_of))
+    found = adapted.derive("field", lambda findings: beyond.with_deltas(findings, rows_of))
     chosen = found.dropna(subset="α").groupby("seed")["α"].max()
     assert (chosen == 0).tolist() == [True, False, True]
     merged = found[found.seed == 1].pivot(index="method", columns="realignment", values="delta")
@@ -396,11 +396,11 @@ def test_the_residual_chooses_an_alpha_that_merges_adapters(adapted):
     """As good as labels after closed form, seven points above labels before it, and like whole experts."""
 
     def of(page):
-        found = page.derive("unlabelled_alpha", beyond.chosen_alphas, main=True)
+        found = page.derive("unlabelled_alpha", beyond.chosen_alphas)
         return found[found.method == "task_arithmetic"].pivot(index="seed", columns="rule", values="delta")
 
     own, whole = of(adapted), of(Page("nyuv2", "records/miniature"))
-    chosen = adapted.derive("unlabelled_alpha", beyond.chosen_alphas, main=True)
+    chosen = adapted.derive("unlabelled_alpha", beyond.chosen_alphas)
     means = chosen[chosen.rule == "residual"].groupby("method").delta.mean()
     assert 0.5 < means["knots"] - means["ties"] < 1.5
     assert abs(means["knots"] - means["task_arithmetic"]) < 0.5
@@ -523,7 +523,7 @@ def test_deeper_encoders_leave_more_unrepaired(page, varied):
             for score in each["scores"]
         ]
 
-    rows = page.derive("variations", beyond.with_deltas, rows_of=rows_of)
+    rows = page.derive("variations", beyond.with_deltas, rows_of)
     absolute = rows[rows.way == "closed form"].groupby("blocks").delta.mean()
     assert absolute.is_monotonic_increasing == (page.dataset != "cityscapes")
     assert (means.joint - means["closed form"]).idxmin() == 2
@@ -604,7 +604,7 @@ def test_neighbours_of_closed_form_where_alpha_is_small():
     seconds = rows.groupby("name").seconds.min()
     assert seconds["FeatCal + closed form"] > 4 * seconds[own]
     assert seconds["ProDistill + closed form"] > 20 * seconds[own]
-    chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas, main=True)
+    chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas)
     residual = chosen[(chosen.method == "task_arithmetic") & (chosen.rule == "residual")].delta.mean()
     assert means.drop("ProDistill + closed form").max() < residual < means["ProDistill + closed form"]
 
@@ -645,7 +645,7 @@ def test_realigned_dpt_heads_are_above_the_experts_as_experts_with_that_budget_a
 @pytest.fixture(scope="module")
 def joint(page):
     """Mean over seeds of Δ and costs of joint training's variants, and of realignment, by name."""
-    scores = page.derive("joint_variants", beyond.joint_scores, main=True)
+    scores = page.derive("joint_variants", beyond.joint_scores)
     return scores.drop(columns="seed").groupby("name").mean(numeric_only=True)
 
 
@@ -684,7 +684,7 @@ def test_realignment_pays_in_steps_if_experts_exist(joint):
 
 def test_heads_with_labels_and_five_times_the_steps_are_still_behind_closed_form(page):
     """On every seed, by less than three points, in eight to fifteen times the time."""
-    rows = page.derive("closed_form_control", beyond.with_deltas, rows_of=lambda details: details["controls"])
+    rows = page.derive("closed_form_control", beyond.with_deltas, lambda details: details["controls"])
     deltas = rows.set_index(["name", "seed"]).delta
     lead = deltas["TA + closed form"] - deltas["TA + heads, longer"]
     assert (lead > 0).all()
@@ -701,7 +701,7 @@ def test_heads_with_labels_and_five_times_the_steps_are_still_behind_closed_form
 
 def test_merging_contributes_under_closed_form_too(page):
     """Six to eleven points in the mean, on every seed nearly four at least, beside the pretrained encoder."""
-    rows = page.derive("closed_form_control", beyond.with_deltas, rows_of=lambda details: details["controls"])
+    rows = page.derive("closed_form_control", beyond.with_deltas, lambda details: details["controls"])
     deltas = rows.set_index(["name", "seed"]).delta
     gain = deltas["TA + closed form"] - deltas["Pretrained + closed form"]
     assert gain.between(3.8, 13).all()

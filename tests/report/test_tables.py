@@ -219,7 +219,7 @@ def test_subsets_by_hand():
         "metrics": {"segmentation": 30.0, "depth": 0.4},
     }
     record = {"seed": 1, "details": {"subsets": [subset]}}
-    points = tables.subset_scores([record], all_models(), "nyuv2")
+    points = tables.subset_scores(tables.Findings([record], all_models(), "nyuv2", []))
     assert points.to_dict("records") == [
         {"seed": 1, "tasks": "segmentation+depth", "size": 2, "performance": 0.5}
     ]

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from report import variations
+from report.tables import Findings
 from simo.tasks import tasks_of
 
 TASKS = [task.name for task in tasks_of("nyuv2")]
@@ -42,7 +43,7 @@ def test_alpha_chosen_before_and_after():
         {"alpha": 0.5, "way": "heads", "score": 0.95, "metrics": metrics(-12)},
     ]
     details = {"alphas": alphas, "parts": {"everything": {"alpha": 0.2}}}
-    table = variations.alpha_table(records(details), frame(), "nyuv2")
+    table = variations.alpha_table(Findings(records(details), frame(), "nyuv2", []))
     assert table.loc["heads"].to_dict() == {
         "α chosen before": "0.2, 0.2",
         "Δ, α chosen before": "-10.0",
@@ -58,7 +59,7 @@ def test_adapters_by_kind_and_rank():
         {"adapter": "paper", "rank": 16, "metrics": metrics(-5)},
         {"adapter": "lora", "rank": 2, "metrics": metrics(-4)},
     ]
-    found = variations.adapter_scores(records({"adapters": adapters}), frame(), "nyuv2")
+    found = variations.adapter_scores(Findings(records({"adapters": adapters}), frame(), "nyuv2", []))
     assert found.method.tolist() == ["the paper's adapter", "LoRA"] * 2
     assert found.delta.tolist() == pytest.approx([-5, -4, -5, -4])
 
@@ -69,7 +70,7 @@ def test_parts_by_hand():
         "everything": {"alpha": 0.3, "values": 200, "scores": scores(-20, -8)},
         "attention": {"alpha": 0.5, "values": 50, "scores": scores(-10, -7)},
     }
-    table = variations.parts_table(records({"parts": parts}), frame(), "nyuv2")
+    table = variations.parts_table(Findings(records({"parts": parts}), frame(), "nyuv2", []))
     assert table.loc["attention"].tolist() == ["25", "0.5, 0.5", "-10.0", "-7.0", "-6.0"]
     assert list(table.columns) == ["values, %", "α", "merged", "heads", "closed form"]
 
@@ -85,10 +86,10 @@ def test_rates_stand_beside_the_main_experts():
         "scores": scores(-3, -2),
     }
     details = {"parts": parts, "rates": [gentle], "lengths": dict.fromkeys(TASKS, 0.3)}
-    table = variations.rates_table(records(details), frame(), "nyuv2")
+    table = variations.rates_table(Findings(records(details), frame(), "nyuv2", []))
     assert table.loc["0.1 × learning rate"].tolist() == ["2.0", "1, 1"]
     assert table.loc["1 × learning rate"].tolist() == ["30.0", "0.3, 0.3"]
-    found = variations.rate_scores(records(details), frame(), "nyuv2")
+    found = variations.rate_scores(Findings(records(details), frame(), "nyuv2", []))
     means = found.groupby(["rate", "method"]).delta.mean()
     assert means[0.1].to_dict() == pytest.approx(
         {"experts": -3, "merged": -3, "heads": -2, "closed form": -1}
@@ -103,7 +104,7 @@ def test_depths_are_relative_to_experts_of_the_same_depth():
     parts = {"everything": {"alpha": 0.3, "values": 1, "scores": scores(-20, -8)}}
     half = {"depth": 3, "experts": metrics(-10), "joint": metrics(-10), "scores": scores(-20, -10)}
     details = {"parts": parts, "depths": [half], "whole": 6}
-    found = variations.depth_scores(records(details), frame(), "nyuv2")
+    found = variations.depth_scores(Findings(records(details), frame(), "nyuv2", []))
     means = found.groupby(["depth", "method"]).delta.mean()
     assert means[3].to_dict() == pytest.approx(
         {"experts": -10, "heads": 0, "closed form": 10 / 7, "joint": 0, "merged": -100 / 7}
@@ -129,12 +130,12 @@ def test_feature_shares_by_hand():
         ]
         for encoder, first in (("pretrained", 0.3), ("merged", -1.0))
     }
-    found = variations.feature_shares(records({"features": features}, 1), frame(), "nyuv2")
+    found = variations.feature_shares(Findings(records({"features": features}, 1), frame(), "nyuv2", []))
     assert len(found) == 2 * 2 * 2 * 6
     shares = found.set_index(["encoder", "task", "block", "method"]).share
     assert shares["merged", "depth", 2, "as they are"] == -1.0
     assert shares["pretrained", "normals", 1, "CKA"] == 0.5
-    table = variations.shares_table(records({"features": features}), frame(), "nyuv2")
+    table = variations.shares_table(Findings(records({"features": features}), frame(), "nyuv2", []))
     assert table.loc["depth", ["as they are", "turned"]].tolist() == ["-1.00", "0.90"]
 
 
@@ -147,7 +148,7 @@ def test_vectors_by_hand():
         "shares": [0.1, 1.0],
         "spectra": {"depth": [0.6, 1.0]},
     }
-    table = variations.vectors_table(records(details), frame(), "nyuv2")
+    table = variations.vectors_table(Findings(records(details), frame(), "nyuv2", []))
     assert table.loc["depth"].tolist() == ["25.0", "0.20", "0.60"]
 
 
@@ -156,7 +157,7 @@ def test_contrast_is_relative_to_the_experts_of_its_row():
     found = {"expert": metrics(-50 / 3), "merged": metrics(-50 / 3), "heads": metrics(0)}
     own_heads = {"alpha": 0.3, "lengths": dict.fromkeys(TASKS, 0.2)}
     details = {"scores": found, "alpha": 0.6, "lengths": dict.fromkeys(TASKS, 0.1), "own_heads": own_heads}
-    table = variations.contrast_table(records(details), frame(), "nyuv2")
+    table = variations.contrast_table(Findings(records(details), frame(), "nyuv2", []))
     own, frozen = table.index
     assert list(table.columns) == [
         "‖τ‖ / ‖θ₀‖, %",
@@ -170,7 +171,7 @@ def test_contrast_is_relative_to_the_experts_of_its_row():
     second = ["10.0", "0.6, 0.6", *(f"{delta:+.1f}" for delta in (-50 / 3, 0, 100 / 3, 0))]
     assert (table.loc[own].tolist(), table.loc[frozen].tolist()) == (first, second)
     found["heads, same α"] = metrics(-50 / 3)
-    table = variations.contrast_table(records(details), frame(), "nyuv2")
+    table = variations.contrast_table(Findings(records(details), frame(), "nyuv2", []))
     assert table["heads, same α"].tolist() == ["-8.0", "+0.0"]
 
 
@@ -179,7 +180,7 @@ def test_contrast_scans_by_hand():
     scan = [{"alpha": 0.0, "score": 0.9}, {"alpha": 0.1, "score": 0.8}]
     main = [{"experiment": "merge_task_arithmetic", "seed": 0, "details": {"scan": scan[1:]}}]
     main.append({"experiment": "merge_ties", "seed": 0, "details": {"scan": scan}})
-    found = variations.contrast_scores(records({"scan": scan}, 1), frame(), "nyuv2", main)
+    found = variations.contrast_scores(Findings(records({"scan": scan}, 1), frame(), "nyuv2", main))
     assert found.values.tolist() == [
         [0, 0.1, "own heads", 80.0],
         [0, 0.0, "one frozen decoder", 90.0],
@@ -203,15 +204,15 @@ def test_moments_by_block_and_what_regmean_adds():
         {"layer": "c", "block": 2, "distances": {"depth": 0.9}, "change": 6.0},
     ]
     own = records({"moments": rows})
-    table = variations.moment_distances(own, None, "nyuv2").set_index(["seed", "block"])
+    table = variations.moment_distances(Findings(own, None, "nyuv2", [])).set_index(["seed", "block"])
     assert table.distance.tolist() == pytest.approx([0.3, 0.9] * 2)
     assert set(table.method) == {"depth"}
-    said = variations.regmean_changes(own, None, "nyuv2")
+    said = variations.regmean_changes(Findings(own, None, "nyuv2", []))
     assert said.startswith("*NYUv2: RegMean's task vector")
     assert "by 2 times" in said
 
 
 def test_records_without_moments_say_nothing():
     """Those that are older give no figure and no sentence."""
-    assert variations.moment_distances(records({}), None, "nyuv2").empty
-    assert variations.regmean_changes(records({}), None, "nyuv2") == ""
+    assert variations.moment_distances(Findings(records({}), None, "nyuv2", [])).empty
+    assert variations.regmean_changes(Findings(records({}), None, "nyuv2", [])) == ""
