@@ -210,7 +210,7 @@ if RENDERED.exists() and not FOLDER:
         resources: seconds=45
         shell:
             # numba looks for changes in the outermost function's file alone: other code, other cache
-            "NUMBA_CACHE_DIR=\"$NUMBA_CACHE_DIR/{params.code}\" python -m data_scripts.miniature {wildcards.dataset} --out \"$(dirname {output:q})\" --replace"
+            "NUMBA_CACHE_DIR=\"${{NUMBA_CACHE_DIR:-$PWD/.snakemake/numba}}/{params.code}\" python -m data_scripts.miniature {wildcards.dataset} --out \"$(dirname {output:q})\" --replace"
             " {params.options} --workers 1 > {log:q} 2>&1"
 
 else:

@@ -19,7 +19,7 @@ import numpy as np
 from data_scripts.commands import exit_status
 from data_scripts.preparing import is_fixture
 from simo.errors import SimoError
-from simo.files import atomic_path
+from simo.files import atomic_path, is_litter
 
 NOTE = "Made-up test data in the format of the real ones. No number computed from them is a result.\n"
 
@@ -33,7 +33,7 @@ _CITIES = {"train": ("aachen", "bochum"), "val": ("frankfurt", "lindau"), "test"
 def mark_fixture(raw):
     """Write FIXTURE.txt into a raw folder, creating it; return its Path. SimoError if real data are there."""
     raw = Path(raw)
-    if not is_fixture(raw) and raw.is_dir() and any(raw.iterdir()):
+    if not is_fixture(raw) and raw.is_dir() and not all(is_litter(path.name) for path in raw.iterdir()):
         raise SimoError(f"{raw} holds data that are not made up: give another folder, or an empty one")
     with atomic_path(raw / "FIXTURE.txt") as temporary:
         temporary.write_text(NOTE, encoding="utf-8")

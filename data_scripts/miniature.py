@@ -138,7 +138,7 @@ def write(dataset, out, size=None, train=800, val=256, test=300, seed=0, workers
     workers : int, optional
         Processes; by default one for each processor. The result does not depend on it.
     replace : bool
-        Delete what another request of this command, or other code, rendered into `out`, instead of refusing.
+        Delete what another request for this data set, or other code, rendered into `out`.
 
     Returns
     -------
@@ -158,14 +158,16 @@ def write(dataset, out, size=None, train=800, val=256, test=300, seed=0, workers
     layout = changed(LAYOUTS[dataset], size=size, counts=counts)
     options = {**counts, "seed": seed, "renderer": RENDERER}
     raw = RawData(layout, "rendered", images, splits, partial(convert, dataset, size), options)
+    preview = Image("preview", 0, "", 0)  # compiles the kernel into its cache once, for all workers
     if not (out / "prepared.json").exists():
-        raw.convert(Image("preview", 0, "", 0))  # compiles the kernel into its cache once, for all workers
+        raw.convert(preview)
     try:
         return prepare(raw, out, workers)
     except Unlike:
         if not replace:
             raise
         shutil.rmtree(out)
+        raw.convert(preview)
         return prepare(raw, out, workers)
 
 
@@ -179,7 +181,9 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0, help="seed of the data set")
     for name, count in COUNTS.items():
         parser.add_argument(f"--{name}", type=int, default=count, help=f"scenes (default {count})")
-    parser.add_argument("--replace", action="store_true", help="delete what another request rendered")
+    parser.add_argument(
+        "--replace", action="store_true", help="delete what another request for this data set rendered"
+    )
     parser.add_argument("--workers", type=int, help="processes (default: one a processor)")
     return exit_status(write, **vars(parser.parse_args(arguments)))
 

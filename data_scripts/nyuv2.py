@@ -55,7 +55,7 @@ from data_scripts.nyuv2_parquet import (
 )
 from data_scripts.nyuv2_pictures import open_pictures, read_pictures
 from data_scripts.preparing import committed_splits, fixture_parts, is_fixture
-from simo.errors import SimoError
+from simo.errors import SimoError, require
 from simo.files import decoding, listed, read_object
 from simo.tasks import NYUV2_CLASSES
 
@@ -159,6 +159,7 @@ def _sources(raw):
 
 def _fixture_splits(train, val):
     """The rule of the paper at the size of a fixture: the same shares, at least one image each."""
+    require("the number of made-up images in train", train, train >= 1, "at least 1")
     parts = fixture_parts(val, LAYOUT.counts["val"] / COUNTS["val"])
     return {"train": [f"train/{i}" for i in range(train)]} | {
         name: [f"val/{i}" for i in part] for name, part in zip(("val", "test"), parts, strict=True)

@@ -40,7 +40,7 @@ SAMPLE = 8  # so many images of a begun folder at most are made again, and compa
 
 
 class Unlike(SimoError):
-    """A prepared folder that today's code, or today's raw data, would make differently."""
+    """A prepared folder that today's code, raw data or request would make differently."""
 
 
 def is_fixture(raw):
@@ -109,7 +109,7 @@ def prepare(raw, out, workers=None):
     ------
     SimoError
         If `out` holds something else, the disk is too small, or a file is broken and may not be dropped.
-        `Unlike` if of images that are there already today's code, raw data or request make something else.
+        `Unlike` if today's code, raw data or request would make something else of what is there.
     """
     out, layout = Path(out), raw.layout
     workers = workers or os.cpu_count() or 1
@@ -168,8 +168,9 @@ def _claim(out, request):
     if marker.exists():
         found = read_object(marker)
         if found != request:
-            differing = [key for key in request if found.get(key) != request[key]]
-            what = "; ".join(f"{key} {found.get(key)} there, {request[key]} asked for" for key in differing)
+            differing = [key for key in request | found if found.get(key) != request.get(key)]
+            texts = [f"{key} {found.get(key)} there, {request.get(key)} asked for" for key in differing]
+            what = "; ".join(texts)
             raise (SimoError if {"dataset", "source"} & {*differing} else Unlike)(
                 f"{out} was begun by another request ({what}): give --out another folder, or delete this one"
             )

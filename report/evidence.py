@@ -116,7 +116,9 @@ def gather(frame, dataset, records, paper):
         if "relationships" in own:
             curves = tables.relative_curves(own["relationships"]["details"]["curves"], dataset)
         if "subsets" in own:
-            points = tables.subset_scores(tables.Findings([own["subsets"]], frame, dataset, []))
+            beside = frame[frame.index.isin([seed], level="seed")]
+            findings = tables.Findings([own["subsets"]], beside, dataset, [*own.values()])
+            points = tables.subset_scores(findings)
             sizes = {1: 1.0, **points.groupby("size").performance.mean()}
         if "adamerging" in own:
             coefficients = block_coefficients(own["adamerging"]["details"]["coefficients"])

@@ -177,20 +177,20 @@ class Page:
 
     def _results(self):
         """Those of `numbers` that come from records."""
-        delta, mark = self.frame.printed.unstack("model"), f" ({FIXTURE})" if self.fixture else ""
-        values = {f"delta {model}": f"{value:z.1f}{mark}" for model, value in delta.mean().items()}
+        delta, note = self.frame.printed.unstack("model"), f" ({FIXTURE})" if self.fixture else ""
+        values = {f"delta {model}": f"{value:z.1f}{note}" for model, value in delta.mean().items()}
         merged = tables.where_merged(delta, tables.alphas(self.records), "task_arithmetic")
         for kind in ("heads", "representation"):
             if f"task_arithmetic+{kind}" in merged and merged[f"task_arithmetic+{kind}"].notna().any():
                 share = tables.recovered(merged, "task_arithmetic", kind).mean()
-                values[f"recovered {kind}"] = f"{share:.0f}{mark}"
+                values[f"recovered {kind}"] = f"{share:.0f}{note}"
         scans = [record["details"]["scan"] for record in self._all("merge_task_arithmetic")]
         if scans:
             best = sum(max(row["score"] for row in scan) for scan in scans) / len(scans)
-            values["best score"] = f"{100 * best:.0f}{mark}"
+            values["best score"] = f"{100 * best:.0f}{note}"
         spread = delta[[name for name in delta if "+" in name and name not in tables.CONTROLS]].std(ddof=1)
         if spread.notna().any():
-            values["largest spread"] = f"{spread.max():.1f}{mark}"
+            values["largest spread"] = f"{spread.max():.1f}{note}"
         return values | {"seeds": str(self.seeds)}
 
     def address(self, kind):
@@ -351,7 +351,7 @@ class Page:
         if self.has("relationships"):
             curves = {page.name: page.curves() for page in (self, *others) if page.curves()}
             paper = paper_curves(self.dataset, self.paper)
-            mark(plotting.relationship_figure(curves, paper, self.tasks), self)
+            mark(plotting.relationship_figure(curves, paper, self.tasks), self, *others)
 
     def curves(self):
         """Every head's performance along every task vector, one entry a seed; none if that was not run."""
@@ -403,7 +403,7 @@ class Page:
         return None if self.frame is None else self.frame[self.frame.index.isin(seeds, level="seed")]
 
     def derive(self, experiment, function, *more):
-        """What a function of `report.beyond` or `report.variations` makes of an experiment's findings."""
+        """What a function, such as those of `report.beyond`, makes of the `Findings` of one experiment."""
         seeds = self._seeds_of(experiment)
         beside = [record for record in self.records if record["seed"] in seeds]
         findings = tables.Findings(self._all(experiment), self.beside(experiment), self.dataset, beside)

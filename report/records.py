@@ -21,7 +21,7 @@ from simo.tasks import TASKS
 
 
 def load_pictures(path):
-    """Read what `save_pictures` stored: arrays by name."""
+    """Read what `report.run.save_pictures` stored: arrays by name."""
     with decoding(path, "draw it again"), np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
@@ -114,7 +114,7 @@ def _maker(checkpoint):
 
 
 def provenance_table(records):
-    """Where, when, with what and for how long each record was computed.
+    """Where, when, of which data and code, and for how long each record was computed.
 
     Returns
     -------

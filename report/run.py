@@ -160,7 +160,7 @@ class Run:
         name : str
             Of the experiment, such as `expert_depth`.
         results : list of dict
-            See the module's docstring.
+            See `result` and `report.records`.
         **details
             Anything JSON-able.
 

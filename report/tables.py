@@ -109,13 +109,16 @@ def scores(records, dataset):
     Raises
     ------
     SimoError
-        If the experts of a seed are incomplete, or a metric is there twice.
+        If there is no result, the experts of a seed are incomplete, or a metric is missing or there twice.
     """
     tasks, found, rows = tasks_of(dataset), metrics_of(records, "test"), {}
+    if not found:
+        raise SimoError(f"{dataset}: no expert has a record; run its notebooks again")
     for (model, seed), values in found.items():
         experts = found.get(("expert", seed), {})
-        if not {task.name for task in tasks} <= experts.keys():
-            raise SimoError(f"{dataset}, seed {seed}: not every expert has a record; run its notebooks again")
+        for name, own in {"expert": experts, model: values}.items():
+            if lacking := [task.name for task in tasks if task.name not in own]:
+                raise SimoError(f"{dataset}, seed {seed}: no record of {name} has {lacking}; run it again")
         relative = {
             f"{t.name} %": 100 * normalised_performance(t, values[t.name], experts[t.name]) for t in tasks
         }

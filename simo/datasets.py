@@ -49,12 +49,13 @@ class PreparedDataset(Dataset):
         Augmentation: the image is enlarged by one of these; none if not given. Only 1 where a task does not
         say what that does to its targets (`zoom`).
     crop : (int, int), optional
-        Augmentation: height and width cut out after scaling; those of the images if not given.
+        Augmentation, with `scales` alone: height and width cut out after scaling; the images' if not given.
 
     Raises
     ------
     SimoError
-        If the folder or split is missing, empty or half written, or for scales that a task does not bear.
+        If the folder or split is missing, empty or half written, or for scales that a task does not bear,
+        or a crop without scales.
     """
 
     def __init__(self, root, dataset, split, tasks=None, scales=None, crop=None):

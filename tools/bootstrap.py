@@ -5,6 +5,7 @@
 Only the standard library is used, and syntax that an old Python can read, so that it can say it is too old.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -22,6 +23,8 @@ PYTHON = VENV / "bin" / "python"
 LOG = ROOT / "build" / "logs" / "install.log"
 INPUTS = ("pyproject.toml", "constraints.txt", "tools/bootstrap.py")
 TAIL_LINES = 20
+# of a disk that is full or locked, or a folder that is somebody else's
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 # of pip's and uv's settings these say where packages come from, and how to get there; others change what is
 # installed or where to, and are left out
 REACH = re.compile(
@@ -206,8 +209,11 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except OSError as error:  # one of a full disk names no file
-        advice = "free some space, or copy the project to a folder that you may write to"
-        fail(f"cannot write {error.filename or VENV} ({error.strerror}): {advice}")
+    except OSError as error:
+        place = error.filename or VENV  # that of a full disk names no file
+        if error.errno in UNWRITABLE:
+            advice = "free some space, or copy the project to a folder that you may write to"
+            fail(f"cannot write {place} ({error.strerror}): {advice}")
+        fail(f"{place}: {error.strerror}. If it is in .venv, remove .venv; then run the same command again")
     except KeyboardInterrupt:
         fail("\nstopped; run the same command again to go on")

@@ -127,7 +127,7 @@ class TaskVector(Mapping):
         """
         refuse_own(module, base)
         state = TaskVector(base, lambda name: self._moved(name, base, alpha) if name in self else base[name])
-        load_into(module, state, f"merged encoder at α = {alpha}", whole=False)
+        load_into(module, state, f"θ_0 + {alpha} τ", whole=False)
 
     def _moved(self, name, base, alpha):
         own, change = base[name].detach() if name in base else None, self[name]

@@ -120,8 +120,8 @@ def choose_ridge(fitted, held_out, prior, groups):
     Returns
     -------
     list of (Tensor, Tensor, float, Tensor)
-        W, b and the strength of each group, and its squared errors on held-out images `(STRENGTHS + 1,)`: the
-        last one is that of W₀ with the best shift.
+        W, b and the strength of each group, and its squared errors on held-out images, one for each
+        of `STRENGTHS`, and the last for W₀ with the best shift.
     """
     tried = (*STRENGTHS, float("inf"))
     errors = torch.stack([squared_errors(held_out, *each) for each in ridges(fitted, prior, tried)])

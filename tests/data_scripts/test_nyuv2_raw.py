@@ -78,6 +78,8 @@ def test_fixture_splits_scale_the_rule():
     assert [len(_fixture_splits(1, 2)[name]) for name in ("val", "test")] == [1, 1]
     with pytest.raises(SimoError, match="at least 2 images to split, found 1"):
         _fixture_splits(1, 1)
+    with pytest.raises(SimoError, match="made-up images in train is 0: expected at least 1"):
+        _fixture_splits(0, 2)
 
 
 def test_tidy_by_hand():

@@ -7,8 +7,8 @@ EXPERT, HALF = (60.0, 0.2, 20.0), (30.0, 0.4, 40.0)
 
 
 def records_of(model, seed, values, split="test"):
-    """A record of one result, with a value for each task of `TASKS` that has one, in a list."""
-    metrics = dict(zip(TASKS, values, strict=False))
+    """A record of one result, with a value for each of the first `TASKS`, in a list."""
+    metrics = dict(zip(TASKS[: len(values)], values, strict=True))
     return [{"seed": seed, "results": [{"model": model, "split": split, "metrics": metrics}]}]
 
 

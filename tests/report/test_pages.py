@@ -64,6 +64,15 @@ def test_every_row_of_a_fixture_is_marked(fixture_records, shown):
     plt.close("all")
 
 
+def test_figures_of_several_pages_are_marked_for_each(fixture_records):
+    """A figure of photographs that has a made-up miniature's lines, too, is no result as a whole."""
+    page, real = Page("nyuv2", fixture_records), Page("nyuv2", COMMITTED)
+    for first, second, marks in ((real, page, 1), (page, real, 1), (real, real, 0)):
+        first.relationships(second)
+        assert len(plt.gcf().texts) == marks
+        plt.close("all")
+
+
 def test_committed_records_are_not_marked(shown):
     """The mark is for fixtures only."""
     page = Page("nyuv2", COMMITTED)

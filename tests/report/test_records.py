@@ -15,7 +15,7 @@ from report import records
 from report.parameters import declared_parameters
 from report.records import load_pictures, load_records, provenance_table
 from report.run import Run, result
-from simo.checkpoints import save_checkpoint
+from simo.checkpoints import TensorFile, load_recipe, save_checkpoint
 from simo.errors import SimoError
 from simo.files import read_json, write_json
 from simo.tasks import tasks_of
@@ -169,6 +169,18 @@ def test_nan_is_not_recorded(namespace, tmp_path):
         run.finish("expert_depth", [result("expert", "test", {"depth": float("nan")})])
     assert run.partial.exists()
     assert read_json(tmp_path / "records" / "expert_depth.json")["results"] == []
+
+
+def test_checkpoints_say_what_they_are(namespace, model, tasks):
+    """What the run knows, and how the model was made; the weights come back bit by bit."""
+    run = Run("expert", namespace)
+    run.save("merged_ties", model, "merged", method="ties", alpha=0.4)
+    path = run.checkpoints / "merged_ties.safetensors"
+    names = [task.name for task in tasks]
+    known = {"kind": "merged", "dataset": "nyuv2", "tasks": names, "seed": run.parameters["seed"]}
+    recipe = load_recipe(path, **known, method="ties", alpha=0.4)
+    assert (recipe["model"], recipe["hashes"]) == (run.model, run.hashes)
+    assert all(torch.equal(TensorFile(path)[name], x) for name, x in model.state_dict().items())
 
 
 def test_baselines_are_the_experts_own(namespace):

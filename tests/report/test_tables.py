@@ -61,12 +61,21 @@ def test_models_are_in_the_tables_order():
     ]
 
 
-@pytest.mark.parametrize("there", [0, 2])
-def test_incomplete_experts_are_refused(there):
+@pytest.mark.parametrize("own", [[], records_of("expert", 0, EXPERT[:2])])
+def test_incomplete_experts_are_refused(own):
     """Without every expert of a seed there is nothing to be relative to."""
-    records = records_of("expert", 0, EXPERT[:there]) + records_of("ties", 0, HALF)
-    with pytest.raises(SimoError, match="nyuv2, seed 0: not every expert has a record"):
+    records = own + records_of("ties", 0, HALF)
+    with pytest.raises(SimoError, match=r"nyuv2, seed 0: no record of expert has \[.*'normals'\]"):
         scores(records + records_of("expert", 1, EXPERT), "nyuv2")
+
+
+def test_what_has_no_results_is_refused():
+    """No record, and one without a result, and a model without one of the tasks, are told by name."""
+    for records in ([], [{"seed": 0, "results": []}]):
+        with pytest.raises(SimoError, match="nyuv2: no expert has a record"):
+            scores(records, "nyuv2")
+    with pytest.raises(SimoError, match=r"seed 0: no record of ties has \['depth', 'normals'\]"):
+        scores(records_of("expert", 0, EXPERT) + records_of("ties", 0, HALF[:1]), "nyuv2")
 
 
 def test_table_shows_mean_and_standard_deviation():
