@@ -135,7 +135,8 @@ def fit(
         other tensors, tasks, steps, learning rates or another label; of what decides the result, data, device
         and precision are not told apart.
     """
-    settings = optimisation
+    settings, wanted = optimisation, "one that is asked by (index, key), such as `PreparedDataset`"
+    require("the data set", type(dataset).__name__, not isinstance(dataset, list | tuple), wanted)
     model.to(settings.device)
     if label:
         print(f"memory for {label}: {memory_need(model, predict, learning_rates, dataset, tasks, settings)}")

@@ -44,6 +44,9 @@ class TaskVector(Mapping):
         SimoError
             Naming the first tensor that differs, or, when it is computed, one that is not finite.
         """
+        kinds = [type(state).__name__ for state in (base, expert)]
+        wanted = "states by tensors' names, such as `TensorFile(path)`"
+        require("base and expert", kinds, isinstance(base, Mapping) and isinstance(expert, Mapping), wanted)
         for name in sorted(base.keys() ^ expert.keys()):
             where = label if name in expert else "base"
             raise SimoError(f"only {where} has tensor {name!r}: experts must share the base's architecture")

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from simo.adapters import add_adapters
 from simo.datasets import evaluation_batches
 from simo.encoders import Features
-from simo.errors import SimoError
+from simo.errors import SimoError, require
 from simo.training import autocast, fit, progress
 
 
@@ -43,10 +43,12 @@ class FeatureDataset(Dataset):
     Raises
     ------
     SimoError
-        If the disk has no room for the files.
+        For another data set, or if the disk has no room for the files.
     """
 
     def __init__(self, encoder, dataset, folder, optimisation, teacher=None):
+        able = hasattr(dataset, "tasks") and hasattr(dataset, "size")
+        require("the data set", type(dataset).__name__, able, "a `PreparedDataset`")
         encoder.eval()
         device, precision = optimisation.device, optimisation.precision
         self.size, self.length, self.tensors = dataset.size, len(dataset), {}

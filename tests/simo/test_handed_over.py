@@ -19,6 +19,7 @@ from simo.merging.task_vectors import TaskVector
 from simo.metrics import create_metric
 from simo.models import create_model, load_model
 from simo.own import _checked_size, _number, export, load_expert, load_exported, merge_experts
+from simo.realignment.trained import realign_heads, realign_representation
 from simo.tasks import RESERVED, Task
 from simo.training import Optimisation, _load_state, fit
 
@@ -474,6 +475,17 @@ def test_experts_as_a_list(tmp_path, model, settings):
         merge_experts(tmp_path / "base.safetensors", [model], settings, "average", 1.0)
     with pytest.raises(SimoError, match="alpha: expected a finite number, found 'x'"):
         merge_experts(tmp_path / "base.safetensors", {"depth": model}, settings, "average", "x")
+
+
+def test_other_data_sets_and_paths_for_states(model, tasks):
+    """A list of batches is no data set to train on, as it is one to solve on; a path is no state."""
+    plan, batches = Optimisation(steps=1, batch_size=1, seed=0), [{"image": torch.rand(1, 3, 16, 16)}]
+    with pytest.raises(SimoError, match="the data set is list: expected a `PreparedDataset`"):
+        realign_heads(model, batches, tasks, plan, 0.1)
+    with pytest.raises(SimoError, match="the data set is list: expected one that is asked by"):
+        realign_representation(model, batches, tasks, plan, 1, 0.1, 0.1)
+    with pytest.raises(SimoError, match=r"base and expert is \['str', 'dict'\]: expected states by"):
+        TaskVector.between("base.safetensors", {})
 
 
 def test_one_task_twice(tmp_path, model, tasks, settings):
