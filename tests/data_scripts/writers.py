@@ -76,12 +76,8 @@ def write_nyuv2_pictures(raw, train=4, val=3, seed=0):
 
     Parameters
     ----------
-    raw : str or Path
-        The folder.
-    train, val : int
-        Number of images, 480 x 640 as all of NYUv2; at least 2 in `val`, of which one tests.
-    seed : int
-        Seed of the content; the same one gives the same images in `write_nyuv2_mat`.
+    raw, train, val, seed
+        As for `write_nyuv2_mat`; the same seed gives the same images.
     """
     raw, random = mark_fixture(raw), np.random.default_rng(seed)
     for i in range(train + val):
