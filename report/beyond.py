@@ -135,8 +135,8 @@ def savings(curves, bare, labelled="heads"):
                 row["closed form needs"] = f"{least.name} images, {_roughly(least.seconds)}"
                 row |= {"times fewer images": f"{fewer:.1f}", "times faster": seconds(faster, 1)}
                 known = "unknown" if pd.isna(faster) else "no"
-                row[f"{FACTOR} times of either"] = "yes" if max(fewer, faster) >= FACTOR else known
-            rows[f"{dataset}, {images} labelled images"] = row
+                row[f"a factor of {FACTOR} in either"] = "yes" if max(fewer, faster) >= FACTOR else known
+            rows[f"{TITLES[dataset]}, {images} labelled images"] = row
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
@@ -323,8 +323,8 @@ def field_table(findings):
     -------
     DataFrame
         Of text, mean ± standard deviation over seeds, and what each seed chose; one row a method, best after
-        closed form first; see `not_run` for those that the records do not have. `residual`, if they have it,
-        is that of closed form, see `simo.realignment.closedform.solve_heads`.
+        closed form first; see `not_run` for those that the records do not have. `residual` is that of closed
+        form, see `simo.realignment.closedform.solve_heads`.
     """
 
     def rows_of(details):
@@ -348,9 +348,8 @@ def field_table(findings):
     took = merged.seconds.min()
     if took.notna().any():  # of some seed that went through without a break
         table["seconds to merge"] = took.map(seconds)
-    if "residual" in scores:  # older records lack it
-        left = scores.set_index("method").residual.dropna().map(_mean_of)  # of closed form
-        table["residual"] = left.groupby(level=0).agg(spread, ".2f").reindex(table.index).fillna("")
+    left = scores.set_index("method").residual.dropna().map(_mean_of)  # of closed form
+    table["residual"] = left.groupby(level=0).agg(spread, ".2f")
     order = ways.mean().unstack("way")["closed form"].sort_values(ascending=False).index
     return table.loc[order].rename(index=FIELD_NAMES).rename_axis(index=None)
 
@@ -405,13 +404,13 @@ def chosen_balance(findings):
     """Δ of the way to balance the tasks, equal weights among them, that is best on the validation split.
 
     It is what one would report without looking at the test split. Columns `seed`, `name`, `delta`; empty
-    unless all records have validation scores.
+    unless equal weights were scored on the validation split, too.
     """
     tasks, rows = tasks_of(findings.dataset), []
     experts, equal = (on_validation(findings.all_records, model) for model in ("expert", "joint"))
     for record in findings.records:
         seed, ways = record["seed"], [row for row in record["details"]["variants"] if row["name"] in BALANCES]
-        if seed in equal and all("val" in row for row in ways):
+        if seed in equal:
             tried = [(equal[seed], findings.frame.loc["joint", seed])]
             tried += [(row["val"], row["metrics"]) for row in ways]
             best = max(tried, key=lambda own, seed=seed: mean_score(tasks, own[0], experts[seed]))

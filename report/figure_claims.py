@@ -82,7 +82,7 @@ FIGURE_CLAIMS = [
     Claim(
         "each-task-costs",
         "Every further merged task costs performance: the mean falls from each number of tasks to the next, "
-        f"by more than {EFFECT} point (the least fall, negative).",
+        f"by more than {EFFECT} point (shown: the smallest step; negative is a loss).",
         lambda seed: max(100 * (after - before) for before, after in pairwise(seed.sizes.values())),
         lambda value: value < -EFFECT,
         "points of performance",
@@ -100,7 +100,7 @@ FIGURE_CLAIMS = [
     ),
     Claim(
         "coefficients-mostly-zero",
-        "Layer-wise AdaMerging uses few tensors, as the heat map looks, which prints no numbers: more than "
+        "Layer-wise AdaMerging uses few tensors (read off the heat map, which prints no numbers): more than "
         "half of its coefficients inside the blocks are 0.",
         zeros,
         lambda value: value > 50,
@@ -139,7 +139,7 @@ FIGURE_CLAIMS = [
     Claim(
         "disparity-hurts-others",
         "Moving along disparity's task vector hurts both other heads: λ = 1 against λ = 0, more than "
-        f"{EFFECT} point (the smaller fall, negative).",
+        f"{EFFECT} point (shown: the head that is hurt less; negative is a loss).",
         lambda seed: max(moved(seed, "disparity", head) for head in ("segmentation", "parts")),
         lambda value: value < -EFFECT,
         "points of performance",
@@ -195,7 +195,7 @@ FIGURE_CLAIMS = [
     Claim(
         "normals-hurt-others",
         "Moving along the normals' task vector hurts both other heads: λ = 1 against λ = 0, more than "
-        f"{EFFECT} point (the smaller fall, negative).",
+        f"{EFFECT} point (shown: the head that is hurt less; negative is a loss).",
         lambda seed: max(moved(seed, "normals", head) for head in ("segmentation", "depth")),
         lambda value: value < -EFFECT,
         "points of performance",
@@ -205,7 +205,7 @@ FIGURE_CLAIMS = [
     Claim(
         "normals-start-lowest",
         "On the pretrained encoder the normals' head keeps least: less than both others, by more than "
-        f"{EFFECT} point (the smaller distance).",
+        f"{EFFECT} point (shown: the distance to the nearer one).",
         lambda seed: (
             min(untouched(seed)[task] for task in ("segmentation", "depth")) - untouched(seed)["normals"]
         ),

@@ -295,6 +295,6 @@ def manifest(collections):
 
 def one_commit(records):
     """The commit that made all of some records; None where they name several or none, or code was changed."""
-    made = {(each["provenance"].get("commit"), each["provenance"].get("clean")) for each in records}
+    made = {(each["provenance"]["commit"], each["provenance"]["clean"]) for each in records}
     commit, clean = made.pop() if len(made) == 1 else (None, None)
     return commit if clean else None

@@ -279,9 +279,9 @@ class Page:
             vectors = pd.DataFrame({page.name: tables.vectors(page.records) for page in pages})
             table = pd.concat([table, vectors]).fillna("")
             caption = (
-                "what can be compared at any size, in the paper and here. A gain needs no merging as far as "
-                "the pretrained encoder, realigned in the same way, is better than the merged one as it is; "
-                "below 0, it is worse."
+                "what can be compared at any size, in the paper and here. The share of a gain that needs no "
+                "merging is how far the untouched pretrained encoder, realigned in the same way, gets from "
+                "the bare merged model to the realigned one; negative where it stays below the bare one."
             )
             self._show(table, caption, "pattern", "what is compared", others)
 

@@ -144,5 +144,5 @@ def provenance_table(records):
 
 def commit_of(provenance):
     """Short name of a record's commit, with a + if code was changed since; "not recorded" without one."""
-    commit = provenance.get("commit")  # older records have none
+    commit = provenance["commit"]
     return commit[:8] + ("" if provenance["clean"] else "+") if commit else "not recorded"

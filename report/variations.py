@@ -163,23 +163,20 @@ def shares_table(findings):
 def moment_distances(findings):
     """How far each expert's second moments are from the experts' mean, in the mean over a block's layers.
 
-    Columns `seed`, `block`, `method` (the task), `distance`; empty if no record has them.
+    Columns `seed`, `block`, `method` (the task), `distance`.
     """
     rows = [
         {"seed": record["seed"], "block": row["block"], "method": task, "distance": distance}
         for record in findings.records
-        for row in record["details"].get("moments", [])
+        for row in record["details"]["moments"]
         for task, distance in row["distances"].items()
     ]
-    table = pd.DataFrame(rows, columns=["seed", "block", "method", "distance"])
-    return table.groupby(["seed", "block", "method"], sort=False).distance.mean().reset_index()
+    return pd.DataFrame(rows).groupby(["seed", "block", "method"], sort=False).distance.mean().reset_index()
 
 
 def regmean_changes(findings):
-    """Say how far RegMean's matrices are from the average's, in norms of the latter: Markdown, or nothing."""
-    rows = [row["change"] for record in findings.records for row in record["details"].get("moments", [])]
-    if not rows:
-        return ""
+    """Say how far RegMean's matrices are from the average's, in norms of the latter: Markdown."""
+    rows = [row["change"] for record in findings.records for row in record["details"]["moments"]]
     low, middle, high = np.quantile(rows, [0.1, 0.5, 0.9])
     return (
         f"*{TITLES[findings.dataset]}: RegMean's task vector of a layer differs from the plain average by "
@@ -227,8 +224,8 @@ def contrast_table(findings):
     """The loss by merging under a frozen shared decoder and under each expert's own head, as text.
 
     `experts` are relative to the main experiments', `merged` and `heads` to the experts of the same row, so
-    that what merging costs is comparable; in the last column, `heads` to the main experiments', too. Records
-    that have heads realigned at the first row's α get a column for these.
+    that what merging costs is comparable; in the last column, `heads` to the main experiments', too. `heads,
+    same α` are realigned at the first row's α.
     """
     tasks, rows = tasks_of(findings.dataset), []
     for record in findings.records:
@@ -241,9 +238,7 @@ def contrast_table(findings):
             ("one decoder for all, frozen", details, found["expert"], found),
         ):
             pairs = {"experts": (experts, main)}
-            pairs |= {
-                name: (scores[name], experts) for name in ("merged", "heads", SAME_ALPHA) if name in found
-            }
+            pairs |= {name: (scores[name], experts) for name in ("merged", "heads", SAME_ALPHA)}
             moved = 100 * sum(entry["lengths"].values()) / len(tasks)
             for method, pair in (pairs | {SAME_EXPERTS: (scores["heads"], main)}).items():
                 row = {"decoder": decoder, "moved": moved, "alpha": entry["alpha"], "method": method}

@@ -56,9 +56,9 @@ def load_expert(encoder_file, head_file, task, settings):
     ----------
     encoder_file, head_file : str or Path
         Safetensors, with the names of timm's model (without classifier) and of the head. If yours begin with
-        more, `save_tensors(path, TensorFile(yours, "model."))` of `simo.checkpoints` writes them without.
+        more, ``save_tensors(path, TensorFile(yours, "model."))`` of `simo.checkpoints` writes them without.
     task : Task
-        Your own: `Task("depth", "", 1, "l1", "aErr", "m", non_negative=True)`.
+        Your own: ``Task("depth", "", 1, "l1", "aErr", "m", non_negative=True)``.
     settings : dict
         `backbone`, `backbone_args`, `blocks`, `head`, `head_options`, `input_scale`, see `create_model`.
 

@@ -9,6 +9,7 @@ import torch
 from report import beyond, readings, tables, variations
 from report.mechanism import spectrum
 from report.notebooks import ROOT
+from report.overview import TITLES
 from report.pages import Page
 from report.paper import paper_deltas, read_paper
 from report.records import load_records
@@ -19,7 +20,7 @@ DATASETS = ("nyuv2", "cityscapes", "taskonomy")
 BEHIND = {
     "nyuv2": ["wudi"],
     "cityscapes": ["wudi", "equal_norms"],
-    "taskonomy": [],
+    "taskonomy": ["wudi"],
 }  # all others
 MAPS = ("shift", "scales", "rotation")
 
@@ -78,7 +79,7 @@ def test_closed_form_is_level_with_representation_realignment_or_ahead(page, cur
 
 
 def test_the_bar_of_ten_is_met_where_labels_are_few():
-    """Against heads with 4, 16 and 64 images on two data sets each; with all labels on none.
+    """Against heads with 4 images on two data sets, with 16 and 64 on all three; with all labels on none.
 
     Against representation realignment wherever up to 64 images set a mark, and with all on two.
     """
@@ -93,17 +94,15 @@ def test_the_bar_of_ten_is_met_where_labels_are_few():
 
     heads, representation = read("heads"), read("representation")
     table = beyond.savings(curves, bare)
-    met = set(table.index[table["10 times of either"] == "yes"].str.removesuffix(" labelled images"))
-    assert met == {"cityscapes, 4", "taskonomy, 4", "nyuv2, 16", "cityscapes, 16"} | {
-        "nyuv2, 64",
-        "cityscapes, 64",
-    }
+    met = set(table.index[table["a factor of 10 in either"] == "yes"].str.removesuffix(" labelled images"))
+    on_all = {f"{TITLES[name]}, {count}" for name in DATASETS for count in (16, 64)}
+    assert met == {"Cityscapes, 4", "Taskonomy, 4"} | on_all
     assert heads.loc[256, "times fewer images"].astype(float).between(2, 6).all()
-    assert heads.loc[256, "times faster"].astype(float).between(6, 9).all()
+    assert heads.loc[256, "times faster"].astype(float).between(6, 9.5).all()
     few = heads.loc[[4, 16], "times fewer images"]
     assert (few[few != ""].astype(float) < 10).all()
-    marks = representation[representation["10 times of either"] != ""]
-    met = (marks["10 times of either"] == "yes").groupby(level=0).sum()
+    marks = representation[representation["a factor of 10 in either"] != ""]
+    met = (marks["a factor of 10 in either"] == "yes").groupby(level=0).sum()
     assert met.to_dict() == {4: 2, 16: 3, 64: 3, 256: 2}
     assert marks.loc[256, "times faster"].astype(float).between(7, 12.5).all()
 
@@ -121,7 +120,7 @@ def test_a_linear_map_explains_most_of_every_expert(shares):
 
 
 def test_as_they_are_features_fit_some_heads_only(page, shares):
-    """They explain two thirds for some experts, less than half for others, less than nothing for three."""
+    """They explain two thirds for some experts, half or less for others, less than nothing for three."""
     fit = shares["merged", "as they are"]
     strange = [name for name in fit.index if fit[name] < -5]
     kept = [name for name in fit.index if fit[name] > 2 / 3]
@@ -130,7 +129,7 @@ def test_as_they_are_features_fit_some_heads_only(page, shares):
         "cityscapes": (["disparity"], ["parts", "segmentation"]),
         "taskonomy": (["autoencoder", "depth"], []),
     }[page.dataset]
-    assert (fit.drop(kept) < 0.5).all()
+    assert (fit.drop(kept) < 0.505).all()
     means = page.frame.loc["task_arithmetic"].mean()
     for name in fit.index:  # what the head was given and what it makes of it
         assert (means[f"{name} %"] < 15) == (name in strange)
@@ -311,39 +310,56 @@ def test_realignment_does_not_reach_joint_training(page):
 
 @pytest.fixture(scope="module")
 def field(page):
-    """Mean Δ over seeds of what was run on every data set, by way to realign; SyMerge's idea apart."""
-    tables = {name: Page(name, "records/miniature").derive("field", beyond.field_table) for name in DATASETS}
-    own = tables[page.dataset][["merged", "heads", "representation", "closed form"]]
-    means = own.map(lambda cell: float(cell.split()[0]))
-    everywhere = means.loc[
-        [name for name in own.index if all(name in table.index for table in tables.values())]
-    ]
-    learned = everywhere.index.str.startswith("SyMerge")
-    return everywhere[~learned], everywhere[learned].squeeze()
+    """Mean Δ by way to realign: of what combines task vectors, SyMerge's idea, and a distilled encoder."""
+    columns = ["merged", "heads", "representation", "closed form"]
+    table = page.derive("field", beyond.field_table)[columns].map(lambda cell: float(cell.split()[0]))
+    learned = [beyond.FIELD_NAMES[name] for name in ("symerge", "distillation")]
+    return table.drop(learned), *(table.loc[name] for name in learned)
 
 
-def test_all_bare_methods_collapse_alike(field):
-    """Within six points of each other, and below the worst of the realigned ones."""
-    ten, _ = field
-    assert len(ten) == 10
-    assert ten.merged.max() - ten.merged.min() < 6
-    assert ten.drop(columns="merged").min(axis=None) > ten.merged.max()
+def test_all_bare_methods_collapse_alike(page, field):
+    """Within six points of each other but for two, and all below the worst of the realigned ones."""
+    combined, *_ = field
+    assert len(combined) == 16
+    assert combined.drop(columns="merged").min(axis=None) > combined.merged.max()
+    worse = ["nsc", "wudi"] if page.dataset == "nyuv2" else ["nsc"]
+    bare = combined.merged.drop([beyond.FIELD_NAMES[name] for name in worse])
+    assert bare.max() - bare.min() < 6
+    assert (combined.merged.drop(bare.index) < bare.min()).all()
+
+
+def test_no_method_is_ahead_of_task_arithmetic_everywhere(page, field):
+    """ESM and ACE on two data sets, SVC on the third; WUDI and NSC's idea on none."""
+    table = field[0]["closed form"].rename({title: name for name, title in beyond.FIELD_NAMES.items()})
+    lead, newest = table - table["task_arithmetic"], ["esm", "ace"]
+    if page.dataset == "taskonomy":
+        assert lead[newest].max() < 0 < lead["svc"] == lead.max()
+    else:
+        assert lead["svc"] < 0 < lead[newest].min()
+        assert lead.max() - lead[newest].min() < 1
+    assert (set(lead.nlargest(2).index) == {*newest}) == (page.dataset == "nyuv2")
+    assert -8.5 < lead["wudi"] < -1
+    assert -5 < lead["nsc"] < -2
+    assert lead["equal_norms"] < (-2.5 if page.dataset == "cityscapes" else 0)
 
 
 def test_no_method_is_far_ahead_of_task_arithmetic_once_realigned(page, field):
-    """By four points or so at most, less than by a better α; two of the ten are far behind on Taskonomy."""
-    ten, _ = field
-    realigned = ten.drop(columns="merged")
+    """By four points or so at most, less than by a better α; what looks at images is behind on Taskonomy."""
+    combined, *_ = field
+    realigned = combined.drop(columns="merged")
     assert (realigned.max() - realigned.loc["Task arithmetic (2023)"]).max() < 4.5
     if page.dataset == "cityscapes":  # an α chosen after realignment does more
         after = page.derive("variations", variations.alpha_table)["Δ, α chosen after"]
         for method, cell in after.items():
-            assert float(cell.split()[0]) > ten[method].max()
+            assert float(cell.split()[0]) > combined[method].max()
     if page.dataset == "taskonomy":  # the worst
-        behind = realigned.loc["Task arithmetic (2023)"] - realigned.filter(regex="RegMean|LOT", axis=0)
-        assert behind["closed form"].between(5, 7).all()
-        assert behind["heads"].between(9, 10).all()
-        assert set(realigned["heads"].nsmallest(2).index) == set(behind.index)
+        behind = realigned.loc["Task arithmetic (2023)"] - realigned.filter(regex="images|WUDI", axis=0)
+        assert set(realigned["closed form"].nsmallest(5).index) == set(behind.index)
+        wudi = behind.loc[beyond.FIELD_NAMES["wudi"]]
+        assert wudi[["closed form", "heads"]].round().tolist() == [8, 12]
+        behind = behind.drop(wudi.name)
+        assert behind["closed form"].between(3, 5).all()
+        assert behind["heads"].between(6, 8).all()
 
 
 def test_options_nearest_to_task_arithmetic_are_chosen_most_often():
@@ -353,9 +369,9 @@ def test_options_nearest_to_task_arithmetic_are_chosen_most_often():
     def count(method, value):
         return sum(table.loc[method, "option"].split(" ", 1)[1].split(", ").count(value) for table in tables)
 
-    assert (count("TIES (2023)", "0.5"), count("TIES (2023)", "1.0")) == (4, 5)
+    assert count("TIES (2023)", "1.0") == 8
     assert count("DARE (2024)", "0.1") == 6
-    assert count("LiNeS (2025)", "1.0") == 6
+    assert count("LiNeS (2025)", "1.0") == 5
     assert count("Breadcrumbs (2024)", "0.5") == 5
 
 
@@ -412,20 +428,26 @@ def test_the_residual_chooses_an_alpha_that_merges_adapters(adapted):
 
 def test_closed_form_is_better_than_heads_after_every_method(field):
     """After SyMerge's idea, whose heads were trained already, on NYUv2 as good."""
-    ten, learned = field
-    assert (ten["closed form"] > ten["heads"]).all()
+    combined, learned, _ = field
+    assert (combined["closed form"] > combined["heads"]).all()
     assert learned["closed form"] >= learned["heads"]
 
 
 def test_learned_coefficients_and_heads_lead_every_column(page, field, curves):
-    """Bare they are level with the ten with heads realigned, or better; joint training is better still.
+    """Bare they are level with all others with heads realigned, or better; joint training is better still.
 
-    Most of it is the heads': alone they come near, coefficients alone, with labels, do not.
+    Most of it is the heads': alone they come near, coefficients alone, with labels, do not. A distilled
+    encoder is next when bare, and on Taskonomy level in every column.
     """
-    ten, learned = field
+    combined, learned, distilled = field
     means = page.frame.printed.groupby("model").mean()
-    assert (learned > ten.max()).all()
-    assert learned["merged"] > ten["heads"].max() - 0.5
+    assert (learned > combined.max()).all()
+    assert distilled["merged"] > combined["merged"].max()
+    if page.dataset == "taskonomy":
+        assert (learned - distilled).abs().max() < 1
+    else:
+        assert learned["merged"] > distilled["merged"]
+    assert learned["merged"] > combined["heads"].max() - 0.5
     assert learned["merged"] > means["task_arithmetic+representation"] - 1
     assert learned.max() < means["joint"]
     assert 1.8 < learned["merged"] - curves.loc["distillation"].iloc[-1] < 8
@@ -443,7 +465,7 @@ def varied(page):
 
 
 def test_alpha_is_better_chosen_after_realignment(page, varied):
-    """On Cityscapes that is worth a third of the loss or more, as bare scores are flat; elsewhere a point."""
+    """On Cityscapes that is worth a third of the loss or more, as bare scores are flat; else three points."""
     means = varied(variations.alpha_scores, "alpha")
     for method in ("heads", "closed form"):
         assert means[method].idxmax() in (0.4, 0.5)
@@ -459,7 +481,7 @@ def test_alpha_is_better_chosen_after_realignment(page, varied):
         flat = means.merged[means.index <= 0.4]
         assert flat.max() - flat.min() < 5
     else:
-        assert (after - before).between(-0.15, 1.5).all()
+        assert (after - before).between(-0.15, 3).all()
         assert (after - before).idxmin() == "closed form"
     chosen = [
         table[f"α chosen {when}"].str.split(", ", expand=True).astype(float) for when in ("before", "after")
@@ -468,24 +490,24 @@ def test_alpha_is_better_chosen_after_realignment(page, varied):
 
 
 def test_place_of_an_adapter_counts_as_much_as_its_rank(page):
-    """LoRA of rank 16's size is ahead of rank 64 on five of nine seeds; 64 for 1 gains four or none."""
+    """LoRA of rank 16's size is ahead of rank 64 on three of nine seeds; 64 for 1 gains four or none."""
     scores = page.derive("variations", variations.adapter_scores)
     rows = scores.set_index(["method", "rank", "seed"]).delta.unstack("seed")
     own, lora = rows.loc["the paper's adapter"], rows.loc["LoRA"].squeeze()
     assert list(own.index) == [1, 4, 16, 64]
-    assert (lora > own.loc[64]).sum() == {"cityscapes": 2, "taskonomy": 2, "nyuv2": 1}[page.dataset]
+    assert (lora > own.loc[64]).sum() == {"cityscapes": 2, "taskonomy": 0, "nyuv2": 1}[page.dataset]
     gain = own.loc[64] - own.loc[1]
-    assert gain.mean() < 0.5 if page.dataset == "nyuv2" else gain.between(3.5, 5).all()
+    assert gain.mean() < 0.5 if page.dataset == "nyuv2" else gain.between(3.5, 6).all()
 
 
 def test_everything_is_best_merged(page):
-    """In every column; what is no matrix of a block is worth eight or more to Taskonomy, little elsewhere."""
+    """In every column; what is no matrix of a block is worth seven or more to Taskonomy, little elsewhere."""
     table = page.derive("variations", variations.parts_table)
     means = table[["merged", "heads", "closed form"]].map(lambda cell: float(cell.split()[0]))
     assert (means.idxmax() == "everything").all()
     assert int(table.loc["matrices only", "values, %"]) > 95
     lost = (means.loc["everything"] - means.loc["matrices only"])[["heads", "closed form"]]
-    assert lost.between(8, 13).all() if page.dataset == "taskonomy" else (lost < 2).all()
+    assert lost.between(7, 13).all() if page.dataset == "taskonomy" else (lost < 2).all()
 
 
 def test_gentler_experts_do_not_pay(page, varied):
@@ -609,6 +631,31 @@ def test_neighbours_of_closed_form_where_alpha_is_small():
     assert means.drop("ProDistill + closed form").max() < residual < means["ProDistill + closed form"]
 
 
+def test_neighbours_of_closed_form_where_merging_costs_most():
+    """On Taskonomy closed form after ProDistill and FeatCal leads on every seed; Surgery stays behind."""
+    page = Page("taskonomy", "records/miniature")
+    rows = page.derive("neighbours", beyond.neighbour_scores)
+    delta = rows.pivot_table(index="name", columns="seed", values="delta")
+    own = "task arithmetic + closed form"
+    lead = delta.drop(own) - delta.loc[own]
+    assert (lead.loc[["ProDistill + closed form", "FeatCal + closed form"]] > 1).all(axis=None)
+    assert (lead.loc[["SurgeryV2", "Surgery"]] < -20).all(axis=None)
+    means = lead.mean(axis=1)
+    for name, points in {"FeatCal": 1.8, "RegMean++": -2.6, "ProDistill": 3.7}.items():
+        assert means[f"{name} + closed form"] == pytest.approx(points, abs=0.3)
+    bare = (
+        delta.loc[["FeatCal", "RegMean++", "ProDistill"]].mean(axis=1) - delta.loc["task arithmetic"].mean()
+    )
+    assert bare.abs().max() < 2
+    seconds = rows.groupby("name").seconds.min()
+    assert 4 < seconds["FeatCal + closed form"] / seconds[own] < 8
+    assert seconds["ProDistill + closed form"] / seconds[own] == pytest.approx(21, abs=3)
+    chosen = page.derive("unlabelled_alpha", beyond.chosen_alphas)
+    residual = chosen[(chosen.method == "task_arithmetic") & (chosen.rule == "residual")].delta.mean()
+    assert 0.4 < residual - delta.loc[own].mean() < 1
+    assert residual < delta.loc["FeatCal + closed form"].mean()
+
+
 def test_dpt_experts_move_nearly_as_far_and_their_heads_read_what_is_strange(dpt):
     """Task vectors are at most a fifth shorter; α is twice as large; the pretrained encoder loses less."""
     linear = Page("cityscapes", "records/miniature")
@@ -650,11 +697,14 @@ def joint(page):
 
 
 def test_balancing_gains_little_and_no_way_is_best_everywhere(page, joint):
-    """One to two and a half points; CAGrad, or uncertainty weighting; above the experts on Cityscapes."""
+    """CAGrad one and a half points and two, above the experts on Cityscapes; nothing much on Taskonomy."""
     balanced = joint.delta[[f"Joint, {name}" for name in beyond.BALANCES.values()]]
-    assert 0.8 < balanced.max() - joint.delta["Joint training"] < 2.6
-    best = "uncertainty weighting" if page.dataset == "taskonomy" else "CAGrad"
-    assert balanced.idxmax() == f"Joint, {best}"
+    gain = balanced.max() - joint.delta["Joint training"]
+    if page.dataset == "taskonomy":
+        assert 0 < gain < 0.5
+    else:
+        assert gain == pytest.approx({"nyuv2": 1.5, "cityscapes": 2.1}[page.dataset], abs=0.1)
+        assert balanced.idxmax() == "Joint, CAGrad"
     assert (balanced.max() > 0) == (page.dataset == "cityscapes")
 
 
@@ -667,7 +717,7 @@ def test_validation_images_alone_suffice_for_joint_training(page, joint):
     """It is level with representation realignment on NYUv2 and far ahead else, in three times the steps."""
     alone, realigned = joint.loc["Joint, validation only"], joint.loc["TA + representation"]
     lead = alone.delta - realigned.delta
-    assert abs(lead) < 0.5 if page.dataset == "nyuv2" else 9 < lead < 11
+    assert abs(lead) < 0.5 if page.dataset == "nyuv2" else 9.5 < lead < 11.5
     assert alone.samples == realigned.samples
     assert alone.steps >= 3 * realigned.steps
 
@@ -715,13 +765,12 @@ def test_methods_without_images_differ_little_after_closed_form(name):
     deltas = page.derive("field", beyond.field_table)["closed form"].str.split("\u00a0").str[0].astype(float)
     assert deltas.idxmax() == beyond.FIELD_NAMES["symerge"]
     needing = [beyond.FIELD_NAMES[each] for each in (*FROM_IMAGES, "nsc", "symerge", "distillation")]
-    without = deltas.drop(needing, errors="ignore")  # not all were run
-    behind = [beyond.FIELD_NAMES[each] for each in BEHIND[name]]
-    ten = without.drop(behind)
-    assert ten.max() - ten.min() < 3
-    assert (without[behind] < ten.min()).all()
+    without, behind = deltas.drop(needing), [beyond.FIELD_NAMES[each] for each in BEHIND[name]]
+    others = without.drop(behind)
+    assert others.max() - others.min() <= 3
+    assert (without[behind] < others.min()).all()
     if name == "taskonomy":
-        assert set(deltas.nsmallest(2).index) == {beyond.FIELD_NAMES[each] for each in ("regmean", "lot")}
+        assert {beyond.FIELD_NAMES[each] for each in ("regmean", "lot")} <= {*deltas.nsmallest(4).index}
 
 
 def test_what_was_not_merged_is_said():

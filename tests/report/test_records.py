@@ -234,13 +234,13 @@ def test_a_record_knows_its_commit(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("provenance", "shown"),
     [
-        ({}, "not recorded"),
+        ({"commit": None, "clean": None}, "not recorded"),
         ({"commit": "a" * 40, "clean": True}, "a" * 8),
         ({"commit": "a" * 40, "clean": False}, "a" * 8 + "+"),
     ],
 )
 def test_commits_are_shown_short(provenance, shown):
-    """Changed code is marked; records from before commits were kept say so."""
+    """Changed code is marked; records of a project that was downloaded without git say so."""
     assert records.commit_of(provenance) == shown
 
 
