@@ -308,7 +308,6 @@ FIELD_NAMES = {
     "knots": "KnOTS (2025), TIES",
     "core_space": "Core Space (2025)",
 }
-FOR_ADAPTERS = {"knots", "core_space"}  # of which experts of their own have a table
 
 
 def field_table(findings):
@@ -323,8 +322,7 @@ def field_table(findings):
     -------
     DataFrame
         Of text, mean ± standard deviation over seeds, and what each seed chose; one row a method, best after
-        closed form first; see `not_run` for those that the records do not have. `residual` is that of closed
-        form, see `simo.realignment.closedform.solve_heads`.
+        closed form first. `residual` is that of closed form, see `simo.realignment.closedform.solve_heads`.
     """
 
     def rows_of(details):
@@ -356,13 +354,6 @@ def field_table(findings):
 
 def _mean_of(values):
     return sum(values.values()) / len(values)
-
-
-def not_run(findings):
-    """Say which methods of the wider field the records of `field` lack: Markdown, empty if none."""
-    found = {row["method"] for record in findings.records for row in record["details"]["methods"]}
-    missing = [title for name, title in FIELD_NAMES.items() if name not in found | FOR_ADAPTERS]
-    return f"*Not run on {TITLES[findings.dataset]}: {'; '.join(missing)}.*" if found and missing else ""
 
 
 def joint_scores(findings):

@@ -63,7 +63,7 @@ def data_cell(page, given, source):
         studies = [study for study in studies if drawn_by(study.parent.name, study.name) == page]
     text = "## The data of this page\n\n"
     if links := [_links(study, records[study], source / "data") for study in studies]:
-        text += "Scores of every model and seed, and all records, by study:\n\n"
+        text += "Scores of every model and seed, and the records, by study:\n\n"
         text += "".join(f"- {link}\n" for link in links) + "\n"
     here = f"../../_sources/notebooks/pages/{page}.ipynb"
     return markdown_cell("data", f'{text}<a href="{here}" download>This page as an executed notebook</a>\n')

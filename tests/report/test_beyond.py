@@ -198,17 +198,6 @@ def test_field_table_by_hand():
     assert "seconds to merge" not in beyond.field_table(Findings(records, both, "nyuv2", []))
 
 
-def test_methods_that_were_not_run_are_named():
-    """A table without a method must not look as if there were none."""
-    rows = [{"method": name} for name in beyond.FIELD_NAMES if name not in ("wudi", "svc", "knots")]
-    records = [{"details": {"methods": rows}}]
-    said = "*Not run on NYUv2: WUDI (2025); SVC (2026).*"
-    assert beyond.not_run(Findings(records, None, "nyuv2", [])) == said
-    rows += [{"method": "wudi"}, {"method": "svc"}]
-    assert beyond.not_run(Findings(records, None, "nyuv2", [])) == ""
-    assert beyond.not_run(Findings([], None, "nyuv2", [])) == ""  # the page says so already
-
-
 def test_neighbours_table_by_hand():
     """Best first, whatever the order of the record; seconds of a continued run are left out of their mean."""
     frame = pd.DataFrame([[40.0, 0.5, 20.0]] * 2, columns=TASKS)
