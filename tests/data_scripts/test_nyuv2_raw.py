@@ -129,6 +129,13 @@ def test_npy_and_parquet_hold_the_same(prepared):
         np.testing.assert_allclose(stored, array, atol=1e-6)
 
 
+def test_pictures_of_the_official_file_are_those_of_their_numbers(tmp_path):
+    """The picture that is read is that of the number in the id map."""
+    write_nyuv2_mat(tmp_path / "mat", 3, 3)
+    images = open_nyuv2(tmp_path / "mat").images
+    assert [image.source[1] + 1 for image in images] == [int(image.name[:4]) for image in images]
+
+
 def test_id_maps(prepared):
     """Protects the way back to the original images: npy by path, parquet by row, others by number."""
     ids = {name: (prepared / name / "ids.txt").read_text().splitlines() for name in WRITERS}

@@ -67,6 +67,15 @@ def test_a_linear_layer_by_hand():
     assert solved["bias"].item() == pytest.approx(0.4 * (9 - 2 * 37 / 15) / 1.4)
 
 
+def test_pull_is_in_units_of_the_frobenius_norm_and_of_the_number_of_tasks():
+    """Inputs (3, 0) and (0, 4), targets 6 and 4, anchor (1, 1): s = 3 / (√337 / 2), each weight by hand."""
+    inputs = torch.tensor([[3.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
+    s = 3 / (math.sqrt(337) / 2)
+    anchor = parameters(weight=torch.ones(1, 2, dtype=torch.float64))
+    solved = calibrate_linear(gram(inputs, column(6, 4)), {}, anchor, pull=1.0, count=3)["weight"]
+    assert solved[0].tolist() == pytest.approx([(9 * s + 1) / (4.5 * s + 1), 1], rel=1e-6)
+
+
 def test_a_norm_by_hand():
     """z = 1 and 3, z z = 5, mean 2, two experts of γ = 2 and β = 1 in the mean, pulled by 1 to 0.
 

@@ -113,7 +113,7 @@ def test_image_and_targets_stay_registered(sample, tasks):
         scale = next(s for s in SCALES if torch.allclose(rows[s], rows[s].round()))
         seen.add((scale, bool(flip)))
         column, row = WIDTH * red, HEIGHT * green
-        near = {"atol": 1e-4 if scale == 1 else 0.9, "rtol": 0}
+        near = {"atol": 1e-4 if scale == 1 else 0.51, "rtol": 0}
         torch.testing.assert_close(rows[scale], 1 + row, **near)
         x, y, z = moved["normals"]
         torch.testing.assert_close(-x if flip else x, 1 + column, **near)
@@ -200,8 +200,8 @@ def test_every_epoch_is_a_permutation():
 
 def test_every_sample_has_its_own_augmentation():
     """No key repeats within a training or between the trainings of a few seeds."""
-    keys = [key for seed in range(5) for batch in ShuffledBatches(10, 4, 0, 100, seed) for _, key in batch]
-    assert len({key % 2**32 for key in keys}) == len(keys) == 2000  # torch's generator reads 32 bits
+    keys = [key for seed in range(3) for batch in ShuffledBatches(10, 16, 0, 1000, seed) for _, key in batch]
+    assert len({key % 2**32 for key in keys}) == len(keys) == 48_000  # torch's generator reads 32 bits
 
 
 @pytest.mark.parametrize("start", range(9))
@@ -214,9 +214,11 @@ def test_batches_resume_from_any_step(start):
 
 
 def test_seeds_give_different_orders():
-    """Seeds are repetitions only if they differ."""
-    orders = [str(list(ShuffledBatches(20, 20, 0, 1, seed))) for seed in range(5)]
-    assert len(set(orders)) == 5
+    """Seeds are repetitions only if they differ, in every epoch from every other."""
+    orders = [
+        str([i for i, _ in batch]) for seed in range(5) for batch in ShuffledBatches(20, 20, 0, 5, seed)
+    ]
+    assert len(set(orders)) == 25
 
 
 def test_training_batches_are_those_of_the_sampler(nyuv2):

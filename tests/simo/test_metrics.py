@@ -146,6 +146,21 @@ def test_normalised_performance_by_hand():
     assert normalised(DEPTH, 0.4, 0.1) == pytest.approx(0.25)
 
 
+def test_channels_of_a_pixel_are_averaged():
+    """Errors of 0, 1 and 5 in a pixel's three channels are one error of 2."""
+    assert one_pixel(AbsoluteError(3), [1.0, 2.0, 6.0], [1.0, 1.0, 1.0]) == 2
+
+
+@pytest.mark.parametrize("task", TASKS["nyuv2"], ids=lambda task: task.name)
+def test_a_prediction_that_is_nan_is_refused(task):
+    """A model that diverged has no score."""
+    target = torch.ones(1, *(() if task.is_segmentation else (task.channels,)), 2, 2)
+    prediction = torch.zeros(1, task.channels, 2, 2)
+    prediction[0, 0, 0, 0] = torch.nan
+    with pytest.raises(SimoError, match="found 1 NaN"):
+        create_metric(task).update(prediction, target.long() if task.is_segmentation else target)
+
+
 def test_performance_relative_to_nothing_is_finite():
     """A rehearsal's expert may get no pixel right: 0 relative to 0 is 1, and more is more, not an error."""
     values, baselines = by_task([0.0, 0.1, 18.0]), by_task([0.0, 0.1, 18.0])

@@ -256,21 +256,22 @@ def test_interrupted_realignment_resumes(model, val, tasks, tmp_path, monkeypatc
     """Interrupted in a head, between both kinds or in the adapters, it ends with the very same weights."""
     budget = replace(BUDGET, save_seconds=0)
     expected = [realigned.state_dict() for realigned in realign_both(model, val, tasks, budget)]
-    steps, one_cycle = 0, training.one_cycle
+    steps, resuming, one_cycle = 0, False, training.one_cycle
 
     def counted(*arguments):
         nonlocal steps
         steps += 1
-        if steps == stop:
+        if steps == stop and not resuming:
             raise Interrupted
         return one_cycle(*arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "one_cycle", counted)
-        with pytest.raises(Interrupted):
-            realign_both(model, val, tasks, budget, resume=tmp_path)
+    monkeypatch.setattr(training, "one_cycle", counted)
+    with pytest.raises(Interrupted):
+        realign_both(model, val, tasks, budget, resume=tmp_path)
     torch.manual_seed(99)  # another process
+    resuming = True
     resumed = realign_both(model, val, tasks, budget, resume=tmp_path)
+    assert steps == 12 + 1  # of four trainings; it goes on with the step that was cut short
     assert all(same(a.state_dict(), b) for a, b in zip(resumed, expected, strict=True))
 
 

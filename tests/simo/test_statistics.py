@@ -54,6 +54,15 @@ def test_statistics_are_those_of_a_pass_over_the_data(batches):
         torch.testing.assert_close(norm.running_var, variance, rtol=0.03, atol=0)
 
 
+def test_statistics_of_before_play_no_part(batches):
+    """Estimated twice they are the same: a merged encoder comes with its experts'."""
+    encoder = encoder_of(0, batches)
+    once = copy.deepcopy(encoder.state_dict())
+    reestimate_statistics(encoder, batches)
+    for name, tensor in encoder.state_dict().items():
+        torch.testing.assert_close(tensor, once[name], msg=name)
+
+
 def test_several_batches_count_equally(batches):
     """The first layer's statistics are the means of the batches' own."""
     encoder = encoder_of(0, batches)

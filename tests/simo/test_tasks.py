@@ -88,6 +88,12 @@ def test_cross_entropy_equals_torch_mean():
     torch.testing.assert_close(SEGMENTATION.compute_loss(prediction, target), expected)
 
 
+def test_l1_of_three_channels():
+    """Errors of 0, 1 and 5 in a pixel's channels are a loss of 2: Taskonomy's normals and autoencoder."""
+    normals = next(task for task in TASKS["taskonomy"] if task.name == "normals")
+    assert normals.compute_loss(maps([1.0], [2.0], [6.0]), maps([1.0], [1.0], [1.0])).item() == 2
+
+
 def test_l1_by_hand():
     """Depth 0 is no ground truth: errors 1 and 0.5 at two valid pixels, whatever stands at the third."""
     loss = DEPTH.compute_loss(maps([1.0, 2.5, 70.0]), maps([2.0, 2.0, 0.0]))

@@ -1,6 +1,7 @@
 """simo.training: the schedule, the loop's arithmetic, and that interrupting it changes nothing."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -248,7 +249,9 @@ def test_killed_process_resumes(tmp_path, same):
         "import signal, torch, test_training as t; torch.set_num_threads(1);"
         f"t.train({str(path)!r}, stop=4, kill=signal.SIGKILL)"
     )
-    killed = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True)
+    here = Path(__file__)
+    own = os.environ | {"PYTHONPATH": str(here.parents[2])}  # the code under test, not what is installed
+    killed = subprocess.run([sys.executable, "-c", code], cwd=here.parent, env=own, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert int(TensorFile(path).metadata["step"]) == 4
     state, history = train(path)
@@ -298,6 +301,10 @@ def test_state_of_another_training_is_refused(tmp_path):
         {"budget": replace(BUDGET, steps=5)},
         {"budget": replace(BUDGET, steps=300)},
         {"budget": replace(BUDGET, weight_decay=0.2)},
+        {"budget": replace(BUDGET, batch_size=2 * BUDGET.batch_size)},
+        {"budget": replace(BUDGET, accumulate=BUDGET.batch_size)},
+        {"budget": replace(BUDGET, warmup=0.5)},
+        {"budget": replace(BUDGET, clip=1.0)},
         {"rates": (0.01, 0.04)},
         {"label": "head depth"},  # or another balance, or adapter, of which labels tell
     ],
