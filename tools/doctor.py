@@ -21,6 +21,7 @@ import pipeline
 ROOT = bootstrap.ROOT
 LEAST_DISK, LEAST_MEMORY, LEAST_SHARED = 2.0, 3.0, 0.5  # GB: a book of the miniature, a notebook, workers
 HARMLESS = {"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8", "PIP_DISABLE_PIP_VERSION_CHECK"}
+HARMLESS |= {"PYTHON"}  # the Makefile's own, which `make PYTHON=...` hands on
 OK, NOTE, WARN, FAIL = "ok", "note", "!", "FAIL"
 
 

@@ -212,7 +212,7 @@ def acquire_lock(path):
         Whether the run before this one died. A run that ends by itself leaves the file empty.
     """
     path.parent.mkdir(exist_ok=True)
-    file = path.open("a+", encoding="utf-8")
+    file = path.open("a+b", buffering=0)  # of a full disk, writing tells, and not closing later
     deadline = time.monotonic() + LOCK_WAIT
     while True:
         try:
@@ -221,15 +221,14 @@ def acquire_lock(path):
         except BlockingIOError:
             if time.monotonic() > deadline:
                 file.seek(0)
-                print(f"another run is at work in {Path.cwd()} ({file.read().strip()}).")
+                print(f"another run is at work in {Path.cwd()} ({file.read().decode().strip()}).")
                 print("Wait for its end, or stop it with Ctrl-C in its terminal; then run this again.")
                 return None, False
             time.sleep(0.1)
     file.seek(0)
     died = bool(file.read())
     file.truncate(0)
-    file.write(f"process {os.getpid()}, started at {time.strftime('%H:%M:%S')}")
-    file.flush()
+    file.write(f"process {os.getpid()}, started at {time.strftime('%H:%M:%S')}".encode())
     return file, died
 
 

@@ -350,7 +350,7 @@ def test_doctor_names_settings_and_data(tmp_path, monkeypatch, capsys):
     """One screen: settings that are not used, data in every state, weights, and what to do next."""
     monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
     monkeypatch.setattr(sys.stderr, "reconfigure", lambda **_: None, raising=False)
-    for name in ("SNAKEMAKE_PROFILE", "PIP_TARGET", "PYTHONPATH"):
+    for name in ("SNAKEMAKE_PROFILE", "PIP_TARGET", "PYTHONPATH", "PYTHON"):  # the last is the Makefile's
         monkeypatch.setenv(name, "x")
     (tmp_path / "kernels/python3").mkdir(parents=True)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
