@@ -104,7 +104,7 @@ class Renders(Dataset):
 
     def __getitem__(self, item):
         """Read `image` `(3, H, W)` uint8 at `item = (index, key)`; it is augmented by batch, not here."""
-        return {"image": torch.from_numpy(self.images[item[0]]).movedim(-1, 0)}
+        return {"bytes": torch.from_numpy(self.images[item[0]]).movedim(-1, 0)}
 
 
 def pixels(images):
@@ -140,7 +140,7 @@ def pretrain(images, optimisation, learning_rate, mask, resume=None):
     model = MaskedAutoencoder(encoder).to(optimisation.device)
 
     def reconstruct(batch):
-        views = augment(batch["image"] / 255)
+        views = augment(batch["bytes"] / 255)
         visible = choose_visible(len(views), mask).to(views.device)
         return {"image": hidden_error(model(views, visible), views, visible)}
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from simo.encoders import BLOCK
-from simo.errors import SimoError, require, require_known
+from simo.errors import require, require_known
 
 
 class AdaptedBlock(nn.Module):
@@ -95,9 +95,8 @@ def add_adapters(encoder, rank, adapter="paper"):
             continue
         encoder.set_submodule(name, new)
         adapted.append(new)
-    if not adapted:
-        what = "linear layer inside a block" if adapter == "lora" else "block that keeps its input's shape"
-        raise SimoError(f"{type(encoder.backbone).__name__} has no {what}: adapter {adapter!r} has no place")
+    what = "linear layers inside blocks" if adapter == "lora" else "blocks that keep their input's shape"
+    require(f"{type(encoder.backbone).__name__}: the list of places for {adapter!r}", [], adapted, what)
     return [module.weight for each in adapted for module in (each.down, each.up)]
 
 

@@ -41,7 +41,7 @@ def dwa(losses, history, share=1.0):
     if len(history) >= 2 * PERIOD:
         rows = [list(row.values())[-len(losses) :] for row in history[-2 * PERIOD :]]
         before, last = losses.new_tensor(rows).unflatten(0, (2, PERIOD)).mean(dim=1)
-        weights = len(losses) * (last / before.clamp(min=1e-12) / 2).softmax(dim=0)
+        weights = len(losses) * (torch.where(before > 0, last / before, 1) / 2).softmax(dim=0)
     (share * (weights * losses).mean()).backward()
 
 
@@ -154,6 +154,7 @@ def balancing(name, shared):
     # With several backward passes over a compiled graph none may reuse buffers that the next still needs, and
     # what was compiled for a single pass must not be found again.
     torch.compiler.reset()
+    shared = list(shared)
     torch._functorch.config.donated_buffer = False
 
     def backward(losses, history, share=1.0):

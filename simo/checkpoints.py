@@ -95,8 +95,7 @@ class TensorFile(Mapping):
     """
 
     def __init__(self, path, prefix=""):
-        if not isinstance(path, str | Path):
-            raise SimoError(f"expected the path of a file in the format safetensors, found {path!r:.60}")
+        require("path", f"{path!r:.60}", isinstance(path, str | Path), "that of a safetensors file")
         self.path, self.prefix = Path(path), prefix
         require(self.path, "a folder", not self.path.is_dir(), "a file in the format safetensors")
         with self._decoding():

@@ -84,8 +84,8 @@ class Encoder(nn.Module):
         super().__init__()
         depth = len(backbone.feature_info)
         whole = isinstance(blocks, list | tuple) and all(type(block) is int for block in blocks)
-        if not (whole and blocks and list(blocks) == sorted({b for b in blocks if 1 <= b <= depth})):
-            raise SimoError(f"blocks {blocks}: expected increasing numbers from 1 to {depth}, the depth")
+        rising = whole and blocks and list(blocks) == sorted({b for b in blocks if 1 <= b <= depth})
+        require("the list of blocks", blocks, rising, f"increasing numbers from 1 to {depth}, the depth")
         require_known("input_scale", input_scale, INPUT_SCALES)
         self.backbone, self.taps, self.size = backbone, [block - 1 for block in blocks], None
         self.strides = [level["reduction"] for level in backbone.feature_info]
@@ -125,10 +125,9 @@ class Encoder(nn.Module):
         SimoError
             For a size that the backbone does not take, or a finest tap that does not lie as its stride says.
         """
-        if self.size and tuple(image.shape[-2:]) != self.size:
-            found, own = ("{}×{}".format(*size) for size in (image.shape[-2:], self.size))
-            what = f"this {type(self.backbone).__name__} takes {own} only; where timm's model has img_size"
-            raise SimoError(f"images of {found}: {what}, backbone_args sets it")
+        size, kind = tuple(image.shape[-2:]), f"this {type(self.backbone).__name__}"
+        wanted = f"{self.size}, which is all that {kind} takes; backbone_args may have img_size"
+        require("size of images", size, not self.size or size == self.size, wanted)
         options = {"return_prefix_tokens": True} if self.classes else {}
         padded = self.pad(image)
         taps = self.backbone.forward_intermediates(
@@ -246,8 +245,8 @@ def create_encoder(backbone, backbone_args, blocks, weights=None, input_scale="s
     plain = _is_plain(model)
     fixed = not (plain and model.dynamic_img_size)
     require(f"{backbone!r}: dynamic_img_size", True, fixed, "none: a ViT takes images of any size anyway")
-    if not (hasattr(model, "forward_intermediates") and getattr(model, "feature_info", None)):
-        raise SimoError(f"{backbone!r}: expected a timm model with forward_intermediates and feature_info")
+    taps = hasattr(model, "forward_intermediates") and getattr(model, "feature_info", None)
+    require(repr(backbone), f"a {type(model).__name__}", taps, "a model with forward_intermediates")
     if not plain:
         model = _of_any_size(backbone, backbone_args)
     if weights is not None:

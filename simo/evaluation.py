@@ -84,6 +84,7 @@ def scan_alpha(model, base, task_vector, alphas, batches, tasks, baselines, **wh
     alphas, rows, names = list(alphas), [], {*names_of(tasks)}
     require("alphas", alphas, alphas, "at least one merging coefficient")
     require("baselines", baselines, isinstance(baselines, dict) and names <= {*baselines}, "a metric a task")
+    task_vector = task_vector.compute()  # once, and before the encoder changes, which may be an expert's
     for alpha in alphas:
         task_vector.load_into(model.encoder, base, alpha)
         values = evaluate(model, batches, tasks, **where)

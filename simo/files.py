@@ -7,7 +7,7 @@ import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from simo.errors import SimoError
+from simo.errors import SimoError, require
 
 # what a full or locked disk says without naming a file
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
@@ -165,6 +165,5 @@ def read_json(path):
 def read_object(path):
     """Read a JSON file that holds an object, as a dict; SimoError as `read_json`, or for another value."""
     value = read_json(path)
-    if not isinstance(value, dict):
-        raise SimoError(f"{path}: expected an object with named entries, found {value!r:.60}")
+    require(path, f"{value!r:.60}", isinstance(value, dict), "an object with named entries")
     return value

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from simo.errors import SimoError, require_known
+from simo.errors import SimoError, require, require_known
 
 
 class LinearHead(nn.Module):
@@ -126,9 +126,8 @@ class DPTHead(nn.Module):
 
     def __init__(self, task, dims, classes, channels=(24, 48, 96, 192), width=128):
         super().__init__()
-        if len(dims) != 4 or len(channels) != 4:
-            found = f"{len(dims)} blocks and channels {channels}"
-            raise SimoError(f"head dpt: expected 4 blocks and 4 channels, found {found}")
+        found = (len(dims), len(channels))
+        require("head dpt: the numbers of blocks and channels", found, found == (4, 4), "4 of each")
         _check_sizes("dpt", "channels", channels)
         _check_sizes("dpt", "width", [width], least=4)
         a, b, c, d = channels
@@ -218,23 +217,18 @@ class ResidualUnit(nn.Module):
 def map_branch(width, channels):
     """Output of the DPT head for maps that may be negative: classes' scores, normals, edges, colours."""
     return nn.Sequential(
-        _convolution(width, width, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(),
-        nn.Dropout(0.1),
+        _convolution(width, width, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.1),
         nn.Conv2d(width, channels, kernel_size=1),
-    )
+    )  # fmt: skip
 
 
 def depth_branch(width, channels):
     """Output of the DPT head for maps that are at least 0: depth, disparity. Twice the input's size."""
     return nn.Sequential(
-        _convolution(width, width // 2),
-        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
-        _convolution(width // 2, width // 4),  # 32 in the paper
-        nn.ReLU(),
+        _convolution(width, width // 2), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+        _convolution(width // 2, width // 4), nn.ReLU(),  # 32 channels in the paper
         nn.Conv2d(width // 4, channels, kernel_size=1),
-    )
+    )  # fmt: skip
 
 
 def clamp_low(x):
@@ -293,5 +287,5 @@ def _set_layers(convolutions, layers):
 
 def _check_sizes(head, option, values, least=1):
     for value in values:
-        if not isinstance(value, int) or value < least:
-            raise SimoError(f"head {head}: {option} is {value!r}, expected a whole number, at least {least}")
+        fits = isinstance(value, int) and value >= least
+        require(f"head {head}: {option}", repr(value), fits, f"a whole number, at least {least}")

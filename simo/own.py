@@ -121,20 +121,18 @@ def merge_experts(
     """
     encoder = _encoder(pretrained_file, settings)
     base = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    if not isinstance(experts, Mapping):
-        raise SimoError(f"expected experts as a dict by their tasks' names, found a {type(experts).__name__}")
+    require("experts", type(experts).__name__, isinstance(experts, Mapping), "a dict by their tasks' names")
     heads, vectors = {}, []
     for name, expert in experts.items():
         found = list(expert.heads) if isinstance(expert, MultiTaskModel) else [type(expert).__name__]
-        if name not in found:
-            raise SimoError(f"expert {name!r}: expected a head of that name, found {found}")
+        require(f"the list of heads of expert {name!r}", found, name in found, "one that has this name")
         heads[name] = copy.deepcopy(expert.heads[name])
         load_into(heads[name], expert.heads[name].state_dict(), f"the head of {name}")  # checked by it
         heads[name].float().cpu()
         vectors.append(TaskVector.between(base, expert.encoder.state_dict(), name))
-        reads = [(own.taps, *own.mean.flatten().tolist()) for own in (expert.encoder, encoder)]
-        if reads[0] != reads[1]:
-            raise SimoError(f"expert {name!r}: its blocks or input_scale are not those of the settings")
+        alike = torch.allclose(expert.encoder.mean.float().cpu(), encoder.mean, rtol=0.01)  # of 16 bits, too
+        alike = alike and expert.encoder.taps == encoder.taps
+        require(f"expert {name!r}", "of other blocks or input_scale", alike, "those of the settings")
     model, vector = MultiTaskModel(encoder, heads).eval(), merge(method, vectors, METHODS, **options)
     grid = ALPHAS if isinstance(alpha, str) and alpha == "auto" else alpha
     if np.ndim(grid):
@@ -212,7 +210,7 @@ def export(model, folder, settings, tasks, size, scores, made):
         found = [name for name in FILES if (folder / name).exists()]
     if found and not (recipe.is_file() and b'"kind": "exported"' in recipe.read_bytes()):
         raise SimoError(f"{folder} has a {found[0]} that is of no export: choose another folder")
-    model, fresh = copy.deepcopy(model).cpu().eval().requires_grad_(False), not folder.exists()
+    model, fresh = copy.deepcopy(model).cpu().float().eval().requires_grad_(False), not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # within: the folder may be a link, or another disk
@@ -242,7 +240,7 @@ def _write(model, folder, settings, tasks, size, scores, made):
     """Write `FILES`, and check that they compute what the model does; return ONNX's difference."""
     recipe = {"kind": "exported", "tasks": [asdict(task) for task in tasks], "model": settings}
     recipe |= {"made": made, "scores": scores, "adapter_rank": 0}
-    for module in model.modules():
+    for module in model.encoder.modules():
         if isinstance(module, AdaptedBlock):  # all are of one kind and rank
             kind = next(kind for kind, own in ADAPTERS.items() if type(module) is own)
             kind = "lora" if isinstance(module.block, nn.Linear) else kind
@@ -376,8 +374,7 @@ class _Outputs(nn.Module):
         self.model, self.names = model, names
 
     def forward(self, image):
-        outputs = self.model(image)
-        return tuple(outputs[name] for name in self.names)
+        return tuple(map(self.model(image).get, self.names))
 
 
 def _encoder(path, settings):

@@ -180,7 +180,8 @@ class Task:
         Raises
         ------
         SimoError
-            For a class outside `[-1, channels)`, a value that is not finite, or a wrong channel count.
+            For a class outside `[-1, channels)`, a value that is not finite, or below 0 where heads are
+            clamped, or a wrong channel count.
         """
         own, last = f"{source}: task {self.name} expects", self.channels - 1
         if self.is_segmentation:
@@ -192,6 +193,8 @@ class Task:
         elif count := (~torch.isfinite(target)).sum().item():
             found = f"found {count} NaN or infinite ones; mark pixels without truth as 0"
             raise SimoError(f"{own} finite values, {found}")
+        elif self.non_negative and (low := target.min().item()) < 0:
+            raise SimoError(f"{own} values of 0 (no truth) or more, found {low:.3g}")
 
 
 NYUV2_CLASSES = (

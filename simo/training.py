@@ -49,9 +49,11 @@ class Optimisation:
     save_seconds: float = 20.0  # least time between saved states, which go with rows of the history
 
     def __post_init__(self):
-        """Refuse a batch that cannot be cut into equal micro-batches."""
+        """Refuse numbers out of range, and a batch that cannot be cut into equal micro-batches."""
         parts = self.accumulate
-        divides = parts >= 1 and self.batch_size % parts == 0
+        require("warmup", self.warmup, 0 <= self.warmup < 1, "a fraction in [0, 1)")
+        require("clip", self.clip, self.clip > 0, "a norm above 0; infinity does not clip")
+        divides = 1 <= parts <= self.batch_size and self.batch_size % parts == 0
         require("accumulate", parts, divides, f"a divisor of batch_size, {self.batch_size}")
 
     @property
@@ -97,8 +99,9 @@ def one_cycle(step, steps, warmup):
 
 
 def fit(
-    model, predict, learning_rates, dataset, tasks, optimisation, *, label=None, resume=None, backward=equal
-):
+    model, predict, learning_rates, dataset, tasks, optimisation, *, label=None, resume=None, backward=equal,
+    beside=(),
+):  # fmt: skip
     """Minimise the tasks' losses: their unweighted mean, unless told otherwise.
 
     Parameters
@@ -121,6 +124,8 @@ def fit(
         Where to keep the state of unfinished (and finished) training; continued from if it exists.
     backward : callable
         How the tasks are brought together, see `simo.balancing`.
+    beside : sequence of nn.Module
+        What else predictions depend on, such as a frozen encoder: tells trainings apart, as the model does.
 
     Returns
     -------
@@ -131,19 +136,23 @@ def fit(
     Raises
     ------
     SimoError
-        If a loss is not finite, a batch lacks a target, or `resume` is the state of another training: of
-        other tensors, tasks, steps, learning rates or another label; of what decides the result, data, device
-        and precision are not told apart.
+        If a loss is not finite, a batch lacks a target, the first image is not as it should be, or `resume`
+        is the state of another training: of another model or one that is not as it was when training began,
+        of other tasks, steps, learning rates or another label; of what decides the result, data, device and
+        precision are not told apart.
     """
-    settings, wanted = optimisation, "one that is asked by (index, key), such as `PreparedDataset`"
-    require("the data set", type(dataset).__name__, not isinstance(dataset, list | tuple), wanted)
+    settings, asked = optimisation, hasattr(dataset, "__getitem__") and not isinstance(dataset, list | tuple)
+    require("the data set", type(dataset).__name__, asked, "one with [index, key], as `PreparedDataset`")
+    sample = default_collate([dataset[0, 0]])
+    (check_batch if "image" in sample else check_keys)(sample, [])
+    learning_rates = [(list(parameters), rate) for parameters, rate in learning_rates]
     model.to(settings.device)
     if label:
         print(f"memory for {label}: {memory_need(model, predict, learning_rates, dataset, tasks, settings)}")
     groups = [{"params": parameters, "lr": rate} for parameters, rate in learning_rates]
     optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     trained = [parameter for parameters, _ in learning_rates for parameter in parameters]
-    what = _told(label, tasks, settings, learning_rates)
+    what = _told(label, tasks, settings, learning_rates, [model, *beside])
     start, history = _load_state(resume, model, optimiser, what)
     first, last = start * settings.accumulate, settings.steps * settings.accumulate  # in micro-batches
     order = first, last, settings.seed
@@ -361,7 +370,7 @@ def images_of(batches, device, label):
 def _losses(predict, batch, tasks, settings):
     """Losses of a batch by task, `(T,)`, computed on the device."""
     check_keys(batch, [])
-    batch = {name: value.to(settings.device, non_blocking=True) for name, value in batch.items()}
+    batch = {n: x.to(settings.device, non_blocking=True) for n, x in batch.items() if torch.is_tensor(x)}
     with autocast(settings.device, settings.precision):
         predictions = predict(batch)
     # only now: `predict` may add targets that it makes up
@@ -372,7 +381,7 @@ def _losses(predict, batch, tasks, settings):
 def _saved_bytes(predict, sample, copies, tasks, settings, without):
     """Bytes that a forward pass of copies of a sample keeps, but for storages at the addresses `without`."""
     kept = {}  # the tensors themselves, so that no address is used twice
-    batch = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in sample.items()}
+    batch = {n: x.repeat(copies, *[1] * (x.ndim - 1)) for n, x in sample.items() if torch.is_tensor(x)}
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.setdefault(id(x), x), lambda x: x):
         _losses(predict, batch, tasks, settings)
     sizes = {own.data_ptr(): own.nbytes() for own in map(torch.Tensor.untyped_storage, kept.values())}
@@ -398,11 +407,15 @@ def _trained_state(model):
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
-def _told(label, tasks, settings, learning_rates):
-    """What decides a training's result, but for tensors and data, as text."""
+def _told(label, tasks, settings, learning_rates, modules):
+    """What decides a training's result, but for data, as text; of tensors at its start, their size alone."""
     names = ("steps", "batch_size", "accumulate", "seed", "weight_decay", "warmup", "clip")
     rates = [[len(parameters), rate] for parameters, rate in learning_rates]
     own = {name: getattr(settings, name) for name in names}
+    tensors = [tensor.detach() for each in modules for tensor in (*each.parameters(), *each.buffers())]
+    own["start"] = (
+        f"{sum(tensor.double().abs().sum().item() for tensor in tensors):.9g}"  # not to the last bit
+    )
     return json.dumps({"label": label, "tasks": [task.name for task in tasks], "rates": rates} | own)
 
 
@@ -420,8 +433,9 @@ def _load_state(path, model, optimiser, what):
     file = TensorFile(path)
     own = _trained_state(model)
     saved = TensorFile(path, "model.")
-    if own.keys() != saved.keys() or file.metadata.get("training") != what:
-        raise SimoError(f"{path} is the state of another training: delete it to start afresh")
+    same = own.keys() == saved.keys() and file.metadata.get("training") == what
+    advice = "one that began with this model as it is now; delete the file to start afresh"
+    require(path, "the state of another training", same, advice)
     state = {}
     with decoding(f"{path}, the state of a training,", "delete it to start afresh"):
         for key in TensorFile(path, "optimiser."):

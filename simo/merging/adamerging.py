@@ -162,7 +162,7 @@ def learn_coefficients(
         rates.append((list(model.heads.train().requires_grad_(True).parameters()), head_rate))
         trained = nn.ModuleDict({"merge": merge, "heads": model.heads})
     plan = (trained, predict, rates, dataset, tasks, replace(optimisation, weight_decay=0.0))
-    history = fit(*plan, label="the coefficients", resume=resume)
+    history = fit(*plan, label="the coefficients", resume=resume, beside=[model.heads])
     with torch.no_grad():
         model.encoder.load_state_dict({**base, **merge.state()})
     model.eval().requires_grad_(False)

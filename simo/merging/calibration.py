@@ -196,7 +196,8 @@ def prodistill(
             return {"block": sum(errors) / len(found)}
 
         plan = (amounts, predict, [(list(amounts), learning_rate)], dataset, [OwnLoss("block")], settings)
-        fit(*plan, label=f"{block} of ProDistill", resume=resume and Path(resume) / f"{block}.safetensors")
+        file = resume and Path(resume) / f"{block}.safetensors"
+        fit(*plan, label=f"{block} of ProDistill", resume=file, beside=[merged, *experts])
         part.load_state_dict(part.state_dict() | state())
     return merged
 

@@ -281,8 +281,8 @@ def solve_heads(model, encoders, batches, device="cpu", precision="float32"):
 
 def _first_layers(model, encoders, device):
     """First layers of all heads by name, and what all of them read of features, tried on made-up ones."""
-    own, found = sorted(model.heads), sorted(encoders)
-    require("the list of encoders", found, own == found, f"one for each head, {own}")
+    own, given = sorted(model.heads), sorted(map(str, encoders))
+    require("the list of encoders", given, own == given, f"one for each head, {own}")
     heads, encoder = {name: model.heads[name] for name in encoders}, model.encoder
     for name, each in encoders.items():
         require(f"the encoder of {name}", type(each).__name__, isinstance(each, Encoder), "`expert.encoder`")

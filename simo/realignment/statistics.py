@@ -6,7 +6,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from simo.encoders import Encoder
-from simo.errors import SimoError, require
+from simo.errors import require
 from simo.training import autocast, images_of
 
 
@@ -46,8 +46,7 @@ def reestimate_statistics(encoder, batches, device="cpu", precision="float32"):
     require("encoder", type(encoder).__name__, isinstance(encoder, Encoder), "an Encoder: `model.encoder`")
     copied = copy.deepcopy(encoder).to(device).eval()
     norms, new = ([each for each in model.modules() if _tracks(each)] for model in (encoder, copied))
-    if not norms:
-        raise SimoError(f"{type(encoder.backbone).__name__} has no batch norm: no statistics to estimate")
+    require("the list of batch norms", [], norms, "some: the encoder has no statistics to estimate")
     for norm in new:
         norm.reset_running_stats()
         norm.train().momentum = None  # the mean of all batches

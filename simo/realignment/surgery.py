@@ -111,6 +111,6 @@ def _operate(model, expert, task, dataset, settings, rank, learning_rate, resume
 
     training = (model, predict, [(trained, learning_rate)], dataset, [OwnLoss(task.name)], settings)
     state = resume and Path(resume) / f"surgery_{task.name}.safetensors"
-    fit(*training, label=f"surgery of {task.name}", resume=state)
+    fit(*training, label=f"surgery of {task.name}", resume=state, beside=[expert])
     encoder.taps = taps
     return model.eval()

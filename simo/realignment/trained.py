@@ -136,7 +136,7 @@ def realign_heads(model, dataset, tasks, optimisation, learning_rate, resume=Non
             plan = (head, predict, rates, features.of(task), [task], optimisation)
             what = f"head {task.name}" + (" with labels that are made up" if teacher else "")
             state = resume and Path(resume) / f"head_{task.name}.safetensors"
-            histories[task.name] = fit(*plan, label=what, resume=state)
+            histories[task.name] = fit(*plan, label=what, resume=state, beside=[model.encoder])
     return model.eval(), histories
 
 

@@ -154,6 +154,10 @@ def test_interrupted_learning_ends_the_same(model, base, task_vectors, val, task
         model, base, task_vectors, val, tasks, budget=budget, resume=tmp_path / "state.safetensors"
     )
     assert table == expected
+    with torch.no_grad():
+        model.heads["depth"].project.bias.add_(0.1)
+    with pytest.raises(SimoError, match="is the state of another training"):  # under other heads
+        learn(model, base, task_vectors, val, tasks, budget=budget, resume=tmp_path / "state.safetensors")
 
 
 def test_batch_norms_are_merged_too(settings, val, tasks):

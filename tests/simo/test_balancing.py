@@ -53,6 +53,14 @@ def test_dwa_by_hand():
     assert 2 * gradient_of(dwa, losses, rows[2:]) == pytest.approx(1)
 
 
+def test_dwa_counts_a_task_without_labels_as_one_that_stands_still():
+    """Losses of exactly 0 had no label, and fall neither slowly nor fast: the ratio is 1, as of the other."""
+    rows = [
+        {"step": 0, "learning_rate": 1, "a": 2.0, "b": 0.0 if n < PERIOD else 5.0} for n in range(2 * PERIOD)
+    ]
+    assert 2 * gradient_of(dwa, [lambda p: p, lambda p: 0 * p], rows) == pytest.approx(1)
+
+
 CONFLICT = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
 
 
@@ -171,6 +179,17 @@ def test_only_shared_parameters_are_combined(name):
     balancing(name, [shared])(losses, [])
     torch.testing.assert_close(shared.grad, 1 + BY_GRADIENT[name](CONFLICT))
     torch.testing.assert_close(head.grad, CONFLICT.mean(0))
+
+
+@pytest.mark.parametrize("name", BY_GRADIENT)
+def test_shared_parameters_may_come_as_a_generator(name):
+    """As of `module.parameters()`: the second step combines gradients as the first one does."""
+    layer = torch.nn.Linear(2, 1, bias=False)
+    backward = balancing(name, layer.parameters())
+    for _ in range(2):
+        layer.zero_grad()
+        backward(torch.stack([(row * layer.weight).sum() for row in CONFLICT]), [])
+        torch.testing.assert_close(layer.weight.grad[0], BY_GRADIENT[name](CONFLICT))
 
 
 @pytest.mark.parametrize("name", BY_GRADIENT)

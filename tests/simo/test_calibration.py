@@ -261,6 +261,10 @@ def test_prodistill_goes_on_where_it_was(model, tmp_path, same, monkeypatch):
     monkeypatch.setattr(calibration, "fit", fit)
     assert [path.name for path in tmp_path.iterdir()] == ["backbone.blocks.0.safetensors"]
     assert same(whole, prodistill(*plan, resume=tmp_path).state_dict())
+    with torch.no_grad():
+        experts[0].backbone.pos_embed.add_(0.1)
+    with pytest.raises(SimoError, match="blocks.0.safetensors is the state of another training"):
+        prodistill(*plan, resume=tmp_path)
 
 
 SWIN = {"embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2)}

@@ -1,5 +1,6 @@
 """simo.evaluation: scores of a split, and the α that the given split prefers."""
 
+import copy
 import weakref
 
 import numpy as np
@@ -148,6 +149,20 @@ def test_scanning_in_place_is_applying(model, base, task_vector, state_of, same)
             state_of(module), {name: x.to(module.state_dict()[name].dtype) for name, x in applied.items()}
         )
     assert max(most) <= 1
+
+
+def test_scan_of_a_model_with_an_experts_own_encoder(model, base, tasks, val, state_of, same):
+    """Task vectors are lazy: of an encoder that the scan overwrites, they are those of before it."""
+    expert = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in expert.encoder.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    copied = {name: tensor.clone() for name, tensor in expert.encoder.state_dict().items()}
+    plan = ALPHAS, evaluation_batches(val, 4), tasks, BASELINES
+    wanted = scan_alpha(model, base, TaskVector.between(base, copied), *plan)
+    found = scan_alpha(expert, base, TaskVector.between(base, expert.encoder.state_dict()), *plan)
+    assert found == wanted
+    assert same(state_of(expert), model.state_dict())
 
 
 def test_scan_leaves_heads_and_inputs_alone(model, base, task_vector, tasks, val, state_of, same):

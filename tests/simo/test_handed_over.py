@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from simo.checkpoints import TensorFile, load_into, load_recipe, save_checkpoint, save_tensors
 from simo.datasets import check_batch
@@ -168,6 +169,51 @@ def test_dataset_of_tuples_is_not_trained_on(model, tasks):
         fit(model, lambda batch: model(batch["image"]), [(parameters, 0.1)], OfTuples(), tasks[1:2], plan)
 
 
+class Given(torch.utils.data.Dataset):
+    """One sample as it is given, beside the name of its file."""
+
+    def __init__(self, **sample):
+        self.sample = {"image": torch.rand(3, 16, 16), "depth": torch.rand(1, 16, 16)} | sample
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.sample
+
+
+@pytest.mark.parametrize(
+    "change", [{"image": torch.zeros(3, 16, 16, dtype=torch.uint8)}, {"image": torch.full((3, 16, 16), 7.0)}]
+)
+def test_images_that_are_not_evaluated_are_not_trained_on(model, tasks, change):
+    """Bytes, or values up to 255, would be shifted and scaled as if they were fractions."""
+    plan = Optimisation(steps=1, batch_size=1, seed=0)
+    with pytest.raises(SimoError, match=r"expected images \(B, 3, H, W\) of float32 in \[0, 1\]"):
+        realign_representation(model, Given(**change), tasks[1:2], plan, 1, 0.1, 0.1)
+
+
+def test_names_of_files_may_be_in_batches(model, tasks):
+    """What is no tensor is left alone, as it is in evaluation."""
+    plan, data = Optimisation(steps=1, batch_size=1, seed=0), Given(file="scene_7.png")
+    _, history = realign_representation(model, data, tasks[1:2], plan, 1, 0.1, 0.1)
+    assert math.isfinite(history[-1]["depth"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"warmup": 1.5}, r"warmup is 1.5: expected a fraction in \[0, 1\)"),
+        ({"warmup": -0.1}, "warmup is -0.1"),
+        ({"clip": 0}, "clip is 0: expected a norm above 0"),
+        ({"batch_size": 0}, "accumulate is 1: expected a divisor of batch_size, 0"),
+    ],
+)
+def test_budgets_that_would_train_nothing(change, message):
+    """A norm of 0 clips every gradient away, and a rise longer than the training never ends."""
+    with pytest.raises(SimoError, match=message):
+        Optimisation(**{"steps": 1, "batch_size": 1, "seed": 0} | change)
+
+
 NUMBERS = [0.3, 3, np.float32(0.3), np.float64(0.3), np.int64(3), torch.tensor(0.3), np.array(0.3)]
 NUMBERS += [torch.tensor(0.3, requires_grad=True), torch.tensor(3)]
 
@@ -252,7 +298,7 @@ def test_tensors_with_gradients():
 
 
 RECIPES = {
-    "list": ([], "expected an object with named entries, found \\[\\]"),
+    "list": ([], r"model.json is \[\]: expected an object with named entries"),
     "text": ("recipe", "expected an object"),
     "number": (3, "expected an object"),
     "null": (None, "expected an object"),
@@ -337,7 +383,7 @@ def test_damaged_state_of_a_training(tmp_path, metadata):
         ({"backbone_args": {"num_heads": 0}}, "timm cannot create"),
         ({"backbone_args": {"depth": "two"}}, "timm cannot create"),
         ({"backbone_args": {"img_size": -1}}, "timm cannot create|takes"),
-        ({"blocks": "12"}, "blocks 12: expected increasing numbers"),
+        ({"blocks": "12"}, "the list of blocks is 12: expected increasing numbers"),
         ({"blocks": ["1", "2"]}, "expected increasing numbers"),
         ({"blocks": [1.0, 2.0]}, "expected increasing numbers"),
         ({"blocks": 2}, "expected increasing numbers"),
@@ -368,19 +414,19 @@ def reading(model, setting, value):
     return model
 
 
-OTHERS = "expert 'depth': its blocks or input_scale are not those of the settings"
+OTHERS = "expert 'depth' is of other blocks or input_scale: expected those of the settings"
 # what is given to `merge_experts` in place of what is right, made from the model, and what is said
 MERGED = {
     "no model": (
         lambda m: {"experts": {"depth": None}},
-        "expert 'depth': .* found .'NoneType'",
+        r"heads of expert 'depth' is \['NoneType'\]",
     ),
     "a state": (
         lambda m: {"experts": {"depth": m.state_dict()}},
-        "expert 'depth': .* found .'OrderedDict'",
+        r"heads of expert 'depth' is \['OrderedDict'\]",
     ),
-    "an encoder": (lambda m: {"experts": {"depth": m.encoder}}, "expert 'depth': .* found .'PlainViT'"),
-    "another name": (lambda m: {"experts": {"deph": m}}, r"head of that name, found \['segm"),
+    "an encoder": (lambda m: {"experts": {"depth": m.encoder}}, r"heads of expert 'depth' is \['PlainViT'\]"),
+    "another name": (lambda m: {"experts": {"deph": m}}, r"expert 'deph' is \['segm"),
     "nothing": (lambda m: {"experts": {}}, r"expected task vectors, .* found \[\]"),
     "another scale": (lambda m: {"experts": {"depth": reading(m, "input_scale", "imagenet")}}, OTHERS),
     "other blocks": (lambda m: {"experts": {"depth": reading(m, "blocks", [1])}}, OTHERS),
@@ -395,10 +441,13 @@ MERGED = {
     ),
     "no file": (
         lambda m: {"pretrained_file": None},
-        "expected the path of a file .* found None",
+        "path is None: expected that of a safetensors file",
     ),
-    "a state for a file": (lambda m: {"pretrained_file": m.state_dict()}, "expected the path of a file"),
-    "a number for a file": (lambda m: {"pretrained_file": 3}, "expected the path of a file .* found 3"),
+    "a state for a file": (
+        lambda m: {"pretrained_file": m.state_dict()},
+        "expected that of a safetensors file",
+    ),
+    "a number for a file": (lambda m: {"pretrained_file": 3}, "path is 3: expected that of"),
     "no settings": (lambda m: {"settings": None}, "settings: expected the keys .* found NoneType"),
     "method in a list": (lambda m: {"method": ["average"]}, r"unknown merging method \['average'\]"),
     "no method": (lambda m: {"method": None}, "unknown merging method None"),
@@ -471,7 +520,7 @@ def test_export_that_cannot_be(tmp_path, model, tasks, settings, folder):
 def test_experts_as_a_list(tmp_path, model, settings):
     """Names are needed to find their heads."""
     save_tensors(tmp_path / "base.safetensors", model.encoder.backbone.state_dict())
-    with pytest.raises(SimoError, match="expected experts as a dict by their tasks' names, found a list"):
+    with pytest.raises(SimoError, match="experts is list: expected a dict by their tasks' names"):
         merge_experts(tmp_path / "base.safetensors", [model], settings, "average", 1.0)
     with pytest.raises(SimoError, match="alpha: expected a finite number, found 'x'"):
         merge_experts(tmp_path / "base.safetensors", {"depth": model}, settings, "average", "x")
@@ -482,8 +531,13 @@ def test_other_data_sets_and_paths_for_states(model, tasks):
     plan, batches = Optimisation(steps=1, batch_size=1, seed=0), [{"image": torch.rand(1, 3, 16, 16)}]
     with pytest.raises(SimoError, match="the data set is list: expected a `PreparedDataset`"):
         realign_heads(model, batches, tasks, plan, 0.1)
-    with pytest.raises(SimoError, match="the data set is list: expected one that is asked by"):
-        realign_representation(model, batches, tasks, plan, 1, 0.1, 0.1)
+    for given, kind in (
+        (batches, "list"),
+        (iter(batches), "list_iterator"),
+        (DataLoader(batches), "DataLoader"),
+    ):
+        with pytest.raises(SimoError, match=f"the data set is {kind}: expected one with "):
+            realign_representation(model, given, tasks, plan, 1, 0.1, 0.1)
     with pytest.raises(SimoError, match=r"base and expert is \['str', 'dict'\]: expected states by"):
         TaskVector.between("base.safetensors", {})
 

@@ -256,11 +256,15 @@ def test_model_with_dpt_heads(settings, tasks):
         ("resnet", {}, r"unknown head 'resnet': expected one of \['dpt', 'linear'\]"),
         ("linear", {"expnad": 2}, r"head linear has no option 'expnad': expected some of \['expand'\]"),
         ("dpt", {"expand": 2}, r"head dpt has no option 'expand': .*'channels', 'width'"),
-        ("linear", {"expand": 0}, "head linear: expand is 0, expected a whole number, at least 1"),
-        ("linear", {"expand": 1.5}, "head linear: expand is 1.5, expected a whole number"),
-        ("dpt", {"channels": [1, 2, 3]}, "expected 4 blocks and 4 channels, found 4 blocks and channels"),
-        ("dpt", {"channels": [1, 2, 3, 0]}, "head dpt: channels is 0, expected a whole number, at least 1"),
-        ("dpt", {"width": 2}, "head dpt: width is 2, expected a whole number, at least 4"),
+        ("linear", {"expand": 0}, "head linear: expand is 0: expected a whole number, at least 1"),
+        ("linear", {"expand": 1.5}, "head linear: expand is 1.5: expected a whole number"),
+        (
+            "dpt",
+            {"channels": [1, 2, 3]},
+            r"head dpt: the numbers of blocks and channels is \(4, 3\): expected 4 of each",
+        ),
+        ("dpt", {"channels": [1, 2, 3, 0]}, "head dpt: channels is 0: expected a whole number, at least 1"),
+        ("dpt", {"width": 2}, "head dpt: width is 2: expected a whole number, at least 4"),
     ],
 )
 def test_unusable_head_is_refused(head, options, message):
@@ -271,5 +275,5 @@ def test_unusable_head_is_refused(head, options, message):
 
 def test_dpt_needs_four_taps():
     """Its pyramid has four levels."""
-    with pytest.raises(SimoError, match="expected 4 blocks and 4 channels, found 2 blocks"):
+    with pytest.raises(SimoError, match=r"blocks and channels is \(2, 4\): expected 4"):
         create_head("dpt", DEPTH, [8] * 2, True, {})

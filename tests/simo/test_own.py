@@ -203,6 +203,26 @@ def test_experts_of_half_precision_give_a_model_that_runs(files, tasks):
     assert all(torch.isfinite(output).all() for output in merged(torch.rand(2, 3, 16, 16)).values())
 
 
+def test_scales_of_half_precision_are_the_settings(files, tasks):
+    """Rounded to 16 bits, ImageNet's means are those of the settings still; others are not."""
+    settings = SETTINGS | {"input_scale": "imagenet"}
+    paths = files / "depth_encoder.safetensors", files / "depth_head.safetensors"
+    given = files / "pretrained.safetensors", {"depth": load_expert(*paths, tasks[1], settings).half()}
+    merge_experts(*given, settings, "average", 1.0)
+    with pytest.raises(
+        SimoError, match="expert 'depth' is of other blocks or input_scale: expected those of"
+    ):
+        merge_experts(*given, SETTINGS, "average", 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_models_of_another_precision_are_exported_as_float32(merged, tasks, tmp_path, no_onnx, dtype):
+    """Weights that others load are of the type that images come in."""
+    export(merged.to(dtype), tmp_path / "out", SETTINGS, tasks, (16, 16), SCORES, {})
+    model, _ = load_exported(tmp_path / "out")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_a_task_that_hardly_varies_does_not_choose_alpha_alone(files, tasks, monkeypatch, capsys):
     """Residuals of 3 and 2 at one task count as 1: the other two decide, against the plain sum."""
     left = {0.2: (0.2, 0.2, 3.0), 0.6: (0.6, 0.6, 2.0)}

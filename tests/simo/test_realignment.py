@@ -275,6 +275,18 @@ def test_interrupted_realignment_resumes(model, val, tasks, tmp_path, monkeypatc
     assert all(same(a.state_dict(), b) for a, b in zip(resumed, expected, strict=True))
 
 
+def test_heads_go_on_under_their_own_encoder_only(model, val, tasks, tmp_path):
+    """Models that were merged in other ways have the same heads: what one left is not the other's."""
+    plan = val, tasks, BUDGET, 0.01
+    realign_heads(model, *plan, resume=tmp_path)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.encoder.parameters()).add_(0.01)
+    with pytest.raises(SimoError, match="head_segmentation.safetensors is the state of another training"):
+        realign_heads(other, *plan, resume=tmp_path)
+    realign_heads(model, *plan, resume=tmp_path)
+
+
 def test_expert_labels_are_predictions_as_targets(model, val, tasks):
     """Distillation sees classes where there are scores, and no value that would count as unknown."""
     experts = {task.name: model.only([task.name]) for task in tasks}

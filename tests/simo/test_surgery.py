@@ -7,6 +7,7 @@ import torch
 
 from simo.adapters import ReleasedAdapter
 from simo.encoders import Features
+from simo.errors import SimoError
 from simo.evaluation import evaluate
 from simo.models import count_parameters
 from simo.realignment.surgery import OperatedHead, surgery
@@ -122,6 +123,10 @@ def test_a_resumed_run_ends_with_the_same_modules(model, encoders, val, tasks, t
     assert same(state_of(first), state_of(again))
     assert times
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    with torch.no_grad():
+        encoders[tasks[0].name].backbone.pos_embed.add_(0.1)
+    with pytest.raises(SimoError, match="is the state of another training"):  # of another expert
+        operate(*plan, steps=3, resume=tmp_path)
 
 
 @pytest.mark.parametrize("deep", [False, True])

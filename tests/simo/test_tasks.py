@@ -177,6 +177,16 @@ def test_unusable_target_is_refused(task, target, message):
         task.check_target(target, "file.npy")
 
 
+def test_negative_truth_of_what_heads_clamp_is_refused():
+    """Depth below 0 is a mark of some data sets for pixels without truth; as truth no head could reach it."""
+    target = torch.tensor([[[0.0, -1.0]]])
+    with pytest.raises(
+        SimoError, match=r"file.npy: task depth expects values of 0 \(no truth\) or more, found -1"
+    ):
+        DEPTH.check_target(target, "file.npy")
+    NORMALS.check_target(target.expand(3, 1, 2), "file.npy")
+
+
 @pytest.mark.parametrize("task", TASKS["nyuv2"], ids=lambda task: task.name)
 def test_usable_target_is_accepted(task):
     """Both ends of the allowed range pass: ignored and last class, zero and large values."""

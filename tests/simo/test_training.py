@@ -50,7 +50,7 @@ class Ramps(torch.utils.data.Dataset):
         index, key = item
         noise = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(key))
         image = torch.linspace(0.1, 1 + index, 16).view(1, 4, 4) + 0.1 * noise
-        return {"image": image, "depth": 2 * image}
+        return {"red": image, "depth": 2 * image}
 
 
 def small_model():
@@ -80,7 +80,7 @@ def train(resume=None, budget=BUDGET, stop=None, kill=None, rates=(0.01, 0.05), 
                 signal.raise_signal(kill)
             raise Interrupted
         calls += 1
-        return {"depth": model(batch["image"])}
+        return {"depth": model(batch["red"])}
 
     history = fit(
         model, predict, groups_of(model, rates), Ramps(), [DEPTH], budget, label=label, resume=resume
@@ -129,9 +129,22 @@ def test_loss_decreases():
     model = nn.Conv2d(1, 1, 1)
     groups = [(list(model.parameters()), 0.1)]
     budget = replace(BUDGET, steps=100, weight_decay=0.0)
-    history = fit(model, lambda batch: {"depth": model(batch["image"])}, groups, Ramps(), [DEPTH], budget)
+    history = fit(model, lambda batch: {"depth": model(batch["red"])}, groups, Ramps(), [DEPTH], budget)
     assert history[-1]["depth"] < history[0]["depth"] / 10
     assert model.weight.item() == pytest.approx(2, abs=0.1)
+
+
+def test_parameters_may_come_as_a_generator():
+    """As `parameters()` gives them; what is counted, clipped, trained and told apart is each of them."""
+    ends = []
+    for given in (list, iter):
+        model = nn.Conv2d(1, 1, 1)
+        nn.init.ones_(model.weight), nn.init.zeros_(model.bias)
+        groups, budget = [(given(list(model.parameters())), 0.1)], replace(BUDGET, clip=1e-3)
+        predict = lambda batch, model=model: {"depth": model(batch["red"])}  # noqa: E731
+        fit(model, predict, groups, Ramps(), [DEPTH], budget, label="counted")
+        ends.append(model.weight.item())
+    assert ends[0] == ends[1] != 1
 
 
 def test_first_step_by_hand():
@@ -142,7 +155,7 @@ def test_first_step_by_hand():
     groups = [(list(model[:2].parameters()), 0.01), (list(model[5].parameters()), 0.05)]
     (batch,) = training.training_batches(Ramps(), 2, 0, 1, seed=3)
     torch.manual_seed(3 * 1_000_003)
-    loss = (model(batch["image"]) - batch["depth"]).abs().mean()
+    loss = (model(batch["red"]) - batch["depth"]).abs().mean()
     loss.backward()
     trained = groups[0][0] + groups[1][0]
     norm = math.sqrt(sum((p.grad**2).sum() for p in trained))
@@ -180,7 +193,7 @@ def test_history_averages_between_rows():
     model = small_model()
 
     def predict(batch):
-        prediction = model(batch["image"])
+        prediction = model(batch["red"])
         losses.append((prediction - batch["depth"]).abs().mean().item())
         return {"depth": prediction}
 
@@ -206,7 +219,7 @@ def test_objective_is_the_mean_of_the_losses():
         model.weight.register_hook(gradients.append)
 
         def predict(batch, model=model, tasks=tasks):
-            return dict.fromkeys([task.name for task in tasks], model(batch["image"]))
+            return dict.fromkeys([task.name for task in tasks], model(batch["red"]))
 
         fit(model, predict, [([model.weight], 0.1)], Twice(), tasks, replace(BUDGET, steps=1))
         weights.append(gradients[0])
@@ -290,7 +303,7 @@ def test_state_of_another_training_is_refused(tmp_path):
     path = tmp_path / "state.safetensors"
     train(path)
     other = nn.Conv2d(1, 1, 1)
-    with pytest.raises(SimoError, match="state.safetensors is the state of another training: delete it"):
+    with pytest.raises(SimoError, match="state.safetensors is the state of another training: expected"):
         fit(other, None, [(list(other.parameters()), 0.1)], Ramps(), [DEPTH], BUDGET, resume=path)
 
 
@@ -313,10 +326,24 @@ def test_state_is_continued_by_its_own_training_only(tmp_path, other):
     """What another seed, budget, rate or purpose would give is not passed off as this training's result."""
     path = tmp_path / "state.safetensors"
     train(path)
-    with pytest.raises(SimoError, match="state.safetensors is the state of another training: delete it"):
+    with pytest.raises(SimoError, match="state.safetensors is the state of another training: expected"):
         train(path, **other)
     elsewhere = replace(BUDGET, precision="bfloat16", save_seconds=1.0)  # where is no matter
     train(path, elsewhere, stop=0)
+
+
+@pytest.mark.parametrize("name", ["0.weight", "1.running_mean", "4.weight"])  # trained, buffer, frozen
+def test_state_is_continued_from_its_own_start_only(tmp_path, monkeypatch, name):
+    """Another model of the same shapes, such as of another seed or α, is not given this one's result."""
+    path = tmp_path / "state.safetensors"
+    train(path)
+    other = small_model()
+    other.state_dict()[name].add_(0.01)
+    monkeypatch.setitem(train.__globals__, "small_model", lambda: other)
+    with pytest.raises(
+        SimoError, match="is the state of another training: expected one that began with this"
+    ):
+        train(path)
 
 
 def test_damaged_state_is_refused(tmp_path):
@@ -335,7 +362,7 @@ def test_loss_that_is_not_finite_stops_training(tmp_path, value):
 
     def predict(batch, calls=[]):  # noqa: B006
         calls.append(batch)
-        return {"depth": model(batch["image"]) * (value if len(calls) == 3 else 1)}
+        return {"depth": model(batch["red"]) * (value if len(calls) == 3 else 1)}
 
     with pytest.raises(SimoError, match="loss of depth became (nan|inf) at step 3 .*learning rate"):
         fit(
@@ -362,7 +389,7 @@ class Sparse(torch.utils.data.Dataset):
     def __getitem__(self, item):
         index, _ = item
         image, depth = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(index))
-        return {"image": image, "depth": (depth + 1) * (torch.arange(16).view(1, 4, 4) < self.valid[index])}
+        return {"red": image, "depth": (depth + 1) * (torch.arange(16).view(1, 4, 4) < self.valid[index])}
 
 
 def first_gradient(accumulate, valid):
@@ -373,7 +400,7 @@ def first_gradient(accumulate, valid):
 
     def predict(batch):
         batches.append(batch)
-        return {"depth": model(batch["image"])}
+        return {"depth": model(batch["red"])}
 
     optimiser = torch.optim.AdamW.step
     with pytest.MonkeyPatch.context() as patch:
@@ -392,8 +419,8 @@ def test_accumulated_gradient_is_the_batchs(accumulate):
     """With equally many valid pixels everywhere, micro-batches give the whole batch's gradient and loss."""
     _, expected, (whole,), loss = first_gradient(1, [7, 7, 7, 7])
     _, gradient, parts, accumulated_loss = first_gradient(accumulate, [7, 7, 7, 7])
-    assert torch.equal(torch.cat([part["image"] for part in parts]), whole["image"])
-    assert {len(part["image"]) for part in parts} == {4 // accumulate}
+    assert torch.equal(torch.cat([part["red"] for part in parts]), whole["red"])
+    assert {len(part["red"]) for part in parts} == {4 // accumulate}
     torch.testing.assert_close(gradient, expected)
     assert accumulated_loss == pytest.approx(loss)
 
@@ -402,7 +429,7 @@ def test_accumulated_gradient_is_the_mean_of_micro_batches():
     """With unequal numbers of valid pixels it is the micro-batches' mean, as documented: not the batch's."""
     valid = [1, 16, 5, 9]
     model, gradient, parts, loss = first_gradient(2, valid)
-    losses = [DEPTH.compute_loss(model(part["image"]), part["depth"]) for part in parts]
+    losses = [DEPTH.compute_loss(model(part["red"]), part["depth"]) for part in parts]
     (expected,) = torch.autograd.grad(sum(losses) / 2, [model.weight])
     torch.testing.assert_close(gradient, expected)
     assert loss == pytest.approx((sum(losses) / 2).item())
@@ -436,7 +463,7 @@ def test_compiled_training_is_the_same(model, nyuv2, monkeypatch):
 
 
 def need_of(model, budget=BUDGET, predict=None):
-    predict = predict or (lambda batch: {"depth": model(batch["image"])})
+    predict = predict or (lambda batch: {"depth": model(batch["red"])})
     return memory_need(model, predict, groups_of(model), Ramps(), [DEPTH], budget)
 
 
@@ -453,7 +480,7 @@ def test_memory_of_weights_is_exact():
     model = small_model()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", watched)
-        predict = lambda batch: {"depth": model(batch["image"])}  # noqa: E731
+        predict = lambda batch: {"depth": model(batch["red"])}  # noqa: E731
         fit(model, predict, groups_of(model), Ramps(), [DEPTH], replace(BUDGET, steps=1))
     need = need_of(model)
     assert {"gradients": need.gradients, "optimiser": need.optimiser} == held
@@ -466,7 +493,7 @@ def test_memory_of_activations_by_hand(batch_size):
     model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1))
     rates = [(list(model.parameters()), 0.1)]
     budget = replace(BUDGET, batch_size=batch_size)
-    predict = lambda batch: {"depth": model(batch["image"])}  # noqa: E731
+    predict = lambda batch: {"depth": model(batch["red"])}  # noqa: E731
     need = memory_need(model, predict, rates, Ramps(), [DEPTH], budget)
     image = 16 * 4  # bytes of a channel of 4×4 floats
     mask, divisor = 16, 8  # a byte a pixel; the number of valid pixels, an integer
@@ -485,8 +512,8 @@ def test_memory_is_measured_without_a_trace(state_of, same):
     model, calls = small_model(), []
 
     def predict(batch):
-        calls.append(len(batch["image"]))
-        return {"depth": model(batch["image"])}
+        calls.append(len(batch["red"]))
+        return {"depth": model(batch["red"])}
 
     before = state_of(model)
     torch.manual_seed(5)
