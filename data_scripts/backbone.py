@@ -103,7 +103,7 @@ class Renders(Dataset):
         return len(self.images)
 
     def __getitem__(self, item):
-        """Read `image` `(3, H, W)` uint8 at `item = (index, key)`; it is augmented by batch, not here."""
+        """Read `bytes` `(3, H, W)` uint8 at `item = (index, key)`; it is augmented by batch, not here."""
         return {"bytes": torch.from_numpy(self.images[item[0]]).movedim(-1, 0)}
 
 

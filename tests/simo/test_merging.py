@@ -141,6 +141,14 @@ def test_apply_by_formula(base, task_vectors):
     assert all(tensor.dtype == torch.float16 for tensor in task_vectors[0].apply(half).values())
 
 
+def test_changes_of_half_precision_are_exact():
+    """In float16, 1024 − .25 would be 1024: what an expert of 16 bits has learned is taken in 32."""
+    base, expert = {"w": torch.tensor([0.25]).half()}, {"w": torch.tensor([1024.0]).half()}
+    change = TaskVector.between(base, expert)["w"]
+    assert change.dtype == torch.float32
+    assert change.item() == 1023.75
+
+
 @pytest.mark.parametrize("method", ["average", "task_arithmetic"])
 def test_one_expert_merges_to_itself(base, experts, method):
     """With α = 1, merging a single expert gives that expert."""

@@ -286,6 +286,16 @@ def test_weights_of_another_architecture_are_refused(settings, tmp_path, change,
         create_encoder(settings["backbone"], other, [1], tmp_path / "vit.safetensors")
 
 
+def test_heads_draw_from_no_shared_stream(tasks, settings):
+    """What is drawn after a model was made depends on its encoder, and not on how many heads it has."""
+    drawn = []
+    for count in (1, 3):
+        torch.manual_seed(0)
+        create_model(tasks[:count], 5, **settings)
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[1]
+
+
 @pytest.mark.parametrize(("rank", "kind"), [(0, "paper"), (3, "paper"), (3, "released"), (3, "lora")])
 def test_checkpoint_gives_the_same_model(model, tasks, settings, image, tmp_path, rank, kind):
     """Predictions survive saving and loading, with and without adapters, in eval mode; nothing is drawn."""

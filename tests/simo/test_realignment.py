@@ -287,6 +287,19 @@ def test_heads_go_on_under_their_own_encoder_only(model, val, tasks, tmp_path):
     realign_heads(model, *plan, resume=tmp_path)
 
 
+def test_what_one_kind_of_realignment_left_is_not_anothers(model, val, tasks, tmp_path):
+    """Labels that are made up, or an adapter in another place, give other weights of the same shapes."""
+    plan = val, tasks[:2], BUDGET
+    realign_heads(model, *plan, 0.01, resume=tmp_path)
+    with pytest.raises(SimoError, match="head_segmentation.safetensors is the state of another training"):
+        realign_heads(
+            model, *plan, 0.01, resume=tmp_path, teacher=expert_labels({t.name: model for t in tasks}, tasks)
+        )
+    realign_representation(model, *plan, 2, 0.01, 0.01, resume=tmp_path)
+    with pytest.raises(SimoError, match="representation.safetensors is the state of another training"):
+        realign_representation(model, *plan, 2, 0.01, 0.01, resume=tmp_path, adapter="released")
+
+
 def test_expert_labels_are_predictions_as_targets(model, val, tasks):
     """Distillation sees classes where there are scores, and no value that would count as unknown."""
     experts = {task.name: model.only([task.name]) for task in tasks}

@@ -147,6 +147,19 @@ def test_parameters_may_come_as_a_generator():
     assert ends[0] == ends[1] != 1
 
 
+def test_each_micro_batch_draws_anew():
+    """Dropout is another for every part of a step, as it is for every image of a batch."""
+    model, drawn = nn.Conv2d(1, 1, 1), []
+
+    def predict(batch):
+        drawn.append(torch.rand(1).item())
+        return {"depth": model(batch["red"])}
+
+    budget = replace(BUDGET, steps=3, accumulate=2)
+    fit(model, predict, [(list(model.parameters()), 0.1)], Ramps(), [DEPTH], budget)
+    assert len(set(drawn)) == len(drawn) == 6
+
+
 def test_first_step_by_hand():
     """One step is torch's AdamW on the clipped gradient, each group with its own rate times the factor."""
     budget = replace(BUDGET, steps=1, clip=0.1, weight_decay=0.1)
