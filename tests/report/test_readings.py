@@ -762,6 +762,14 @@ def test_merging_contributes_under_closed_form_too(page):
     assert 5.5 < gain.mean() < 11.5
 
 
+def test_on_cityscapes_most_of_the_gain_needs_no_merging():
+    """The page says so, of heads and of adapters: more than three quarters, in the mean over seeds."""
+    delta = Page("cityscapes", "records/miniature").frame.printed.unstack("model").mean()
+    for kind in ("heads", "representation"):
+        bare, whole = delta["task_arithmetic"], delta[f"task_arithmetic+{kind}"]
+        assert 0.75 < (delta[f"pretrained+{kind}"] - bare) / (whole - bare) < 0.9
+
+
 @pytest.mark.parametrize("name", DATASETS)
 def test_methods_without_images_differ_little_after_closed_form(name):
     """The page on which method when: three points between them, without two; SyMerge's idea leads."""
