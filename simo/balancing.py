@@ -35,13 +35,14 @@ def dwa(losses, history, share=1.0):
     Weights are T softmax(r / 2), r_t the mean loss of the last `PERIOD` rows of the history over
     that of the `PERIOD` rows before. Variant: these, a twentieth to a tenth of the training each, take the
     place of epochs, and move on with every row. Until there are two, weights are equal, and so they stay in
-    trainings of at most twice `PERIOD` steps.
+    trainings of at most twice `PERIOD` steps. A loss of 0, as of a task without labels, counts as standing
+    still.
     """
     weights = torch.ones_like(losses)
     if len(history) >= 2 * PERIOD:
         rows = [list(row.values())[-len(losses) :] for row in history[-2 * PERIOD :]]
         before, last = losses.new_tensor(rows).unflatten(0, (2, PERIOD)).mean(dim=1)
-        weights = len(losses) * (torch.where(before > 0, last / before, 1) / 2).softmax(dim=0)
+        weights = len(losses) * (torch.where(before > 1e-12, last / before, 1) / 2).softmax(dim=0)
     (share * (weights * losses).mean()).backward()
 
 

@@ -95,7 +95,7 @@ class TensorFile(Mapping):
     """
 
     def __init__(self, path, prefix=""):
-        require("path", f"{path!r:.60}", isinstance(path, str | Path), "that of a safetensors file")
+        require("the path", f"{path!r:.60}", isinstance(path, str | Path), "text: a safetensors file's path")
         self.path, self.prefix = Path(path), prefix
         require(self.path, "a folder", not self.path.is_dir(), "a file in the format safetensors")
         with self._decoding():

@@ -129,11 +129,11 @@ class PreparedDataset(Dataset):
         if target.shape[-2:] != self.size:
             found, wanted = _sizes(target.shape[-2:]), _sizes(self.size)
             raise SimoError(f"{path}: expected a target of {wanted} like its image, found {found}")
-        task.check_target(target, path)
         # a centred fraction of odd denominator is never exactly 0, which would mean no ground truth
         target = 2 * target - 1 if task.centred else target
         if valid is not None:
             target = target.masked_fill(~valid.view(self.size), IGNORED_CLASS if task.is_segmentation else 0)
+        task.check_target(target, path)  # but not what the mask says is unknown
         return target
 
     def _path(self, modality, name):

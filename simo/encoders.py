@@ -126,7 +126,7 @@ class Encoder(nn.Module):
             For a size that the backbone does not take, or a finest tap that does not lie as its stride says.
         """
         size, kind = tuple(image.shape[-2:]), f"this {type(self.backbone).__name__}"
-        wanted = f"{self.size}, which is all that {kind} takes; backbone_args may have img_size"
+        wanted = f"{self.size}, which is all that {kind} takes: set img_size in backbone_args"
         require("size of images", size, not self.size or size == self.size, wanted)
         options = {"return_prefix_tokens": True} if self.classes else {}
         padded = self.pad(image)
@@ -246,7 +246,7 @@ def create_encoder(backbone, backbone_args, blocks, weights=None, input_scale="s
     fixed = not (plain and model.dynamic_img_size)
     require(f"{backbone!r}: dynamic_img_size", True, fixed, "none: a ViT takes images of any size anyway")
     taps = hasattr(model, "forward_intermediates") and getattr(model, "feature_info", None)
-    require(repr(backbone), f"a {type(model).__name__}", taps, "a model with forward_intermediates")
+    require(repr(backbone), f"a {type(model).__name__}", taps, "one with forward_intermediates, feature_info")
     if not plain:
         model = _of_any_size(backbone, backbone_args)
     if weights is not None:

@@ -127,7 +127,7 @@ class DPTHead(nn.Module):
     def __init__(self, task, dims, classes, channels=(24, 48, 96, 192), width=128):
         super().__init__()
         found = (len(dims), len(channels))
-        require("head dpt: the numbers of blocks and channels", found, found == (4, 4), "4 of each")
+        require("head dpt: the pair (blocks, channels)", found, found == (4, 4), "(4, 4)")
         _check_sizes("dpt", "channels", channels)
         _check_sizes("dpt", "width", [width], least=4)
         a, b, c, d = channels

@@ -121,11 +121,11 @@ def merge_experts(
     """
     encoder = _encoder(pretrained_file, settings)
     base = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    require("experts", type(experts).__name__, isinstance(experts, Mapping), "a dict by their tasks' names")
+    require("what holds experts", type(experts), isinstance(experts, Mapping), "a dict by tasks' names")
     heads, vectors = {}, []
     for name, expert in experts.items():
         found = list(expert.heads) if isinstance(expert, MultiTaskModel) else [type(expert).__name__]
-        require(f"the list of heads of expert {name!r}", found, name in found, "one that has this name")
+        require(f"the list of heads of expert {name!r}", found, name in found, "a MultiTaskModel's, with it")
         heads[name] = copy.deepcopy(expert.heads[name])
         load_into(heads[name], expert.heads[name].state_dict(), f"the head of {name}")  # checked by it
         heads[name].float().cpu()
@@ -313,7 +313,7 @@ def export_onnx(model, names, size, path):
     if missing:
         raise SimoError(f"ONNX needs {', '.join(missing)}: pip install '.[onnx]' in simo's folder")
     path, size = Path(path), _checked_size(size)
-    outputs = _Outputs(copy.deepcopy(model).cpu(), names).eval().requires_grad_(False)
+    outputs = _Outputs(copy.deepcopy(model).cpu().float(), names).eval().requires_grad_(False)
     try:
         program = torch.onnx.export(
             outputs, (torch.rand(2, 3, *size),), dynamo=True, verbose=False,

@@ -51,10 +51,10 @@ class Optimisation:
     def __post_init__(self):
         """Refuse numbers out of range, and a batch that cannot be cut into equal micro-batches."""
         parts = self.accumulate
-        require("warmup", self.warmup, 0 <= self.warmup < 1, "a fraction in [0, 1)")
+        require("warmup", self.warmup, 0 <= self.warmup <= 1, "a fraction in [0, 1]")
         require("clip", self.clip, self.clip > 0, "a norm above 0; infinity does not clip")
         divides = 1 <= parts <= self.batch_size and self.batch_size % parts == 0
-        require("accumulate", parts, divides, f"a divisor of batch_size, {self.batch_size}")
+        require("accumulate", parts, divides, f"a divisor of batch_size, {self.batch_size}, of 1 or more")
 
     @property
     def micro_batch(self):
@@ -139,7 +139,8 @@ def fit(
         If a loss is not finite, a batch lacks a target, the first image is not as it should be, or `resume`
         is the state of another training: of another model or one that is not as it was when training began,
         of other tasks, steps, learning rates or another label; of what decides the result, data, device and
-        precision are not told apart.
+        precision are not told apart. A model that was trained in place is not as it was: make it anew. One
+        that closed form solves anew may differ in its last digits on another kind of processor.
     """
     settings, asked = optimisation, hasattr(dataset, "__getitem__") and not isinstance(dataset, list | tuple)
     require("the data set", type(dataset).__name__, asked, "one with [index, key], as `PreparedDataset`")
@@ -408,14 +409,13 @@ def _trained_state(model):
 
 
 def _told(label, tasks, settings, learning_rates, modules):
-    """What decides a training's result, but for data, as text; of tensors at its start, their size alone."""
+    """What decides a training's result, but for data, as text; of tensors at its start, their sizes alone."""
     names = ("steps", "batch_size", "accumulate", "seed", "weight_decay", "warmup", "clip")
     rates = [[len(parameters), rate] for parameters, rate in learning_rates]
     own = {name: getattr(settings, name) for name in names}
-    tensors = [tensor.detach() for each in modules for tensor in (*each.parameters(), *each.buffers())]
-    own["start"] = (
-        f"{sum(tensor.double().abs().sum().item() for tensor in tensors):.9g}"  # not to the last bit
-    )
+    tensors = [tensor.detach().cpu() for each in modules for tensor in (*each.parameters(), *each.buffers())]
+    sizes = [place * tensor.double().abs().sum().item() for place, tensor in enumerate(tensors, 1)]
+    own["start"] = f"{sum(sizes):.9g}"  # threads add in another order
     return json.dumps({"label": label, "tasks": [task.name for task in tasks], "rates": rates} | own)
 
 
@@ -434,7 +434,7 @@ def _load_state(path, model, optimiser, what):
     own = _trained_state(model)
     saved = TensorFile(path, "model.")
     same = own.keys() == saved.keys() and file.metadata.get("training") == what
-    advice = "one that began with this model as it is now; delete the file to start afresh"
+    advice = "the model, tasks and budget of its beginning: make the model anew, or delete the file and do so"
     require(path, "the state of another training", same, advice)
     state = {}
     with decoding(f"{path}, the state of a training,", "delete it to start afresh"):

@@ -26,7 +26,7 @@ class LayerwiseMerge(nn.Module):
     Parameters
     ----------
     encoder : Encoder
-        Gives the architecture; frozen. Its own weights play no part.
+        Gives the architecture; frozen, and given the weights of `base`.
     base : mapping of str to Tensor
         θ_0, the pretrained encoder's state.
     task_vectors : mapping of str to TaskVector
@@ -49,6 +49,7 @@ class LayerwiseMerge(nn.Module):
     def __init__(self, encoder, base, task_vectors, start):
         super().__init__()
         self.encoder = encoder.requires_grad_(False).eval()
+        encoder.load_state_dict(dict(base))  # any would do, but by it trainings are told apart
         self.tasks, self.names = list(task_vectors), list(next(iter(task_vectors.values())))
         self.coefficients = nn.Parameter(torch.full((len(self.tasks), len(self.names)), float(start)))
         for number, name in enumerate(self.names):
@@ -162,7 +163,8 @@ def learn_coefficients(
         rates.append((list(model.heads.train().requires_grad_(True).parameters()), head_rate))
         trained = nn.ModuleDict({"merge": merge, "heads": model.heads})
     plan = (trained, predict, rates, dataset, tasks, replace(optimisation, weight_decay=0.0))
-    history = fit(*plan, label="the coefficients", resume=resume, beside=[model.heads])
+    label = f"coefficients of {', '.join(task_vectors)}"
+    history = fit(*plan, label=label, resume=resume, beside=[model.heads])
     with torch.no_grad():
         model.encoder.load_state_dict({**base, **merge.state()})
     model.eval().requires_grad_(False)

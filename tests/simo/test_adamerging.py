@@ -150,10 +150,15 @@ def test_interrupted_learning_ends_the_same(model, base, task_vectors, val, task
     with pytest.raises(Interrupted):
         learn(model, base, task_vectors, val, tasks, budget=budget, resume=tmp_path / "state.safetensors")
     steps = iter(range(18))  # it goes on, and does not begin again
+    with torch.no_grad():  # as a scan of α leaves it: the encoder's own weights are no part of the training
+        [parameter.mul_(1.1) for parameter in model.encoder.parameters()]
     table, _ = learn(
         model, base, task_vectors, val, tasks, budget=budget, resume=tmp_path / "state.safetensors"
     )
     assert table == expected
+    other = dict(reversed(task_vectors.items()))
+    with pytest.raises(SimoError, match="is the state of another training"):  # whose rows are others'
+        learn(model, base, other, val, tasks, budget=budget, resume=tmp_path / "state.safetensors")
     with torch.no_grad():
         model.heads["depth"].project.bias.add_(0.1)
     with pytest.raises(SimoError, match="is the state of another training"):  # under other heads

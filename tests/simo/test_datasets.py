@@ -352,6 +352,16 @@ def test_taskonomy_ranges_and_mask(taskonomy):
     torch.testing.assert_close(sample["image"][:, 1, 1], torch.tensor([0.0, 0.2, 1.0]))
 
 
+def test_what_the_mask_calls_unknown_may_be_anything(taskonomy):
+    """Depth of -1 is a common mark beside a mask; without it, such a value is refused."""
+    path = taskonomy / "train/depth_zbuffer/0.npy"
+    np.save(path, np.array([[[0.5], [2.0]], [[0.5], [-1.0]]], np.float32))
+    assert PreparedDataset(taskonomy, "taskonomy", "train")[0]["depth"].flatten().tolist() == [0.5, 2, 0.5, 0]
+    np.save(path, np.array([[[-1.0], [2.0]], [[0.5], [0.5]]], np.float32))
+    with pytest.raises(SimoError, match=r"task depth expects values of 0 \(no truth\) or more, found -1"):
+        PreparedDataset(taskonomy, "taskonomy", "train")[0]
+
+
 def test_additional_task_is_read_on_request(taskonomy):
     """Protects the released code's semantic task: there by name, not among the paper's five."""
     sample = PreparedDataset(taskonomy, "taskonomy", "train", ["semantics"])[0]

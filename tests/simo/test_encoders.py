@@ -331,5 +331,7 @@ def test_a_level_that_does_not_exist_is_refused():
 def test_a_model_that_cannot_be_tapped_is_refused(monkeypatch):
     """The message says what is expected of timm's model."""
     monkeypatch.setattr(timm, "create_model", lambda name, **_: torch.nn.Identity())
-    with pytest.raises(SimoError, match="'new' is a .*: expected a model with forward_intermediates"):
+    with pytest.raises(
+        SimoError, match="'new' is a .*: expected one with forward_intermediates, feature_info"
+    ):
         create_encoder("new", {}, [1])

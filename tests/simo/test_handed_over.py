@@ -202,7 +202,7 @@ def test_names_of_files_may_be_in_batches(model, tasks):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"warmup": 1.5}, r"warmup is 1.5: expected a fraction in \[0, 1\)"),
+        ({"warmup": 1.5}, r"warmup is 1.5: expected a fraction in \[0, 1\]"),
         ({"warmup": -0.1}, "warmup is -0.1"),
         ({"clip": 0}, "clip is 0: expected a norm above 0"),
         ({"batch_size": 0}, "accumulate is 1: expected a divisor of batch_size, 0"),
@@ -441,13 +441,13 @@ MERGED = {
     ),
     "no file": (
         lambda m: {"pretrained_file": None},
-        "path is None: expected that of a safetensors file",
+        "the path is None: expected text: a safetensors file's path",
     ),
     "a state for a file": (
         lambda m: {"pretrained_file": m.state_dict()},
-        "expected that of a safetensors file",
+        "expected text: a safetensors file",
     ),
-    "a number for a file": (lambda m: {"pretrained_file": 3}, "path is 3: expected that of"),
+    "a number for a file": (lambda m: {"pretrained_file": 3}, "the path is 3: expected text"),
     "no settings": (lambda m: {"settings": None}, "settings: expected the keys .* found NoneType"),
     "method in a list": (lambda m: {"method": ["average"]}, r"unknown merging method \['average'\]"),
     "no method": (lambda m: {"method": None}, "unknown merging method None"),
@@ -520,7 +520,9 @@ def test_export_that_cannot_be(tmp_path, model, tasks, settings, folder):
 def test_experts_as_a_list(tmp_path, model, settings):
     """Names are needed to find their heads."""
     save_tensors(tmp_path / "base.safetensors", model.encoder.backbone.state_dict())
-    with pytest.raises(SimoError, match="experts is list: expected a dict by their tasks' names"):
+    with pytest.raises(
+        SimoError, match="what holds experts is <class 'list'>: expected a dict by tasks' names"
+    ):
         merge_experts(tmp_path / "base.safetensors", [model], settings, "average", 1.0)
     with pytest.raises(SimoError, match="alpha: expected a finite number, found 'x'"):
         merge_experts(tmp_path / "base.safetensors", {"depth": model}, settings, "average", "x")

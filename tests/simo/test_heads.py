@@ -261,7 +261,7 @@ def test_model_with_dpt_heads(settings, tasks):
         (
             "dpt",
             {"channels": [1, 2, 3]},
-            r"head dpt: the numbers of blocks and channels is \(4, 3\): expected 4 of each",
+            r"head dpt: the pair .* is \(4, 3\): expected",
         ),
         ("dpt", {"channels": [1, 2, 3, 0]}, "head dpt: channels is 0: expected a whole number, at least 1"),
         ("dpt", {"width": 2}, "head dpt: width is 2: expected a whole number, at least 4"),
@@ -275,5 +275,5 @@ def test_unusable_head_is_refused(head, options, message):
 
 def test_dpt_needs_four_taps():
     """Its pyramid has four levels."""
-    with pytest.raises(SimoError, match=r"blocks and channels is \(2, 4\): expected 4"):
+    with pytest.raises(SimoError, match=r"pair \(blocks, channels\) is \(2, 4\): expected"):
         create_head("dpt", DEPTH, [8] * 2, True, {})

@@ -354,7 +354,7 @@ def test_state_is_continued_from_its_own_start_only(tmp_path, monkeypatch, name)
     other.state_dict()[name].add_(0.01)
     monkeypatch.setitem(train.__globals__, "small_model", lambda: other)
     with pytest.raises(
-        SimoError, match="is the state of another training: expected one that began with this"
+        SimoError, match="is the state of another training: expected the model, tasks and budget of"
     ):
         train(path)
 
