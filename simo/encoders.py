@@ -208,7 +208,7 @@ class PlainViT(Encoder):
             maps = positions[:, 1:].mT.unflatten(-1, native).float()  # bfloat16 would blur the grid
             maps = F.interpolate(maps, scale_factor=scale, mode="bicubic")  # (1, D, h, w)
             positions = torch.cat([positions[:, :1], maps.flatten(2).mT.to(positions.dtype)], dim=1)
-        classes = self.backbone.cls_token.expand(len(patches), -1, -1)
+        classes = self.backbone.cls_token.expand(patches.shape[0], -1, -1)
         return torch.cat([classes, patches], dim=1) + positions
 
 

@@ -19,6 +19,7 @@ from simo.own import (
     FILES,
     TOLERANCE,
     _check_onnx,
+    _Outputs,
     export,
     export_onnx,
     load_expert,
@@ -269,6 +270,15 @@ def test_onnx_computes_what_the_model_does(tmp_path, tasks, head, size):
     for name, found in zip(names, session.run(names, {"image": image.numpy()}), strict=True):
         wanted = model(image)[name].numpy()
         np.testing.assert_allclose(found, wanted, atol=TOLERANCE * np.abs(wanted).max())
+
+
+def test_a_model_is_traced_at_the_first_attempt(tasks):
+    """Torch's exporter tries the strict way second, at twice the time, if the number of images gets fixed."""
+    model = create_model(tasks, 0, **SETTINGS)
+    outputs = _Outputs(model.eval(), [task.name for task in tasks])
+    batch = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(outputs, (torch.rand(2, 3, 20, 28),), dynamic_shapes=batch, strict=False)
+    assert [x.shape[0] for x in program.module()(torch.rand(5, 3, 20, 28))] == [5] * len(tasks)
 
 
 LARGE = "torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD"
