@@ -89,7 +89,7 @@ data: environment ## prepare the datasets: render the miniature, or check the fo
 
 records: SEEDS = 0 1 2
 records: FURTHER = all
-records: environment ## recompute all three seeds and copy their results to records/
+records: environment ## recompute seeds 0 to 2 with everything, and copy their results to records/
 	@$(pipeline) records $(settings)
 
 verify: environment ## compute one committed record again, and say whether it is the same: RECORD=records/...
@@ -130,10 +130,11 @@ links: redraw ## check that every link of the book leads somewhere; needs the ne
 audit: environment ## check that no package of constraints.txt has a known hole; needs the network
 	@.venv/bin/python -m uv tool run pip-audit==2.10.1 --requirement constraints.txt --no-deps --disable-pip
 
-test: lint ## check style, then run every test; says what of simo none of them reached
-	@# the longest files first
-	@.venv/bin/python -m pytest tests/test_end_to_end.py tests/tools/test_site.py tests \
-		--cov -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+pytest = .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: lint ## check style, then run every test; says what of simo none of its own reached
+	@$(pytest) tests --ignore tests/simo
+	@# what is reached is looked up at every call, which takes twice the time in all that is called
+	@$(pytest) tests/simo --cov
 	@# in a process of their own: kernels hear nothing after tests that drove a browser
 	@.venv/bin/python -m pytest --nbval-lax --nbval-current-env \
 		$(addprefix notebooks/pages/,nyuv2.ipynb cityscapes.ipynb taskonomy.ipynb)

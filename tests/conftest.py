@@ -18,6 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # for tensors this small, a second thread only costs
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no worker ends long after the others."""
+    items.sort(key=lambda item: item.path.name not in ("test_end_to_end.py", "test_site.py"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """The same random numbers in every test, whichever tests run."""
