@@ -211,6 +211,29 @@ def test_records_of_a_commit_that_history_lacks_are_refused(project):
     assert "of commit 00000000, which HEAD does not come from" in problem
 
 
+def test_records_of_several_commits_are_named_or_refused(project, monkeypatch, capsys):
+    """A study is of one commit, or the checklist names it; then, too, each commit is clean and in history."""
+    path = project / MERGED
+    record = read_json(path)
+
+    def name(commit, clean=True):
+        write_json(path, record | {"provenance": record["provenance"] | {"commit": commit, "clean": clean}})
+
+    name(git(project, "rev-parse", "HEAD"))
+    (problem,) = release.check_records()
+    assert "records/miniature/nyuv2 are not of one clean commit" in problem
+    monkeypatch.setattr(release, "SEVERAL", {"miniature/nyuv2"})
+    assert not list(release.check_records())
+    release.check()
+    assert "records/miniature/nyuv2 are of several commits: CHANGELOG.md" in capsys.readouterr().out
+    name("0" * 40)
+    (problem,) = release.check_records()
+    assert "of commit 00000000, which HEAD does not come from" in problem
+    name(git(project, "rev-parse", "HEAD"), clean=False)
+    (problem,) = release.check_records()
+    assert "not of one clean commit" in problem
+
+
 @pytest.mark.parametrize("name", ["expert_depth", "realigned_ties_heads"])
 def test_models_of_another_run_are_refused(project, name):
     """What is handed out is what records were measured on, by its hash, or by the hashes of what made it."""
