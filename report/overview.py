@@ -116,8 +116,9 @@ def ledger(pages):
     -------
     DataFrame
         Of HTML, one row a claim: `claim` with its unit, `in the paper`, and one column a study with the
-        verdict, linked to the page, the numbers of the seeds, the 95 % interval of their mean where they do
-        not settle it, and the paper's verdict and number; empty where a claim is not about the data set.
+        verdict, linked to the page, the numbers of the seeds (– where there is none), the 95 % interval of
+        their mean where they do not settle it, and the paper's verdict and number; empty where a claim is
+        not about the data set.
     """
     rows = {
         claim.name: {"claim": f"{claim.sentence} <em>({claim.unit})</em>", "in the paper": claim.source}
@@ -192,11 +193,12 @@ def _verdict(claim, page, judged):
     if judged is None:
         return marked("not run")
     row = judged.loc[claim.name]
-    numbers = [f"{row[name]:z.1f}" for name in judged if name.startswith("seed ") and row[name] == row[name]]
+    values = [row[name] for name in judged if name.startswith("seed ")]
+    numbers = [f"{value:z.1f}" if value == value else "–" for value in values]  # NaN: none of this seed
     drawn = page.profile != "paper"  # of which the pages show Δ only, unless the book is of that scale
     place = page.address("claims") if drawn else "claims"
     text = marked(row.verdict, f"{drawn_by(page.profile, page.study)}.html#{place}")
-    text += f": {', '.join(numbers)}" if numbers else ""
+    text += f": {', '.join(numbers)}" if {*numbers} != {"–"} else ""
     text += f"<br>close: {row.close}" if row.close else ""
     text += " [fixture]" if page.fixture else ""
     if row.paper == row.paper:  # not NaN: the paper has such a number
@@ -240,17 +242,18 @@ def results_index(pages):
 
 
 def _minutes(records):
-    """Wall time of all notebooks together, each its mean over seeds, on CPUs and on each GPU."""
+    """Wall time of all notebooks together, each its mean over seeds, on CPUs and on each GPU that ran all."""
     if not records:
         return "not run"
     rows = [
         (each["provenance"]["device"], each["experiment"], each["provenance"]["seconds"]) for each in records
     ]
     ran = pd.DataFrame(rows, columns=["device", "experiment", "seconds"])
-    kinds = ran.groupby(tables.kinds_of_devices(ran.device))
+    kinds = [own for _, own in ran.groupby(tables.kinds_of_devices(ran.device))]
+    whole = [own for own in kinds if own.experiment.nunique() == ran.experiment.nunique()]
     minutes = [
         f"{own.groupby('experiment').seconds.mean().sum() / 60:.1f} on {', '.join(sorted(set(own.device)))}"
-        for _, own in kinds
+        for own in whole or kinds
     ]
     resumed = any(record["provenance"].get("resumed") for record in records)
     return f"{'over ' if resumed else ''}{'; '.join(minutes)}"

@@ -162,8 +162,8 @@ class Page:
         dict of str to str
             `delta <model>` and `paper <model>`, `recovered <realignment>` by task arithmetic where anything
             was merged, `best score` of any α in per cent, `largest spread` of a realigned model's Δ over
-            seeds, `title`, `seeds`, `over seeds` (in a caption), `full tolerance`; "not run" where there is
-            no result.
+            such seeds, `title`, `seeds`, `over seeds` (in a caption), `full tolerance`; "not run" where there
+            is no result.
         """
         keys = [f"delta {name}" for name in tables.MODELS]
         keys += ["recovered heads", "recovered representation", "best score"]
@@ -188,7 +188,14 @@ class Page:
         if scans:
             best = sum(max(row["score"] for row in scan) for scan in scans) / len(scans)
             values["best score"] = f"{100 * best:.0f}{note}"
-        spread = delta[[name for name in delta if "+" in name and name not in tables.CONTROLS]].std(ddof=1)
+        chosen = tables.alphas(self.records)
+        spread = pd.Series(
+            {
+                name: tables.where_merged(delta[name], chosen, name.partition("+")[0]).std(ddof=1)
+                for name in delta
+                if "+" in name and name not in tables.CONTROLS
+            }
+        )
         if spread.notna().any():
             values["largest spread"] = f"{spread.max():.1f}{note}"
         return values | {"seeds": str(self.seeds)}
@@ -418,7 +425,7 @@ class Page:
     def share(self, experiment):
         """Of how many of the study's seeds an experiment is, for a caption; empty if it is of all."""
         count = len(self._seeds_of(experiment))
-        return f" Of {count} of {self.seeds} seeds." * (count < self.seeds)
+        return f" On {count} of the {self.seeds} seeds." * (count < self.seeds)
 
     def _seeds_of(self, experiment):
         return {record["seed"] for record in self._all(experiment)}

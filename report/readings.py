@@ -57,7 +57,8 @@ def _relationships(page):
         for theirs, ours in [ends(along, head)]
     )
     verb = "moves" if len(against) == 1 else "move"
-    text = f"Of the {len(pairs)} curves of another task's head, {len(against)} {verb} against the paper's"
+    text = f"Of the {len(pairs)} curves of another task's head, {len(against)} {verb} against the paper's by "
+    text += "over a point"
     text += f", most of all {listed}." if len(against) > NAMED else f": {listed}." if against else "."
     starts = {name: [end[0] for end in ends(name, name)] for name in names}
     far = max(names, key=lambda name: abs(starts[name][0] - starts[name][1]))
@@ -269,17 +270,17 @@ def unlabelled_regret(*pages):
         gained(rows[which]) for which in (rows.method != beyond.EITHER, rows.method == beyond.EITHER)
     )
     text = (
-        f"Over {count} choices ({names}; two methods, each seed) the α of the least residual ends "
-        f"{before} points of Δ above the one that labels choose before realignment, and {after} above "
+        f"Over {count} choices ({names}; two methods, each seed) the α of the least residual changes Δ "
+        f"by {before} points against the one that labels choose before realignment, and by {after} against "
         "the one that they choose after closed form. Where the rules choose the method, too "
-        f"({both} choice{'s' * (both > 1)}), it ends {both_before} and {both_after} above theirs."
+        f"({both} choice{'s' * (both > 1)}), it is {both_before} and {both_after} against theirs."
     )
     choices = rows.pivot(index=["study", "method", "seed"], columns="rule", values="choice")
     if (choices.capped != choices.residual).any():
         _, before, after = gained(rows[rows.method != beyond.EITHER], "capped")
         text += (
             " With each task's residual counted as at most 1, a rule that was thought of when this had "
-            f"failed, it ends {before} and {after} above the labels' choices."
+            f"failed, it is {before} and {after} against the labels' choices."
         )
     return real_minus(text)
 

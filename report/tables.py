@@ -375,7 +375,7 @@ def _pattern(frame, theirs, chosen):
             elif merged[method].mean() >= -LOSS:
                 ours = "no clear loss"
             elif control is None or control.isna().all():
-                ours += ", no control"
+                ours += ", experts' gain not run"
             elif control.mean() > FINISHED:
                 ours = "experts gain, too"
             rows[row] = (f"{recovered(theirs, method, kind):.0f} %", ours)

@@ -27,14 +27,14 @@ def stub(curves=None, coefficients=None, points=None):
         derive=lambda experiment, function: found[experiment](function),
         study="nyuv2",
         fixture=False,
-        share={"subsets": " Of 1 of 3 seeds."}.get,
+        share={"subsets": " On 1 of the 3 seeds."}.get,
     )
 
 
 def test_the_papers_own_curves_disagree_with_nothing():
     """Curves that are the paper's are said to be so, and none is listed."""
     text = readings.relationships(SimpleNamespace(**vars(stub())))
-    assert "Of the 6 curves of another task's head, 0 move against the paper's." in text
+    assert "Of the 6 curves of another task's head, 0 move against the paper's by over a point." in text
 
 
 def test_a_curve_that_moves_the_other_way_is_named():
@@ -42,7 +42,10 @@ def test_a_curve_that_moves_the_other_way_is_named():
     curves = paper_curves("nyuv2", PAPER)
     curves["depth"]["segmentation"] = {0.0: 0.44, 1.0: 0.17}
     text = readings.relationships(stub(curves))
-    assert "1 moves against the paper's: segmentation along the vector of depth, .44 to .17" in text
+    assert (
+        "1 moves against the paper's by over a point: segmentation along the vector of depth, .44 to .17"
+        in text
+    )
     assert "(paper .65 to .81)" in text
 
 
@@ -58,8 +61,8 @@ def test_curves_that_disagree_most_are_named_first():
     }
     curves["depth"]["normals"] = {0.0: 0.446, 1.0: 0.451}  # the paper's loses five points
     assert readings.relationships(stub(curves)) == (
-        "*Miniature*: Of the 6 curves of another task's head, 4 move against the paper's, most of all "
-        "depth along the vector of normals, .60 to .70 (paper .65 to .27); "
+        "*Miniature*: Of the 6 curves of another task's head, 4 move against the paper's by over a "
+        "point, most of all depth along the vector of normals, .60 to .70 (paper .65 to .27); "
         "segmentation along the vector of normals, .60 to .70 (paper .65 to .35); "
         "depth along the vector of segmentation, .60 to .70 (paper .65 to .42). "
         "Starting points differ most for normals, whose head keeps .20 of its expert on the pretrained "
@@ -72,7 +75,7 @@ def test_curves_that_disagree_most_are_named_first():
     [
         ((0.35, 0.33, 0.32), "costs most, as in the paper: two merged tasks keep .35 (paper .39)"),
         ((0.35, 0.33, 0.32), "hardly falls any further, to .32; the paper's falls to .18"),
-        ((0.39, 0.23, 0.15), "goes on falling, to .15; the paper's falls to .18. Of 1 of 3 seeds."),
+        ((0.39, 0.23, 0.15), "goes on falling, to .15; the paper's falls to .18. On 1 of the 3 seeds."),
         ((0.9, 0.5, 0.4), "costs less than the others together"),
     ],
 )
@@ -162,10 +165,10 @@ def test_what_alpha_without_labels_brings_is_the_least_and_the_most():
     page.derive = lambda experiment, function: pd.DataFrame(rows)
     text = readings.unlabelled_regret(page, Page("nyuv2", "records/none"))
     assert "Over 2 choices (NYUv2; two methods, each seed)" in text
-    assert "ends +3.5 to +4.1 points of Δ above" in text
-    assert "−0.5 to +0.1 above" in text
-    assert "the method, too (2 choices), it ends +4.5 to +5.1 and −0.5 to +0.1 above theirs." in text
-    assert "failed, it ends +3.5 to +5.0 and −0.5 to +1.0 above the labels' choices." in text
+    assert "changes Δ by +3.5 to +4.1 points against the one that labels choose before" in text
+    assert "by −0.5 to +0.1 against the one that they choose after" in text
+    assert "the method, too (2 choices), it is +4.5 to +5.1 and −0.5 to +0.1 against theirs." in text
+    assert "failed, it is +3.5 to +5.0 and −0.5 to +1.0 against the labels' choices." in text
     page.derive = lambda experiment, function: pd.DataFrame(rows).replace({"choice": r".*"}, "α", regex=True)
     assert "had failed" not in readings.unlabelled_regret(page)  # where both rules choose the same
     assert readings.unlabelled_regret(Page("nyuv2", "records/none")) == ""

@@ -229,11 +229,16 @@ def test_one_commit_is_one_that_a_reader_can_have():
 
 
 def test_minutes_are_those_of_a_seed_that_has_everything():
-    """A seed that lacks an experiment does not make it shorter (2 minutes and the mean of 1 and 3)."""
+    """A seed or device that lacks an experiment makes it no shorter (2 minutes, and the mean of 1 and 3)."""
 
     def record(experiment, seed, seconds, device="a, 1 thread"):
         return {"experiment": experiment, "seed": seed, "provenance": {"seconds": seconds, "device": device}}
 
     records = [record("joint", 0, 60.0), record("joint", 1, 180.0), record("field", 0, 120.0)]
     assert _minutes(records) == "4.0 on a, 1 thread"
-    assert _minutes([*records, record("joint", 2, 6.0, "a GPU")]) == "4.0 on a, 1 thread; 0.1 on a GPU"
+    records += [record("joint", 2, 6.0, "a GPU")]
+    assert _minutes(records) == "4.0 on a, 1 thread"
+    assert _minutes([*records, record("field", 2, 6.0, "a GPU")]) == "4.0 on a, 1 thread; 0.2 on a GPU"
+    assert _minutes(records[1:2] + records[3:]) == "3.0 on a, 1 thread; 0.1 on a GPU"
+    neither = [record("joint", 0, 60.0), record("field", 1, 6.0, "a GPU")]
+    assert _minutes(neither) == "1.0 on a, 1 thread; 0.1 on a GPU", "no device ran all: each says what it ran"

@@ -133,7 +133,7 @@ def test_numbers_by_hand(tmp_path):
     numbers = page.numbers()
     assert [numbers["recovered heads"], numbers["recovered representation"]] == ["75", "81"]  # not seed 1's
     assert numbers["best score"] == "60"
-    assert numbers["largest spread"] == "8.7"  # of -10, -25 and -10; a control is no realigned model
+    assert numbers["largest spread"] == "3.5"  # of -10 and -5; not seed 1's, and of no control
 
 
 def test_studies_of_one_data_set_share_its_tasks(tmp_path):

@@ -97,14 +97,14 @@ def test_the_bar_of_ten_is_met_where_labels_are_few():
     met = set(table.index[table["a factor of 10 in either"] == "yes"].str.removesuffix(" labelled images"))
     on_all = {f"{TITLES[name]}, {count}" for name in DATASETS for count in (16, 64)}
     assert met == {"Cityscapes, 4", "Taskonomy, 4"} | on_all
-    assert heads.loc[256, "times fewer images"].astype(float).between(2, 6).all()
-    assert heads.loc[256, "times faster"].astype(float).between(6, 9.5).all()
+    assert heads.loc[256, "times fewer images"].astype(float).between(2.5, 5.5).all()
+    assert heads.loc[256, "times faster"].astype(float).between(7.5, 9.5).all()
     few = heads.loc[[4, 16], "times fewer images"]
     assert (few[few != ""].astype(float) < 10).all()
     marks = representation[representation["a factor of 10 in either"] != ""]
     met = (marks["a factor of 10 in either"] == "yes").groupby(level=0).sum()
     assert met.to_dict() == {4: 2, 16: 3, 64: 3, 256: 2}
-    assert marks.loc[256, "times faster"].astype(float).between(7, 12.5).all()
+    assert marks.loc[256, "times faster"].astype(float).between(8.5, 12.5).all()
 
 
 def test_narrower_maps_fall_far_short(curves):
@@ -737,14 +737,14 @@ def test_realignment_pays_in_steps_if_experts_exist(joint):
 
 
 def test_heads_with_labels_and_five_times_the_steps_are_still_behind_closed_form(page):
-    """On every seed, by less than three points, in eight to fifteen times the time."""
+    """On every seed, by less than three points in the mean, in eleven to fifteen times the time."""
     rows = page.derive("closed_form_control", beyond.with_deltas, lambda details: details["controls"])
     deltas = rows.set_index(["name", "seed"]).delta
     lead = deltas["TA + closed form"] - deltas["TA + heads, longer"]
     assert (lead > 0).all()
     assert lead.mean() < 3
     seconds = rows.groupby("name").seconds.mean()
-    assert 8 < seconds["TA + heads, longer"] / seconds["TA + closed form"] < 15.5
+    assert 10.5 < seconds["TA + heads, longer"] / seconds["TA + closed form"] < 15.5
     steps = {
         r["provenance"]["parameters"]["longer_steps"]
         for r in page.records

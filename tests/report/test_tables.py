@@ -263,7 +263,7 @@ def test_pattern_by_hand():
     table = tables.pattern({"ours": same}, "nyuv2", PAPER, {})
     assert table.filter(like="order of the methods", axis=0).ours.item() == "1.00"
     share = "share of the loss recovered by TA + heads"
-    assert table.loc[share].tolist() == ["80 %", "80 %, no control"]  # from -27.5 to -5.4
+    assert table.loc[share].tolist() == ["80 %", "80 %, experts' gain not run"]  # from -27.5 to -5.4
     assert table.loc["methods that lose against the experts"].tolist() == ["7 of 7", "7 of 7"]
     better = frame_of(
         **{model: [1 + delta / 100] for model, delta in printed.items()}, **{"expert+heads": [1.08]}
