@@ -400,6 +400,9 @@ class Page:
             paper = self.paper if self.dataset == "taskonomy" else None
             other = sorted(tables.seeds_on_other_devices(self.records))
             apart = f" Seconds without seed {', '.join(map(str, other))}, of another machine." * bool(other)
+            alike = [record["provenance"] for record in self.records if record["seed"] not in other]
+            kinds = len({provenance.get("device") for provenance in alike})
+            apart += f" Of {kinds} kinds of processors." * (kinds > 1)
             caption = f"what each model costs, {self.over_seeds}. {MEAN_SECONDS}{apart}"
             table = tables.efficiency(self.records, paper)
             self._show(table if paper else table.droplevel(1, axis="columns"), caption, "costs")

@@ -136,6 +136,26 @@ def test_numbers_by_hand(tmp_path):
     assert numbers["largest spread"] == "3.5"  # of -10 and -5; not seed 1's, and of no control
 
 
+@pytest.mark.parametrize(
+    ("folder", "study", "said"),
+    [
+        (COMMITTED, "nyuv2", " Of 2 kinds of processors."),
+        (COMMITTED, "cityscapes_dpt", "left out."),
+        (
+            COMMITTED.parent / "photos",
+            "taskonomy_photos",
+            "left out. Seconds without seed 0, of another machine.",
+        ),
+    ],
+)
+def test_costs_say_whose_seconds_they_are(monkeypatch, folder, study, said):
+    """A mean over two processors is named as such; a GPU's seconds are not mixed with a processor's."""
+    shown = []
+    monkeypatch.setattr(Page, "_show", lambda self, table, caption, *rest: shown.append(caption))
+    Page(study, folder).efficiency()
+    assert shown[0].endswith(said)
+
+
 def test_studies_of_one_data_set_share_its_tasks(tmp_path):
     """A study is named after its data set: `cityscapes_dpt` has the tasks of Cityscapes."""
     assert Page("cityscapes_dpt", tmp_path).tasks == Page("cityscapes", tmp_path).tasks
