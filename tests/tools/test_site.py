@@ -102,6 +102,7 @@ def look_at(page, widths, themes, seen):
     Contrast, which takes long, is measured of one text of a kind; `seen` has the pages' before, by theme.
     """
     found = {"overflow": [], "contrast": []}
+    page.add_style_tag(content="* { transition: none !important }")  # colours are looked at, not on their way
     for theme in themes:
         page.evaluate("theme => Object.assign(document.documentElement.dataset, {theme, mode: theme})", theme)
         for width in widths:
