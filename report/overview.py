@@ -296,8 +296,7 @@ def manifest(collections):
     return table[["records of", "records", "commit", "began", "ended", "hours", "machine", "versions"]]
 
 
-def one_commit(records):
-    """The commit that made all of some records; None where they name several or none, or code was changed."""
-    made = {(each["provenance"]["commit"], each["provenance"]["clean"]) for each in records}
-    commit, clean = made.pop() if len(made) == 1 else (None, None)
-    return commit if clean else None
+def commits_of(records):
+    """The commits that made some records; none where code was changed, or no commit is known."""
+    made = [record["provenance"] for record in records]
+    return {each["commit"] for each in made} if all(each["clean"] for each in made) else set()

@@ -21,6 +21,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from report.notebooks import ROOT
+from report.overview import commits_of
 from report.records import load_records
 from simo.errors import SimoError
 from simo.files import atomic_path, listed
@@ -81,9 +82,8 @@ def check_records():
     for folder in sorted({path.parents[1] for path in listed(ROOT / "records", "*/*/seed*/*.json")}):
         name = f"{folder.parent.name}/{folder.name}"
         again = f"make records PROFILE={folder.parent.name} STUDIES={folder.name}"
-        made = [record["provenance"] for record in load_records(folder)]
-        commits = {each["commit"] for each in made}
-        if not all(each["clean"] for each in made) or (len(commits) > 1 and name not in SEVERAL):
+        commits = commits_of(load_records(folder))
+        if not commits or (len(commits) > 1 and name not in SEVERAL):
             yield f"records/{name} are not of one clean commit: commit everything, then {again}"
             continue
         for commit in sorted(commits):

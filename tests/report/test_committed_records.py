@@ -4,7 +4,7 @@ import pytest
 
 from report.claims import judge
 from report.experiments import records_of
-from report.overview import one_commit
+from report.overview import commits_of
 from report.paper import read_paper
 from report.parameters import PLACES, ROOT, declared_parameters, read_parameters
 from report.records import load_pictures, load_records, outdated
@@ -104,13 +104,14 @@ def test_seeds_share_code_data_and_backbone(study, records):
 
 def test_the_records_of_a_study_are_of_one_commit(study, records):
     """Whoever doubts a number can check out the code that made all of them; exceptions are named, or go."""
-    assert bool(one_commit(records)) == (study not in SEVERAL)
+    assert (len(commits_of(records)) == 1) == (study not in SEVERAL)
 
 
 def test_the_miniature_is_of_one_commit():
     """One state of the code made every record of the data sets: 0911776. LoRA experts came later."""
     found = [record for study in WHOLE for record in load_records(FOLDER / study)]
-    assert one_commit(found).startswith("0911776")
+    (commit,) = commits_of(found)
+    assert commit.startswith("0911776")
 
 
 def test_nothing_committed_is_made_up(study, records):

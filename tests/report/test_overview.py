@@ -13,13 +13,13 @@ from report.overview import (
     TITLES,
     VERDICTS,
     _minutes,
+    commits_of,
     drawn_by,
     effort,
     kind_of,
     ledger,
     manifest,
     marked,
-    one_commit,
     results_index,
     verdict_counts,
 )
@@ -219,13 +219,14 @@ def test_the_manifest_counts_every_record_once():
     assert set(table.versions) == {"python 3.11.7, torch 2.13.0"}
 
 
-def test_one_commit_is_one_that_a_reader_can_have():
-    """Several commits, none, or code that was changed since are not one."""
+def test_commits_are_those_that_a_reader_can_have():
+    """Each is named once; none is, if code was changed since or no commit is known."""
     of = {name: made(commit, "", 0, clean) for name, commit, clean in
           (("a", "a", True), ("b", "b", True), ("changed", "a", False), ("none", None, None))}  # fmt: skip
-    assert one_commit([of["a"], of["a"]]) == "a"
-    for others in ("ab", ["a", "changed"], ["changed"], ["none"], ["a", "none"], []):
-        assert one_commit([of[name] for name in others]) is None, others
+    assert commits_of([of["a"], of["a"]]) == {"a"}
+    assert commits_of([of["a"], of["b"], of["a"]]) == {"a", "b"}
+    for others in (["a", "changed"], ["changed"], ["none"], ["a", "none"], []):
+        assert commits_of([of[name] for name in others]) == set(), others
 
 
 def test_minutes_are_those_of_a_seed_that_has_everything():
