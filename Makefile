@@ -131,7 +131,7 @@ audit: environment ## check that no package of constraints.txt has a known hole;
 	@.venv/bin/python -m uv tool run pip-audit==2.10.1 --requirement constraints.txt --no-deps --disable-pip
 
 pytest = .venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-test: lint ## check style, then run every test; says what of simo none of its own reached
+test: lint ## check style, then run every test; says what of simo its own tests do not reach
 	@$(pytest) tests --ignore tests/simo
 	@# what is reached is looked up at every call, which takes twice the time in all that is called
 	@$(pytest) tests/simo --cov
