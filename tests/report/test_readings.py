@@ -282,6 +282,18 @@ def test_frozen_decoder_keeps_more_but_nothing_is_merged(page):
     assert all(a >= b for a, b in zip(own, frozen, strict=True))
 
 
+def test_at_the_same_alpha_a_frozen_decoder_is_ahead_of_its_own_experts_alone(page):
+    """By the same experts (about a product of two columns) the lead of heads that moved is about a point."""
+    table = page.derive("frozen_decoder", variations.contrast_table)
+    experts, heads = (
+        table[name].str.replace("−", "-").str.split().str[0].astype(float)
+        for name in ("experts", "heads, same α")
+    )
+    assert heads.iloc[1] > heads.iloc[0] + 2
+    together = (100 + heads.iloc[1]) * (100 + experts.iloc[1]) / 100 - 100
+    assert 0 < heads.iloc[0] - together < 1.2
+
+
 def test_task_vectors_are_nearly_orthogonal_and_concentrated(page):
     """Cosines are far above chance; a tenth of the directions has far more of the energy than in noise."""
     table = page.derive("mechanism", variations.vectors_table).map(lambda cell: float(cell.split()[0]))
